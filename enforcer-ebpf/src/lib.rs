@@ -1,1 +1,158 @@
+//! The ABI between the kernel programs and the controller: what both sides read and write in maps.
+//!
+//! This file is the only thing that the two sides of the kernel share. Every struct is `repr(C)`, padded by
+//! named fields and asserted in size, so that a field is added at the end of a reserved run and never moves.
+//! Addresses are network byte order words as the kernel holds them (`user_ip4`), IPv4 as v4-mapped IPv6.
+//! The lifetimes: an entry of `BOTTLES` is written by the controller alone; counters and flows by the kernel.
 #![no_std]
+
+/// Version of this ABI. A pinned map of another version is refused at adoption.
+pub const ABI_VERSION: u32 = 1;
+
+/// Entries of `BOTTLES`; slot 0 is never live, so a hook whose slot is not written yet drops.
+pub const SLOTS: u32 = 4096;
+
+/// Entries of `FLOWS`: live connections of all bottles to the meter.
+pub const FLOWS: u32 = 65_536;
+
+/// Live connections to the meter that one bottle may hold; more are not remembered, and so refused by the meter.
+pub const FLOWS_PER_BOTTLE: u32 = 8_192;
+
+/// Third word of a v4-mapped IPv6 address (`::ffff:a.b.c.d`) in network byte order on a little-endian host.
+pub const MAPPED: u32 = 0xffff_0000;
+
+/// [`Bottle::flags`]: the slot is in use. Without it everything is dropped.
+pub const FLAG_LIVE: u32 = 1;
+/// [`Bottle::flags`]: only the meter and the allow-list are reachable.
+pub const FLAG_LOCKDOWN: u32 = 1 << 1;
+/// [`Bottle::flags`]: TCP :80 and :443 to public addresses are sent to the meter.
+pub const FLAG_REDIRECT: u32 = 1 << 2;
+/// [`Bottle::flags`]: loopback stays reachable under lockdown (the bottle has its own network namespace).
+pub const FLAG_LOOPBACK: u32 = 1 << 3;
+
+/// [`Bottle::cut`]: packets pass.
+pub const OPEN: u32 = 0;
+/// [`Bottle::cut`]: every packet is dropped. Any other non-zero value means the same.
+pub const CUT: u32 = 1;
+
+/// [`Bottle::face`]: a cut drops and says nothing.
+pub const FACE_SILENT: u32 = 0;
+/// [`Bottle::face`]: a cut lets the refusal lane answer.
+pub const FACE_ANSWERED: u32 = 1;
+
+/// The listener id of the meter's socket in the host's network namespace.
+pub const LISTENER_HOST: u32 = 1;
+
+/// Where a redirected connection goes: the meter or the refusal lane.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// IPv6 form, all zero when there is no IPv6 listener.
+    pub ip6: [u32; 4],
+    /// IPv4 form, zero when there is none.
+    pub ip4: u32,
+    /// Port in network byte order, in the low 16 bits (as `user_port`).
+    pub port: u32,
+}
+
+/// One bottle: an entry of `BOTTLES`, indexed by slot. Written field by field, never whole while live: a write
+/// of the whole value would race the flip of `cut`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bottle {
+    /// [`OPEN`] or [`CUT`]; the flip is one aligned store.
+    pub cut: u32,
+    /// [`FACE_SILENT`] or [`FACE_ANSWERED`]; only read while cut.
+    pub face: u32,
+    /// `FLAG_*`.
+    pub flags: u32,
+    /// Grows each time the slot is given to another bottle; a remembered connection of an older one is void.
+    pub generation: u32,
+    /// Inode of the cgroup directory that the slot is attached to.
+    pub cgroup_id: u64,
+    /// The bottle drops when the controller's heartbeat is older than this (nanoseconds); 0 = no lease.
+    pub lease_ns: u64,
+    /// The meter's listener that this bottle is sent to.
+    pub meter: Endpoint,
+    /// The refusal lane's listener.
+    pub lane: Endpoint,
+    /// Which listening socket `meter` is ([`LISTENER_HOST`], or one of a network namespace).
+    pub listener: u32,
+    /// Grows at each cut, arming the first drop event after it.
+    pub epoch: u32,
+    /// Zero; room for later fields.
+    pub reserved: [u32; 8],
+}
+
+/// Packets and bytes of one bottle, both directions: an entry of the per-CPU `COUNTERS`, indexed by slot.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Packets let through.
+    pub passed_packets: u64,
+    /// Bytes let through, from the network header on.
+    pub passed_bytes: u64,
+    /// Packets dropped.
+    pub dropped_packets: u64,
+    /// Bytes dropped, from the network header on.
+    pub dropped_bytes: u64,
+}
+
+/// A connection to the meter as both ends see it: a key of `FLOWS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowKey {
+    /// Address of the bottle's end.
+    pub source_ip: [u32; 4],
+    /// Address of the meter's end.
+    pub destination_ip: [u32; 4],
+    /// Port of the bottle's end, host byte order.
+    pub source_port: u32,
+    /// Port of the meter's end, host byte order.
+    pub destination_port: u32,
+    /// The listening socket: one loopback address and port can exist in many network namespaces.
+    pub listener: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// Whose connection it is and where it was going: a value of `FLOWS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// Address the program asked for; the meter's own when it connected there by itself.
+    pub original_ip: [u32; 4],
+    /// Port the program asked for, host byte order.
+    pub original_port: u32,
+    /// The bottle's slot.
+    pub slot: u32,
+    /// The slot's generation when the connection was made.
+    pub generation: u32,
+    /// Zero.
+    pub pad: u32,
+    /// Inode of the cgroup the hook is attached to.
+    pub cgroup_id: u64,
+    /// Cookie of the bottle's socket.
+    pub cookie: u64,
+}
+
+const _: () = assert!(core::mem::size_of::<Endpoint>() == 24);
+const _: () = assert!(core::mem::size_of::<Bottle>() == 120);
+const _: () = assert!(core::mem::size_of::<Counters>() == 32);
+const _: () = assert!(core::mem::size_of::<FlowKey>() == 48);
+const _: () = assert!(core::mem::size_of::<Flow>() == 48);
+
+#[cfg(feature = "user")]
+mod user {
+    use super::{Bottle, Counters, Flow, FlowKey};
+
+    // SAFETY: `repr(C)`, every byte belongs to a named field (the sizes are asserted above) and any bit
+    // pattern is a valid value: only u32 and u64 fields.
+    unsafe impl aya::Pod for Bottle {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Counters {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for FlowKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Flow {}
+}
