@@ -1,0 +1,128 @@
+//! The words of the audit: actions, causes, rows. Written by the core, kept by the ledger, shown by `audit`.
+use serde::{Deserialize, Serialize};
+
+/// Why a bottle is cut, or what an action was about. Absent fields are `null` in JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cause {
+    /// Who or what decided.
+    pub kind: CauseKind,
+    /// Provider of the budget.
+    pub provider: Option<String>,
+    /// Scope of the budget: launch, agent, bottle, parent, global.
+    pub scope: Option<String>,
+    /// Whose budget.
+    pub owner: Option<String>,
+    /// Budget, tokens.
+    pub limit: Option<u64>,
+    /// Used when it was crossed, tokens.
+    pub used: Option<u64>,
+    /// The exchange that crossed.
+    pub flow: Option<i64>,
+    /// RFC 3339, UTC, milliseconds.
+    pub at: String,
+    /// `controller` or `uid:N`.
+    pub by: String,
+    /// What the operator said (`--reason`).
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// Who or what decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CauseKind {
+    /// A budget was crossed.
+    Budget,
+    /// An operator said so.
+    Operator,
+    /// The controller was silent for too long.
+    Lease,
+    /// A hook said so.
+    Hook,
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the contract's words say it")]
+pub enum ActionKind {
+    Attach,
+    Detach,
+    Cut,
+    Restore,
+    Freeze,
+    Thaw,
+    Kill,
+    Warn,
+    Budget,
+    Refuse,
+    Dlp,
+    Lease,
+    Meter,
+}
+
+impl ActionKind {
+    /// The word used in the ledger and in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Attach => "attach",
+            Self::Detach => "detach",
+            Self::Cut => "cut",
+            Self::Restore => "restore",
+            Self::Freeze => "freeze",
+            Self::Thaw => "thaw",
+            Self::Kill => "kill",
+            Self::Warn => "warn",
+            Self::Budget => "budget",
+            Self::Refuse => "refuse",
+            Self::Dlp => "dlp",
+            Self::Lease => "lease",
+            Self::Meter => "meter",
+        }
+    }
+}
+
+/// An action to be recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Action {
+    /// Milliseconds since the Unix epoch, UTC.
+    pub at: i64,
+    /// The bottle it concerns.
+    pub bottle: Option<String>,
+    /// What was done.
+    pub action: ActionKind,
+    /// Why.
+    pub cause: Option<Cause>,
+    /// `controller` or `uid:N`.
+    pub by: String,
+    /// Whether it worked.
+    pub done: bool,
+    /// More words, printable characters only.
+    pub detail: Option<String>,
+    /// From the event that caused it to its effect, microseconds.
+    pub took_us: Option<u64>,
+}
+
+/// A recorded action, as `audit --json` prints it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// Grows.
+    pub id: i64,
+    /// RFC 3339, UTC, milliseconds.
+    pub at: String,
+    /// The bottle it concerns.
+    pub bottle: Option<String>,
+    /// What was done.
+    pub action: String,
+    /// Why.
+    pub cause: Option<Cause>,
+    /// `controller` or `uid:N`.
+    pub by: String,
+    /// `done` or `failed`.
+    pub outcome: String,
+    /// More words.
+    pub detail: Option<String>,
+    /// From the event that caused it to its effect, microseconds.
+    pub took_us: Option<u64>,
+}

@@ -1,0 +1,1 @@
+//! Launching a command inside a bottle.

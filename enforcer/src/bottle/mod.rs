@@ -1,0 +1,4 @@
+//! Bottles: their cgroups, their launch, the registry of attached ones.
+pub mod cgroup;
+pub mod launch;
+pub mod registry;

@@ -1,0 +1,239 @@
+//! The JSON of the control API: the documents that `status`, the TUI and scripts read. The contract's names.
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::audit::Cause;
+
+/// `GET /v1/status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The controller.
+    pub daemon: Daemon,
+    /// Every attached bottle, by name.
+    pub bottles: Vec<Bottle>,
+}
+
+/// The controller and its parts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Daemon {
+    /// Process id.
+    pub pid: u32,
+    /// Version of the program.
+    pub version: String,
+    /// The meter process.
+    pub meter: Meter,
+    /// The kernel plane.
+    pub kernel: Programs,
+    /// Why requests are refused although the meter serves (`the ledger …: disk full`); absent when all is well.
+    pub closed: Option<String>,
+}
+
+/// The meter process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meter {
+    /// Process id; `None` while it is down.
+    pub pid: Option<u32>,
+    /// Address and port of the listener.
+    pub listen: String,
+    /// `serving`, `starting` or `down`.
+    pub state: String,
+}
+
+/// The kernel plane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Programs {
+    /// `attached` once the programs are loaded.
+    pub programs: String,
+    /// Seconds of the lease; `None`: off.
+    pub lease_s: Option<u64>,
+}
+
+/// State of a bottle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the contract's words say it")]
+pub enum State {
+    Open,
+    Cut,
+    Frozen,
+    Killed,
+    /// Its cgroup is gone.
+    Gone,
+}
+
+impl State {
+    /// The word used in JSON and tables.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Cut => "cut",
+            Self::Frozen => "frozen",
+            Self::Killed => "killed",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+/// One bottle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bottle {
+    /// Name.
+    pub name: String,
+    /// Agent's name.
+    pub agent: Option<String>,
+    /// Parent bottle's name.
+    pub parent: Option<String>,
+    /// Absolute path of the cgroup.
+    pub cgroup: String,
+    /// Processes in it and below.
+    pub pids: usize,
+    /// State.
+    pub state: State,
+    /// `silent` or `answered` while cut.
+    pub face: Option<String>,
+    /// Why it is cut.
+    pub cause: Option<Cause>,
+    /// `cutoff`, `freeze` or `kill`.
+    pub policy: String,
+    /// `open`, `allowlist` or `metered`.
+    pub egress: String,
+    /// Settled usage of the bottle by name (all its attachments, not its descendants'), by provider.
+    pub usage: BTreeMap<String, Usage>,
+    /// The governing budget, by provider that has one.
+    pub budget: BTreeMap<String, Budget>,
+    /// Packets.
+    pub kernel: Packets,
+}
+
+/// Settled usage. All counts are tokens but `flows`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the contract's words say it")]
+pub struct Usage {
+    pub input: u64,
+    pub cache_write: u64,
+    pub cache_read: u64,
+    pub output: u64,
+    pub reasoning: u64,
+    pub total: u64,
+    /// The part of total that is not `reported`.
+    pub estimated: u64,
+    /// Settled exchanges.
+    pub flows: u64,
+}
+
+/// A governing budget. All counts are tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Budget {
+    /// `launch`, `agent`, `bottle`, `parent` or `global`.
+    pub scope: String,
+    /// Whose: a bottle's or an agent's name, `global`.
+    pub owner: String,
+    /// `total`, …
+    pub window: String,
+    /// What is allowed.
+    pub limit: u64,
+    /// Settled and in flight.
+    pub used: u64,
+    /// Held by requests under way, beyond what they used already.
+    pub reserved: u64,
+    /// `limit - used - reserved`, not below 0.
+    pub remaining: u64,
+}
+
+/// Packets and bytes, both directions, since attach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the contract's words say it")]
+pub struct Packets {
+    pub passed_packets: u64,
+    pub passed_bytes: u64,
+    pub dropped_packets: u64,
+    pub dropped_bytes: u64,
+}
+
+/// Body of `POST /v1/bottles`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attach {
+    /// Name of the bottle.
+    pub name: String,
+    /// Path of the cgroup; or `pid`; or `create`.
+    #[serde(default)]
+    pub cgroup: Option<String>,
+    /// A process whose cgroup it is.
+    #[serde(default)]
+    pub pid: Option<u32>,
+    /// Make a cgroup for it (`run`); removed at detach.
+    #[serde(default)]
+    pub create: bool,
+    /// Agent's name.
+    #[serde(default)]
+    pub agent: Option<String>,
+    /// Parent bottle's name; by nesting without it.
+    #[serde(default)]
+    pub parent: Option<String>,
+    /// Launch-time budgets, tokens by provider.
+    #[serde(default)]
+    pub budget: BTreeMap<String, u64>,
+    /// `cutoff`; the settings' without it.
+    #[serde(default)]
+    pub policy: Option<String>,
+    /// `open`; the settings' without it.
+    #[serde(default)]
+    pub egress: Option<String>,
+}
+
+/// Answer to `POST /v1/bottles`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// The bottle.
+    pub bottle: Bottle,
+    /// What the operator should know (foreign sockets, …), one line each.
+    pub warnings: Vec<String>,
+}
+
+/// Body of `POST /v1/bottles/NAME/cut`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cut {
+    /// Words for the audit and the cause.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// `silent` (default) or `answered`.
+    #[serde(default)]
+    pub face: Option<String>,
+    /// Abort every socket of the bottle too.
+    #[serde(default)]
+    pub hard: bool,
+}
+
+/// Body of `POST /v1/bottles/NAME/restore`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// Tokens to add to the governing budget, by provider.
+    #[serde(default)]
+    pub add: BTreeMap<String, u64>,
+    /// Open although a budget is used up (requests are still refused until it is raised).
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Any refusal of the API.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What is wrong, one line.
+    pub error: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// The exit code a command should end with.
+    pub exit_code: u8,
+}
+
+/// What a bottle needs to trust and reach the meter: `GET /v1/bottles/NAME/env`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Environment {
+    /// Variables and their values, in a fixed order.
+    pub variables: Vec<(String, String)>,
+}

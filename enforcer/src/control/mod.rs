@@ -1,0 +1,4 @@
+//! The control API.
+pub mod api;
+pub mod client;
+pub mod server;

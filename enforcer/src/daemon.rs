@@ -1,0 +1,1 @@
+//! Wires threads and tasks.

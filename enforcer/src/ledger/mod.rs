@@ -1,0 +1,342 @@
+//! The ledger as the rest of the controller sees it: load once, commit entries, answer queries.
+//!
+//! No SQL and no SQLite type here, so that a server database can implement it later. `sqlite` implements it,
+//! `writer` is the thread that commits in groups.
+pub mod sqlite;
+pub mod writer;
+
+use meter_proxy::tokens::{Ending, Provenance, Tokens};
+use serde::{Deserialize, Serialize};
+
+use crate::audit::Action;
+
+/// What can go wrong in the ledger.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The database refused; its own words.
+    #[error("the ledger {path}: {what}")]
+    Database {
+        /// The file.
+        path: String,
+        /// What was refused.
+        what: String,
+    },
+    /// The file is not what it should be (owner, link, damage, a newer schema).
+    #[error("the ledger {path}: {what}")]
+    Unusable {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        what: String,
+        /// What the operator can do.
+        hint: String,
+    },
+}
+
+/// One attachment of a bottle, from attach to detach; unique for ever.
+pub type AttachmentId = i64;
+/// One exchange; unique for ever, given out by the core.
+pub type ExchangeId = i64;
+/// Milliseconds since the Unix epoch, UTC.
+pub type UnixMs = i64;
+
+/// A bottle as it was attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// Identity of this attachment.
+    pub id: AttachmentId,
+    /// The bottle's name.
+    pub name: String,
+    /// Its agent.
+    pub agent: Option<String>,
+    /// Its parent bottle's name.
+    pub parent: Option<String>,
+    /// Names of all ancestors, nearest first.
+    pub ancestors: Vec<String>,
+    /// Absolute path of the cgroup.
+    pub cgroup: String,
+    /// Inode of the cgroup.
+    pub cgroup_id: u64,
+    /// Whether the cgroup was made by `run` and is removed at detach.
+    pub owns_cgroup: bool,
+    /// Slot in the kernel's table.
+    pub slot: u32,
+    /// Generation of the slot.
+    pub generation: u32,
+    /// Policy (`cutoff`).
+    pub policy: String,
+    /// Launch-time budgets: provider and tokens.
+    pub launch_budget: Vec<(String, u64)>,
+    /// Start of the attachment.
+    pub attached_at: UnixMs,
+}
+
+/// A request that is about to leave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reservation {
+    /// Identity of the exchange.
+    pub id: ExchangeId,
+    /// Whose attachment; `None` for the host (`unattached: meter`).
+    pub attachment: Option<AttachmentId>,
+    /// The bottle's name (`host` without an attachment).
+    pub bottle: String,
+    /// Its agent.
+    pub agent: Option<String>,
+    /// Names of the bottle's ancestors, nearest first.
+    pub ancestors: Vec<String>,
+    /// Key of the budget.
+    pub provider: String,
+    /// Path asked for.
+    pub endpoint: String,
+    /// Model asked for.
+    pub model: Option<String>,
+    /// Reserved tokens.
+    pub reserved_tokens: u64,
+    /// Window the exchange counts in (`total`).
+    pub window: String,
+    /// Start.
+    pub started_at: UnixMs,
+}
+
+/// The end of an exchange.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settlement {
+    /// The exchange.
+    pub id: ExchangeId,
+    /// Final figures.
+    pub tokens: Tokens,
+    /// Where they come from.
+    pub provenance: Provenance,
+    /// How it ended.
+    pub ending: Ending,
+    /// Status of the provider's answer.
+    pub http_status: Option<u16>,
+    /// The model that answered.
+    pub model: Option<String>,
+    /// The provider's own usage JSON.
+    pub raw: Option<String>,
+    /// End.
+    pub ended_at: UnixMs,
+}
+
+/// Whose budget it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Owner {
+    /// One attachment (`--budget`).
+    Launch(AttachmentId),
+    /// An agent, by name.
+    Agent(String),
+    /// A bottle, by name; counts its descendants too.
+    Bottle(String),
+    /// The host.
+    Global,
+}
+
+/// What a bottle is allowed, and why not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The attachment it is about.
+    pub attachment: AttachmentId,
+    /// `None`: open.
+    pub cause: Option<crate::audit::Cause>,
+}
+
+/// One durable fact. A commit takes a group of them, all or nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Entry {
+    /// A bottle was attached.
+    Attach(Attachment),
+    /// An attachment ended.
+    Detach {
+        /// Which.
+        attachment: AttachmentId,
+        /// When.
+        at: UnixMs,
+    },
+    /// A request is about to leave.
+    Reserve(Reservation),
+    /// An exchange ended. A second settlement of the same exchange changes nothing.
+    Settle(Settlement),
+    /// Tokens were added to a budget by the operator.
+    AddTokens {
+        /// Whose budget.
+        owner: Owner,
+        /// Which provider's.
+        provider: String,
+        /// How many.
+        tokens: u64,
+        /// When.
+        at: UnixMs,
+    },
+    /// A bottle was cut or opened.
+    Verdict(Verdict),
+    /// A row of the audit.
+    Action(Action),
+}
+
+/// Sum of settled exchanges of one account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sum {
+    /// The account. A bottle's holds its own exchanges and those of its descendants, each once.
+    pub owner: Owner,
+    /// The provider.
+    pub provider: String,
+    /// Settled figures by class.
+    pub tokens: Tokens,
+    /// The part of the total that is not `reported`.
+    pub estimated: u64,
+    /// Exchanges.
+    pub flows: u64,
+}
+
+/// Everything that a new controller must know before it decides anything.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// Attachments that have not ended, with the verdict that was recorded last.
+    pub attachments: Vec<(Attachment, Option<crate::audit::Cause>)>,
+    /// Reservations that were never settled.
+    pub orphans: Vec<Reservation>,
+    /// Settled sums of every account that has any.
+    pub sums: Vec<Sum>,
+    /// Settled sums of each bottle by name, without its descendants' (`status` shows them); `owner` is
+    /// [`Owner::Bottle`].
+    pub own: Vec<Sum>,
+    /// Tokens added by the operator, summed.
+    pub added: Vec<(Owner, String, u64)>,
+    /// Highest ids given out so far.
+    pub last_exchange: ExchangeId,
+    /// Highest attachment id given out so far.
+    pub last_attachment: AttachmentId,
+    /// Highest generation given out so far.
+    pub last_generation: u32,
+}
+
+/// Which exchanges a usage query covers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageQuery {
+    /// Only this bottle.
+    pub bottle: Option<String>,
+    /// Only this agent.
+    pub agent: Option<String>,
+    /// Only this provider.
+    pub provider: Option<String>,
+    /// Only exchanges started at or after.
+    pub since: Option<UnixMs>,
+    /// Group by this alone; by bottle, agent, provider and model without it.
+    pub by: Option<GroupBy>,
+}
+
+/// What usage rows are grouped by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GroupBy {
+    /// Bottle's name.
+    Bottle,
+    /// Agent's name.
+    Agent,
+    /// Provider.
+    Provider,
+    /// Model.
+    Model,
+    /// Day of the start, UTC (`2026-01-31`), in `day`.
+    Day,
+}
+
+/// One row of `usage`. A column that was not grouped by is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageRow {
+    /// Bottle's name.
+    pub bottle: Option<String>,
+    /// Agent's name.
+    pub agent: Option<String>,
+    /// Provider.
+    pub provider: Option<String>,
+    /// Model that answered (or was asked for).
+    pub model: Option<String>,
+    /// Day, when grouped by it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub day: Option<String>,
+    /// Settled exchanges.
+    pub flows: u64,
+    /// Uncached input.
+    pub input: u64,
+    /// Written to the cache.
+    pub cache_write: u64,
+    /// Read from the cache.
+    pub cache_read: u64,
+    /// Output, reasoning included.
+    pub output: u64,
+    /// Reasoning.
+    pub reasoning: u64,
+    /// Sum of input, cache_write, cache_read and output.
+    pub total: u64,
+    /// The part of total that is not `reported`.
+    pub estimated: u64,
+}
+
+/// One exchange, for `usage --flows`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowRow {
+    /// Identity of the exchange.
+    pub id: ExchangeId,
+    /// RFC 3339, UTC.
+    pub started: String,
+    /// RFC 3339, UTC; `None` while under way.
+    pub ended: Option<String>,
+    /// How it ended (`completed`, …); `open` while under way.
+    pub status: String,
+    /// `reported`, `partial`, `estimated`; `None` while under way.
+    pub provenance: Option<String>,
+    /// Path asked for.
+    pub endpoint: String,
+    /// HTTP status of the provider's answer.
+    pub http_status: Option<u16>,
+    /// Tokens that were reserved.
+    pub reserved: u64,
+    /// The figures, with `flows` = 1.
+    #[serde(flatten)]
+    pub usage: UsageRow,
+}
+
+/// Writes. Owned by the writer thread alone.
+pub trait Ledger: Send {
+    /// Everything a new controller must know.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    fn load(&mut self) -> Result<Snapshot, LedgerError>;
+
+    /// Makes the entries durable, all or none.
+    ///
+    /// # Errors
+    /// When the database refuses; then none of the entries is in.
+    fn commit(&mut self, entries: &[Entry]) -> Result<(), LedgerError>;
+
+    /// A reader of the same ledger, for another thread.
+    ///
+    /// # Errors
+    /// When the database cannot be opened.
+    fn reader(&self) -> Result<Box<dyn Reader>, LedgerError>;
+}
+
+/// Queries; never blocks a writer.
+pub trait Reader: Send {
+    /// Sums of settled exchanges.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    fn usage(&mut self, query: &UsageQuery) -> Result<Vec<UsageRow>, LedgerError>;
+
+    /// Exchanges, newest last, those under way included.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    fn flows(&mut self, query: &UsageQuery) -> Result<Vec<FlowRow>, LedgerError>;
+
+    /// Rows of the audit with an id above `after`, oldest first, at most `limit`.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    fn audit(&mut self, after: i64, limit: u32) -> Result<Vec<crate::audit::Row>, LedgerError>;
+}

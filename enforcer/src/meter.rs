@@ -1,0 +1,1 @@
+//! The meter process and its socket.
