@@ -139,7 +139,7 @@ async fn drive<S: Surface>(
     inbox: &mut mpsc::UnboundedReceiver<io::Result<Event>>,
 ) -> io::Result<()>
 where
-    io::Error: From<S::Error>,
+    S::Error: Send + Sync + 'static,
 {
     let started = Instant::now();
     let mut state = State::default();
@@ -147,7 +147,7 @@ where
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        terminal.draw(|frame| view::draw(frame, &state))?;
+        terminal.draw(|frame| view::draw(frame, &state)).map_err(io::Error::other)?;
         let event = tokio::select! {
             input = inbox.recv() => match input {
                 Some(event) => event?,

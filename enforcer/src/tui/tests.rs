@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use ratatui::style::Color;
 
 use super::event::Key;
-use super::state::{AUDIT_ROWS, Mode};
+use super::state::AUDIT_ROWS;
 use super::update::update;
 use super::*;
 use crate::audit::{Cause, CauseKind};
@@ -178,7 +178,8 @@ fn keys_ask_for_what_they_say_and_only_after_a_yes() {
         ("j r 6 f Enter", vec![]),
         ("j r 6 k Esc Enter", vec![]),
         ("? c y", vec![]),
-        ("? ? q", vec![]),
+        ("? q", vec![]),
+        ("? ? q", vec![Effect::Quit]),
         ("q", vec![Effect::Quit]),
         ("c Ctrl-C", vec![Effect::Quit]),
     ] {
@@ -287,30 +288,128 @@ fn a_failure_is_not_covered_by_a_success() {
 
 #[test]
 fn draws_bottles() {
-    assert_snapshot!(render_to_text(&status(), &rows(), 80, 24), @"");
+    assert_snapshot!(render_to_text(&status(), &rows(), 80, 24), @r"
+    enforcer 0.1.0 pid 4100 | meter serving 127.0.0.1:7080 | kernel attached, lease
+    10 s
+     bottles: 3 ────────────────────────────────────────────────────────────────────
+      NAME        STATE  USED OF BUDGET                    TOKENS /S    DROPPED PIDS
+    > builder     open   claude ██░░░░░░  31% 1.55M/5M     1.25M  0     0       3
+      reviewer    cut    claude ████████ 101% 305k/300k    305k   0     77      3
+      scout       open   claude no budget                  400    0     0       3
+
+
+
+     builder ───────────────────────────────────────────────────────────────────────
+    claude budget (global, window total): used 1,555,112 of 5,000,000, reserved 0,
+    remaining 3,444,888
+    claude usage: 1,250,000 tokens in 12 exchanges: input 937,500, cache write 0,
+    cache read 0, output 312,500 (reasoning 0); estimated 0
+    agent implementer, parent none, policy cutoff, egress open; packets passed
+    48,210, dropped 0; 3 processes in /sys/fs/cgroup/builder
+     audit ─────────────────────────────────────────────────────────────────────────
+    12:00:00 attach builder, by controller, 84 µs
+    12:00:00 attach reviewer, by controller, 84 µs
+    12:00:00 cut reviewer: bottle budget, claude 305k/300k, by controller, 84 µs
+
+
+    j/k select  c cut  C cut all  r restore  / filter  ? help  q quit
+    ");
 }
 
 #[test]
 fn draws_more_on_a_wide_screen() {
-    assert_snapshot!(render_to_text(&status(), &rows(), 130, 12), @"");
+    assert_snapshot!(render_to_text(&status(), &rows(), 130, 12), @r"
+    enforcer 0.1.0 pid 4100 | meter serving 127.0.0.1:7080 | kernel attached, lease 10 s
+     bottles: 3 ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+      NAME                     AGENT        STATE  USED OF BUDGET                                     TOKENS /S    PASSED DROPPED PIDS
+    > builder                  implementer  open   claude ██░░░░░░  31% 1.55M/5M global               1.25M  0     48.2k  0       3
+      reviewer                 -            cut    claude ████████ 101% 305k/300k bottle reviewer     305k   0     48.2k  77      3
+      scout                    -            open   claude no budget                                   400    0     48.2k  0       3
+
+
+
+
+
+    j/k select  c cut  C cut all  r restore  / filter  ? help  q quit
+    ");
 }
 
 #[test]
 fn draws_why_a_bottle_is_cut() {
     let mut state = live();
     press(&mut state, "j");
-    assert_snapshot!(text(&state, 80, 24), @"");
+    assert_snapshot!(text(&state, 80, 24), @r"
+    enforcer 0.1.0 pid 4100 | meter serving 127.0.0.1:7080 | kernel attached, lease
+    10 s
+     bottles: 3 ────────────────────────────────────────────────────────────────────
+      NAME        STATE  USED OF BUDGET                    TOKENS /S    DROPPED PIDS
+      builder     open   claude ██░░░░░░  31% 1.55M/5M     1.25M  0     0       3
+    > reviewer    cut    claude ████████ 101% 305k/300k    305k   0     77      3
+      scout       open   claude no budget                  400    0     0       3
+     reviewer ──────────────────────────────────────────────────────────────────────
+    cut (answered): the claude budget of scope bottle, owner reviewer, is used up:
+    305,112 of 300,000 tokens, crossed by exchange 812; at 2026-01-31T12:00:00.000Z
+    by controller
+    claude budget (bottle reviewer, window total): used 305,112 of 300,000, reserved
+    0, remaining 0
+    claude usage: 305,112 tokens in 12 exchanges: input 228,834, cache write 0,
+    cache read 0, output 76,278 (reasoning 0); estimated 0
+    agent none, parent none, policy cutoff, egress open; packets passed 48,210,
+    dropped 77; 3 processes in /sys/fs/cgroup/reviewer
+     audit ─────────────────────────────────────────────────────────────────────────
+    12:00:00 attach builder, by controller, 84 µs
+    12:00:00 attach reviewer, by controller, 84 µs
+    12:00:00 cut reviewer: bottle budget, claude 305k/300k, by controller, 84 µs
+
+    reviewer is cut: bottle budget, claude 305k/300k
+    j/k select  c cut  C cut all  r restore  / filter  ? help  q quit
+    ");
 }
 
 #[test]
 fn draws_the_questions_it_asks() {
     let mut state = live();
     press(&mut state, "c");
-    assert_snapshot!(text(&state, 80, 9), @"");
+    assert_snapshot!(text(&state, 80, 9), @r"
+    enforcer 0.1.0 pid 4100 | meter serving 127.0.0.1:7080 | kernel attached, lease
+    10 s
+     bottles: 3 ────────────────────────────────────────────────────────────────────
+      NAME        STATE  USED OF BUDGET                    TOKENS /S    DROPPED PIDS
+    > builder     open   claude ██░░░░░░  31% 1.55M/5M     1.25M  0     0       3
+      reviewer    cut    claude ████████ 101% 305k/300k    305k   0     77      3
+      scout       open   claude no budget                  400    0     0       3
+    [y/n] cut bottle builder?
+    j/k select  c cut  C cut all  r restore  / filter  ? help  q quit
+    ");
     press(&mut state, "n j r 1 k Enter");
-    assert_snapshot!(text(&state, 80, 11), @"");
+    assert_snapshot!(text(&state, 80, 11), @r"
+    enforcer 0.1.0 pid 4100 | meter serving 127.0.0.1:7080 | kernel attached, lease
+    10 s
+     bottles: 3 ────────────────────────────────────────────────────────────────────
+      NAME        STATE  USED OF BUDGET                    TOKENS /S    DROPPED PIDS
+      builder     open   claude ██░░░░░░  31% 1.55M/5M     1.25M  0     0       3
+    > reviewer    cut    claude ████████ 101% 305k/300k    305k   0     77      3
+      scout       open   claude no budget                  400    0     0       3
+    tokens to add: 1k_ (1k is not enough: more than 5,112 is needed) | restore
+    reviewer: claude budget (bottle reviewer, used 305k of 300k) | Enter adds, f
+    forces, Esc leaves it cut
+    j/k select  c cut  C cut all  r restore  / filter  ? help  q quit
+    ");
     press(&mut state, "Esc ?");
-    assert_snapshot!(text(&state, 80, 12), @"");
+    assert_snapshot!(text(&state, 80, 12), @r"
+    enforcer 0.1.0 pid 4100 | meter serving 127.0.0.1:7080 | kernel attached, lease
+    10 s
+     keys ──────────────────────────────────────────────────────────────────────────
+    j k arrows Home End   select a bottle
+    c   cut it: no packet passes (asks)
+    C   cut all bottles (asks)
+    r   restore it (asks; for tokens, too)
+    /   filter by name, Enter keeps, Esc clears
+    q   quit (Ctrl-C: at once)
+    Any key closes this help.
+    reviewer is cut: bottle budget, claude 305k/300k
+    j/k select  c cut  C cut all  r restore  / filter  ? help  q quit
+    ");
 }
 
 #[test]
@@ -318,7 +417,18 @@ fn draws_a_lost_daemon_as_stale() {
     let mut state = live();
     let lost = "connect /run/enforcer/control.sock: connection refused";
     update(&mut state, Event::Status { at_ms: 1000, answer: Err(lost.into()) });
-    assert_snapshot!(text(&state, 80, 10), @"");
+    assert_snapshot!(text(&state, 80, 10), @r"
+    enforcer 0.1.0 pid 4100 | meter serving 127.0.0.1:7080 | kernel attached, lease
+    10 s
+    STALE. NO DAEMON, trying again: connect /run/enforcer/control.sock: connection
+    refused
+     bottles: 3, STALE ─────────────────────────────────────────────────────────────
+      NAME        STATE  USED OF BUDGET                    TOKENS /S    DROPPED PIDS
+    > builder     open   claude ██░░░░░░  31% 1.55M/5M     1.25M  0     0       3
+      reviewer    cut    claude ████████ 101% 305k/300k    305k   0     77      3
+
+    j/k select  c cut  C cut all  r restore  / filter  ? help  q quit
+    ");
     let buffer = render(&state, 80, 10);
     assert_eq!(buffer[(2, 5)].fg, Color::DarkGray, "the figures are greyed");
     update(&mut state, Event::Status { at_ms: 2000, answer: Ok(status()) });
@@ -328,9 +438,21 @@ fn draws_a_lost_daemon_as_stale() {
 #[test]
 fn draws_that_there_never_was_a_daemon() {
     let mut state = State::default();
-    assert_snapshot!(text(&state, 60, 5), @"");
+    assert_snapshot!(text(&state, 60, 5), @r"
+    enforcer: connecting to the daemon …
+
+
+
+    j/k c C r /  ? help  q quit
+    ");
     update(&mut state, Event::Status { at_ms: 0, answer: Err("no such file".into()) });
-    assert_snapshot!(text(&state, 60, 5), @"");
+    assert_snapshot!(text(&state, 60, 5), @r"
+    enforcer: NO DAEMON, trying again: no such file
+
+
+
+    j/k c C r /  ? help  q quit
+    ");
 }
 
 #[test]
@@ -348,7 +470,18 @@ fn draws_why_requests_are_refused_in_red() {
 fn draws_on_a_tiny_terminal() {
     let mut state = live();
     press(&mut state, "j");
-    assert_snapshot!(text(&state, 40, 10), @"");
+    assert_snapshot!(text(&state, 40, 10), @r"
+    enforcer pid 4100 | meter serving
+     bottles: 3 ────────────────────────────
+      NAME           STATE  BUDGET USED
+      builder        open   claude 31%
+    > reviewer       cut    claude 101%
+      scout          open   claude no budget
+
+    reviewer is cut: bottle budget, claude
+    305k/300k
+    j/k c C r /  ? help  q quit
+    ");
 }
 
 #[test]
@@ -365,9 +498,36 @@ fn hostile_words_are_drawn_harmless() {
     update(&mut state, Event::Status { at_ms: 0, answer: Ok(hostile) });
     press(&mut state, "j c");
     let drawn = text(&state, 130, 24);
-    let steers = |c: char| c != '\n' && (c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'));
+    let steers = |c: char| {
+        c != '\n' && (c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'))
+    };
     assert_eq!(drawn.find(steers), None);
-    assert_snapshot!(drawn, @"");
+    assert_snapshot!(drawn, @r"
+    enforcer 0.1.0 pid 4100 | meter serving 127.0.0.1:7080 | kernel attached, lease 10 s
+    CLOSED: requests are refused: full�[2J
+     bottles: 3 ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+      NAME                     AGENT        STATE  USED OF BUDGET                                     TOKENS /S    PASSED DROPPED PIDS
+      builder                  implementer  open   claude ██░░░░░░  31% 1.55M/5M global               1.25M  0     48.2k  0       3
+    > �]52;c;ZXZpbA==�evil�nep a�2J         cut    claude ████████ 101% 305k/300k bottle reviewer     305k   0     48.2k  77      3
+      scout                    -            open   claude no budget                                   400    0     48.2k  0       3
+
+
+
+
+     �]52;c;ZXZpbA==�evil�nepo ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    cut (answered): the claude budget of scope bottle, owner o�wner��, is used up: 305,112 of 300,000 tokens, crossed by exchange 812;
+    at 2026-01-31T12:00:00.000Z by controller
+    claude budget (bottle reviewer, window total): used 305,112 of 300,000, reserved 0, remaining 0
+    claude usage: 305,112 tokens in 12 exchanges: input 228,834, cache write 0, cache read 0, output 76,278 (reasoning 0); estimated 0
+    agent a�2J, parent none, policy cutoff, egress open; packets passed 48,210, dropped 77; 3 processes in /sys/fs/cgroup/reviewer
+     audit ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+    12:00:00 attach builder, by controller, 84 µs
+    12:00:00 attach reviewer, by controller, 84 µs
+    12:00:00 cut reviewer: bottle budget, claude 305k/300k: ��]0;title�, by controller, 84 µs
+
+    [y/n] cut bottle �]52;c;ZXZpbA==�evil�nepo?
+    j/k select  c cut  C cut all  r restore  / filter  ? help  q quit
+    ");
 }
 
 fn any_key() -> impl Strategy<Value = Key> {
@@ -435,7 +595,7 @@ impl Backend for Fake {
 async fn the_loop_carries_keys_to_the_daemon_and_ends() {
     let (keys, mut inbox) = mpsc::unbounded_channel();
     let fake = Fake::default();
-    let mut terminal = Terminal::new(TestBackend::new(80, 24)).map_err(io::Error::other).unwrap();
+    let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
     let driven = async {
         let typed = async {
             // the first figures must be there before a bottle can be meant
@@ -457,7 +617,6 @@ async fn the_loop_carries_keys_to_the_daemon_and_ends() {
 
 #[tokio::test]
 async fn a_silent_daemon_is_an_error_and_not_a_wait() {
-    tokio::time::pause();
     let never = std::future::pending::<Result<(), String>>();
-    assert_eq!(bounded(FETCH_TIMEOUT, never).await, Err("no answer within 3 s".into()));
+    assert_eq!(bounded(Duration::from_secs(1), never).await, Err("no answer within 1 s".into()));
 }

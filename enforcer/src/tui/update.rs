@@ -5,7 +5,7 @@ use super::event::{Event, Key};
 use super::state::{AUDIT_ROWS, Link, Mode, Note, Prompt, Question, Sample, State, total_tokens, used_up};
 use crate::audit::Row;
 use crate::control::api;
-use crate::text::short;
+use crate::text::{grouped, short};
 
 /// Shortest time that a rate is measured over, milliseconds.
 const RATE_SPAN_MS: u64 = 900;
@@ -341,7 +341,7 @@ fn take_tokens(state: &State, prompt: &mut Prompt) -> Result<bool, String> {
         return Err(format!(
             "{} is not enough: more than {} is needed",
             short(tokens),
-            budget.used - budget.limit
+            grouped(budget.used - budget.limit)
         ));
     }
     prompt.add.insert(prompt.provider.clone(), tokens);

@@ -42,7 +42,7 @@ pub fn draw(frame: &mut Frame<'_>, state: &State) {
     frame.render_widget(Paragraph::new(top), head);
     if state.mode == Mode::Help {
         frame.render_widget(help(), body);
-    } else {
+    } else if state.status.is_some() {
         draw_body(frame, body, state);
     }
     frame.render_widget(Paragraph::new(bottom), line);
@@ -65,7 +65,7 @@ fn top_lines(state: &State, width: u16) -> Text<'static> {
         text.extend(brief(&format!("CLOSED: requests are refused: {}", scrub(reason)), width, ALARM));
     }
     if state.stale().is_some() {
-        text.extend(brief(&link_words(&state.link), width, ALARM.reversed()));
+        text.extend(brief(&format!("STALE. {}", link_words(&state.link)), width, ALARM.reversed()));
     }
     text
 }
@@ -74,7 +74,7 @@ fn link_words(link: &Link) -> String {
     match link {
         Link::Connecting => "connecting to the daemon …".to_owned(),
         Link::Live => "connected".to_owned(),
-        Link::Lost(reason) => format!("NO DAEMON, trying again; what is shown is STALE ({})", scrub(reason)),
+        Link::Lost(reason) => format!("NO DAEMON, trying again: {}", scrub(reason)),
     }
 }
 
@@ -89,10 +89,9 @@ fn header(daemon: &api::Daemon, width: u16) -> String {
     if width < NARROW {
         return format!("enforcer pid {} | meter {}", daemon.pid, scrub(&daemon.meter.state));
     }
-    let meter_pid = daemon.meter.pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
     let lease = daemon.kernel.lease_s.map_or("lease off".to_owned(), |s| format!("lease {s} s"));
     format!(
-        "enforcer {} (pid {}) | meter {} on {}{meter_pid} | kernel {}, {lease}",
+        "enforcer {} pid {} | meter {} {} | kernel {}, {lease}",
         scrub(&daemon.version),
         daemon.pid,
         scrub(&daemon.meter.state),
@@ -161,7 +160,7 @@ fn draw_bottles(frame: &mut Frame<'_>, area: Rect, state: &State) {
 fn columns(width: u16) -> (Vec<&'static str>, Vec<Constraint>) {
     use Constraint::{Length, Min};
     match width {
-        ..NARROW => (vec!["NAME", "STATE", "BUDGET USED"], vec![Min(8), Length(6), Length(12)]),
+        ..NARROW => (vec!["NAME", "STATE", "BUDGET USED"], vec![Min(8), Length(6), Length(16)]),
         NARROW..WIDE => (
             vec!["NAME", "STATE", "USED OF BUDGET", "TOKENS", "/S", "DROPPED", "PIDS"],
             vec![Min(8), Length(6), Length(33), Length(6), Length(5), Length(7), Length(4)],
@@ -259,8 +258,8 @@ fn whose(budget: &Budget) -> String {
 fn detail(bottle: &Bottle, width: u16) -> Text<'static> {
     let mut text = Text::default();
     if let Some(cause) = &bottle.cause {
-        let face = bottle.face.as_deref().map(|face| format!("{} ", scrub(face))).unwrap_or_default();
-        let words = format!("{} ({face}cut) {}", bottle.state.as_str(), cause_words(cause));
+        let face = bottle.face.as_deref().map(|face| format!(" ({})", scrub(face))).unwrap_or_default();
+        let words = format!("{}{face}: {}", bottle.state.as_str(), cause_words(cause));
         text.extend(fold(&words, width, ALARM));
     }
     for provider in providers(bottle) {
@@ -281,16 +280,16 @@ fn cause_words(cause: &Cause) -> String {
     let number = |value: Option<u64>| value.map_or("?".to_owned(), grouped);
     let mut words = match cause.kind {
         CauseKind::Budget => format!(
-            "because the {} budget of scope {}, owner {}, is used up: {} of {} tokens",
+            "the {} budget of scope {}, owner {}, is used up: {} of {} tokens",
             optional(&cause.provider),
             optional(&cause.scope),
             optional(&cause.owner),
             number(cause.used),
             number(cause.limit),
         ),
-        CauseKind::Operator => "by an operator".to_owned(),
-        CauseKind::Lease => "because the controller was silent for too long".to_owned(),
-        CauseKind::Hook => "by a hook".to_owned(),
+        CauseKind::Operator => "an operator said so".to_owned(),
+        CauseKind::Lease => "the controller was silent for too long".to_owned(),
+        CauseKind::Hook => "a hook said so".to_owned(),
     };
     if let Some(flow) = cause.flow {
         words.push_str(&format!(", crossed by exchange {flow}"));
