@@ -5,14 +5,17 @@
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, MapData};
+use aya::programs::{CgroupSkb, CgroupSkbAttachType};
 use enforcer::bottle::cgroup::{self, Cgroup, CgroupError};
 use enforcer::kernel::loader::{Loader, unpin_all};
+use enforcer::kernel::probe::probes;
 use enforcer::kernel::{Guard, Kernel as _, KernelError};
 
 const SLOT: u32 = 1;
@@ -368,9 +371,30 @@ fn root_attaching_twice_is_refused_and_changes_nothing() {
 fn root_a_failed_attachment_leaves_nothing() {
     let host = Host::new("half");
     let loader = host.load();
-    // an exclusive program below refuses every link above it: the way in which half of the hooks could fail
-    let name = "n".repeat(300);
-    loader.attach(&name, &host.cgroup(), guard(no_meter())).unwrap_err();
+    let inner = host.cgroup.join("inner");
+    let cgroup = Cgroup::create(&inner).unwrap();
+    // the first hook can be attached below this, the second cannot
+    attach_exclusively(&host.pins().join("progs/enforcer_ingress"), &host.cgroup());
+    let refused = loader.attach("b", &cgroup, guard(no_meter())).unwrap_err();
+    assert!(
+        matches!(&refused, KernelError::Unsupported { hint, .. } if hint.contains("exclusively")),
+        "{refused:?}"
+    );
+    assert_eq!(fs::read_dir(host.pins().join("bottles")).unwrap().count(), 0);
+    let mut sender = Sender::start(Some(&inner));
+    assert!(Receiver::new("127.0.0.1").hears(&mut sender), "the first hook is gone again");
+}
+
+#[test]
+fn root_what_cannot_be_attached_is_refused_whole() {
+    let host = Host::new("refused");
+    let loader = host.load();
+    let long_name = "n".repeat(300);
+    loader.attach(&long_name, &host.cgroup(), guard(no_meter())).unwrap_err();
+    loader.attach("b", &host.cgroup(), Guard { slot: 0, ..guard(no_meter()) }).unwrap_err();
+    loader
+        .attach("b", &host.cgroup(), Guard { slot: enforcer_ebpf::SLOTS, ..guard(no_meter()) })
+        .unwrap_err();
     assert_eq!(fs::read_dir(host.pins().join("bottles")).unwrap().count(), 0);
     let mut sender = Sender::start(Some(&host.cgroup));
     assert!(Receiver::new("127.0.0.1").hears(&mut sender));
@@ -537,6 +561,27 @@ fn root_cgroups_are_checked_and_list_their_processes() {
     assert!(!same_path.exists() && same_path.pids().unwrap().is_empty());
     drop(Cgroup::create(&host.cgroup).unwrap());
     assert!(!same_path.exists(), "another directory of the same name");
+}
+
+#[test]
+fn root_every_probe_succeeds_here_and_leaves_nothing() {
+    assert!(nix::unistd::geteuid().is_root(), "this test loads kernel programs: run it as root");
+    for probe in probes() {
+        assert!(probe.ok, "{probe:?}");
+    }
+    let name = format!("enforcer-doctor-{}", std::process::id());
+    assert!(!Path::new("/sys/fs/bpf").join(&name).exists());
+    assert!(!cgroup::mount().unwrap().join(&name).exists());
+}
+
+/// Attaches a pinned ingress program the old way, which lets nobody attach to the cgroups below.
+fn attach_exclusively(program: &Path, cgroup: &Cgroup) {
+    let program = CgroupSkb::from_pin(program, CgroupSkbAttachType::Ingress).unwrap();
+    let words = [cgroup.as_fd().as_raw_fd(), program.fd().unwrap().as_fd().as_raw_fd(), 0, 0];
+    let prog_attach = 8;
+    // SAFETY: BPF_PROG_ATTACH reads four words: cgroup, program, attach type, flags.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, prog_attach, words.as_ptr(), size_of_val(&words)) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
 fn eventually(mut condition: impl FnMut() -> bool) {

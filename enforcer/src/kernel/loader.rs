@@ -55,7 +55,7 @@ struct Shape {
 }
 
 /// `BPF_F_MMAPABLE`.
-const MMAPABLE: u32 = 1 << 10;
+pub(super) const MMAPABLE: u32 = 1 << 10;
 /// `struct bpf_cgroup_storage_key`, with its padding.
 const STORAGE_KEY: usize = 16;
 
