@@ -361,22 +361,19 @@ async fn a_directory_that_others_can_write_is_refused() {
     assert!(matches!(Server::bind(Path::new("control.sock"), None), Err(ServerError::Unsafe { .. })));
 }
 
-/// Connects as another user and group, from a child of this process.
-fn status_as(socket: &Path, gid: u32, groups: &str) -> String {
-    let script = "import os,socket,sys\n\
-        os.setgroups([int(g) for g in sys.argv[3].split(',') if g])\n\
-        os.setgid(int(sys.argv[2])); os.setuid(54321)\n\
-        s=socket.socket(socket.AF_UNIX)\n\
-        try: s.connect(sys.argv[1])\n\
-        except PermissionError: print('EACCES'); sys.exit()\n\
-        s.sendall(b'GET /v1/status HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n')\n\
-        print(s.recv(4096).split(b' ')[1].decode())\n";
-    let output = std::process::Command::new("python3")
-        .args(["-c", script, &socket.display().to_string(), &gid.to_string(), groups])
+/// `enforcer status` as another user: exit code and stderr. The binary is copied to where that user may run it.
+fn status_as(directory: &Path, gid: u32, groups: &str) -> (Option<i32>, String) {
+    let binary = directory.join("enforcer");
+    if !binary.exists() {
+        std::fs::copy(env!("CARGO_BIN_EXE_enforcer"), &binary).unwrap();
+    }
+    let output = std::process::Command::new("setpriv")
+        .args(["--reuid", "54321", "--regid", &gid.to_string(), "--groups", groups])
+        .arg(binary)
+        .args(["--socket", &directory.join("control.sock").display().to_string(), "status"])
         .output()
         .unwrap();
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -389,13 +386,17 @@ async fn root_only_root_and_the_group_are_served() {
     let fake = Arc::new(Fake { in_bottle: AtomicBool::new(false), events: broadcast::channel(4).0 });
     let shutdown = CancellationToken::new();
     let served = tokio::spawn(server.serve(fake, shutdown.clone()));
-    let (as_member, as_primary, as_stranger) = tokio::task::block_in_place(|| {
-        (status_as(&path, 54_321, "54000"), status_as(&path, 54_000, ""), status_as(&path, 54_321, "54001"))
-    });
-    assert_eq!((as_member.as_str(), as_primary.as_str(), as_stranger.as_str()), ("200", "200", "EACCES"));
+    let asks = |gid, groups: &str| tokio::task::block_in_place(|| status_as(directory.path(), gid, groups));
+    assert_eq!(asks(54_321, "54000"), (Some(0), String::new()));
+    assert_eq!(asks(54_000, "54321"), (Some(0), String::new()));
+    let (code, words) = asks(54_321, "54001");
+    assert_eq!(code, Some(4));
+    assert!(words.contains("is open to root and its group only"), "{words}");
     // the mode is not the only guard
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
-    assert_eq!(tokio::task::block_in_place(|| status_as(&path, 54_321, "54001")), "403");
+    let (code, words) = asks(54_321, "54001");
+    assert_eq!(code, Some(4));
+    assert!(words.contains("serves root and its own group only"), "{words}");
     shutdown.cancel();
     served.await.unwrap();
 }

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping")]
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use enforcer::control::api::{
 use enforcer::control::server::Server;
 use enforcer::control::{Controller, Event};
 use enforcer::ledger::{FlowRow, UsageQuery, UsageRow};
+use rustix::pty::OpenptFlags;
 use tempfile::TempDir;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
@@ -336,6 +338,43 @@ fn root_signals_from_processes_are_passed_on() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
     assert_eq!(text(&output.stdout), "got it\n");
+}
+
+/// Starts a run in a session of its own on a new terminal, types Ctrl-C once it is ready; its exit code.
+fn ctrl_c(stage: &Stage, command: &[&str]) -> Option<i32> {
+    let master = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    rustix::pty::grantpt(&master).unwrap();
+    rustix::pty::unlockpt(&master).unwrap();
+    let name = rustix::pty::ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+    let terminal =
+        fs::File::options().read(true).write(true).custom_flags(libc::O_NOCTTY).open(name).unwrap();
+    let mut run = stage.command(&[&["--user", "nobody", "--"], command].concat());
+    run.stdin(terminal);
+    // SAFETY: setsid(2) and ioctl(2) alone: no allocation, no lock.
+    unsafe {
+        run.pre_exec(|| {
+            rustix::process::setsid()?;
+            Ok(rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?)
+        });
+    }
+    let mut child = run.spawn().unwrap();
+    while !stage.out().join("ready").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it was ready");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    fs::remove_file(stage.out().join("ready")).unwrap();
+    let mut keyboard = fs::File::from(master);
+    std::io::Write::write_all(&mut keyboard, b"\x03").unwrap();
+    child.wait().unwrap().code()
+}
+
+#[test]
+fn root_ctrl_c_comes_from_the_terminal_alone() {
+    let stage = Stage::new();
+    let script = "trap 'exit 9' INT; echo > ready; for i in 1 2 3 4 5 6 7 8; do sleep 0.05; done";
+    assert_eq!(ctrl_c(&stage, &["sh", "-c", script]), Some(9), "the terminal tells the command");
+    // out of the terminal's process group it would hear of it from us alone
+    assert_eq!(ctrl_c(&stage, &["setsid", "sh", "-c", script]), Some(0), "we do not tell it again");
 }
 
 #[test]

@@ -38,13 +38,11 @@ pub(super) fn run(global: &Global, run: &Run) -> Result<ExitCode, Failure> {
     let signals = Signals::hold().map_err(|error| Failure::io("hold signals back", &error))?;
     let bottle = attach(&control, run, request)?;
     let code = launch(&control, run, &user, &bottle, &signals);
-    let ended = finish(&control, &bottle.name);
-    let code = code?;
-    // the command's own code is the answer; a bottle that stays is said, not returned
-    if let Err(failure) = ended {
+    // the command's end is the answer; a bottle that stays is said, not returned
+    if let Err(failure) = finish(&control, &bottle.name) {
         failure.print();
     }
-    Ok(ExitCode::from(code))
+    Ok(ExitCode::from(code?))
 }
 
 /// The group that may use the control socket.

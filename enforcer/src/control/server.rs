@@ -4,10 +4,10 @@
 //! whatever its uid. Its limit: `SO_PEERCRED` names the process that connected, as it was then; a helper
 //! outside that passes an open connection into a bottle is not seen.
 use std::convert::Infallible;
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -186,7 +186,7 @@ fn prepare_directory(path: &Path) -> Result<(), ServerError> {
         .parent()
         .filter(|directory| directory.is_absolute())
         .ok_or_else(|| unsafe_place("its path must be absolute".to_owned()))?;
-    if let Err(source) = fs::create_dir(directory)
+    if let Err(source) = DirBuilder::new().mode(0o755).create(directory)
         && source.kind() != io::ErrorKind::AlreadyExists
     {
         return Err(ServerError::Io { path: path.to_owned(), what: "make its directory", source });
