@@ -139,6 +139,18 @@ impl Accounts {
         id
     }
 
+    /// How many accounts there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is no account yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     /// The figures of an account.
     #[must_use]
     pub fn account(&self, id: AccountId) -> &Account {
@@ -155,6 +167,12 @@ impl Accounts {
     #[must_use]
     pub fn provider(&self, id: AccountId) -> &str {
         &self.rows[id.0].1
+    }
+
+    /// The accounts whose budget is used up.
+    #[must_use]
+    pub fn used_up(&self) -> Vec<AccountId> {
+        (0..self.rows.len()).map(AccountId).filter(|id| self.account(*id).is_used_up()).collect()
     }
 
     /// Defines the account's budget, tokens.
