@@ -1,1 +1,182 @@
-//! Errors at the edge.
+//! Errors at the edge: what the operator reads and the code a command ends with.
+//!
+//! Each room has its own error; this file alone turns them into words, hints and exit codes. No decisions here.
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use crate::control::api::Problem;
+use crate::kernel::KernelError;
+use crate::ledger::LedgerError;
+use crate::settings::SettingsError;
+
+/// How a command ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// Tried and failed.
+    Failed = 1,
+    /// The command line, a name, a file or a number is wrong.
+    Usage = 2,
+    /// No daemon answers.
+    NoDaemon = 3,
+    /// A budget, a policy or a permission says no.
+    Refused = 4,
+    /// The kernel or the host cannot do it.
+    Unsupported = 5,
+    /// `run` could not start its command.
+    NotStarted = 125,
+}
+
+impl Exit {
+    /// The process's exit code.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The meaning of a code that the API sent; an unknown one is a plain failure, 0 included: a problem is
+    /// never a success.
+    #[must_use]
+    pub fn from_code(code: u8) -> Self {
+        [Self::Usage, Self::NoDaemon, Self::Refused, Self::Unsupported, Self::NotStarted]
+            .into_iter()
+            .find(|exit| exit.code() == code)
+            .unwrap_or(Self::Failed)
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.code())
+    }
+}
+
+/// What stops a command: one line, perhaps a hint, and the exit code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What is wrong, one line.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// How the command ends.
+    pub exit: Exit,
+}
+
+impl Failure {
+    /// A failure without a hint.
+    #[must_use]
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None, exit }
+    }
+
+    /// The same failure with a hint.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The operating system refused `what`.
+    #[must_use]
+    pub fn io(what: impl std::fmt::Display, source: &io::Error) -> Self {
+        let exit =
+            if source.kind() == io::ErrorKind::PermissionDenied { Exit::Refused } else { Exit::Failed };
+        Self::new(exit, format!("{what}: {source}"))
+    }
+
+    /// A command or option that the contract names and this version lacks.
+    #[must_use]
+    pub fn not_yet(what: &str) -> Self {
+        Self::new(Exit::Usage, format!("{what}: not yet in this version"))
+    }
+
+    /// Writes it to stderr, control characters shown as escapes.
+    pub fn print(&self) {
+        let mut text = format!("enforcer: {}\n", crate::commands::text::scrub(&self.message));
+        if let Some(hint) = &self.hint {
+            text.push_str(&format!("  hint: {}\n", crate::commands::text::scrub(hint)));
+        }
+        // a closed stderr leaves the exit code, which is all that can still be told
+        drop(io::stderr().write_all(text.as_bytes()));
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self { message: problem.error, hint: problem.hint, exit: Exit::from_code(problem.exit_code) }
+    }
+}
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        Self { error: failure.message, hint: failure.hint, exit_code: failure.exit.code() }
+    }
+}
+
+impl From<KernelError> for Failure {
+    fn from(error: KernelError) -> Self {
+        let message = error.to_string();
+        match error {
+            KernelError::AlreadyAttached(_) => Self::new(Exit::Usage, message),
+            KernelError::Unsupported { hint, .. } => Self::new(Exit::Unsupported, message).hint(hint),
+            KernelError::Pins { .. } => Self::new(Exit::Unsupported, message).hint(
+                "`enforcer daemon --unpin-all` removes what is pinned; every bottle is open afterwards",
+            ),
+            KernelError::Io { .. } => Self::new(Exit::Unsupported, message),
+        }
+    }
+}
+
+impl From<LedgerError> for Failure {
+    fn from(error: LedgerError) -> Self {
+        let message = error.to_string();
+        match error {
+            LedgerError::Database { .. } => Self::new(Exit::Failed, message),
+            LedgerError::Unusable { hint, .. } => Self::new(Exit::Failed, message).hint(hint),
+        }
+    }
+}
+
+impl From<SettingsError> for Failure {
+    fn from(error: SettingsError) -> Self {
+        Self { message: error.to_string(), hint: error.hint().map(str::to_owned), exit: Exit::Usage }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_keeps_its_words_and_code_both_ways() {
+        let problem = Problem { error: "no".into(), hint: Some("yes".into()), exit_code: 4 };
+        let failure = Failure::from(problem.clone());
+        assert_eq!(failure.exit, Exit::Refused);
+        assert_eq!(Problem::from(failure), problem);
+    }
+
+    #[test]
+    fn a_problem_is_never_a_success() {
+        for code in [0, 1, 6, 255] {
+            assert_eq!(Exit::from_code(code), Exit::Failed);
+        }
+    }
+
+    #[test]
+    fn a_guarded_cgroup_is_a_wrong_argument_and_a_poor_kernel_is_the_host_s() {
+        let twice = Failure::from(KernelError::AlreadyAttached("/x".into()));
+        assert_eq!(twice.exit, Exit::Usage);
+        let poor = Failure::from(KernelError::Unsupported { what: "no BTF".into(), hint: "upgrade".into() });
+        assert_eq!((poor.exit, poor.hint.as_deref()), (Exit::Unsupported, Some("upgrade")));
+    }
+}

@@ -15,4 +15,5 @@ pub mod ledger;
 pub mod meter;
 pub mod settings;
 pub mod state;
+pub mod text;
 pub mod tui;

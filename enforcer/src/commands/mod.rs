@@ -1,1 +1,2 @@
 //! One file a verb.
+pub mod text;

@@ -1,0 +1,128 @@
+//! What a client in a bottle needs in its environment to reach the meter and to trust its certificates, and
+//! how shells quote it. Pure: reads no environment and no file.
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+
+use clap::ValueEnum;
+
+/// Hosts that are never reached through the meter. Upper and lower case: clients differ in which they read.
+const NO_PROXY: &str = "localhost,127.0.0.1,::1";
+
+/// The variables that send clients to the meter on `listen`, in a fixed order. `ca_cert` is the meter's
+/// certificate alone, for the variable that adds to a program's own roots; `ca_bundle` holds it beside the
+/// system's roots, for those that replace them. An unspecified address (`0.0.0.0`, `::`) stands for loopback.
+#[must_use]
+pub fn variables(listen: SocketAddr, ca_cert: &Path, ca_bundle: &Path) -> Vec<(String, String)> {
+    let meter = format!("http://{}", reachable(listen));
+    let (cert, bundle) = (ca_cert.display().to_string(), ca_bundle.display().to_string());
+    [
+        // the gateway; Codex reads its base URL from its own configuration and comes by the proxy instead
+        ("ANTHROPIC_BASE_URL", format!("{meter}/claude")),
+        ("OPENAI_BASE_URL", format!("{meter}/codex/v1")),
+        ("HTTPS_PROXY", meter.clone()),
+        ("https_proxy", meter),
+        ("NO_PROXY", NO_PROXY.to_owned()),
+        ("no_proxy", NO_PROXY.to_owned()),
+        ("NODE_EXTRA_CA_CERTS", cert),
+        ("SSL_CERT_FILE", bundle.clone()),
+        ("CODEX_CA_CERTIFICATE", bundle.clone()),
+        ("REQUESTS_CA_BUNDLE", bundle.clone()),
+        ("CURL_CA_BUNDLE", bundle),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .to_vec()
+}
+
+/// The address to connect to for a listener on `listen`.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+/// Who will read the variables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// `export NAME='value'`, for sh, bash and zsh.
+    Sh,
+    /// `set -gx NAME 'value'`.
+    Fish,
+    /// `NAME=value`, for `docker run --env-file`.
+    Dotenv,
+}
+
+/// One line a variable. `None` when a value cannot be written for that reader: an env file has no quoting, so
+/// a value of more than one line has no form there.
+#[must_use]
+pub fn render(variables: &[(String, String)], shell: Shell) -> Option<String> {
+    variables.iter().map(|(name, value)| line(name, value, shell)).collect()
+}
+
+fn line(name: &str, value: &str, shell: Shell) -> Option<String> {
+    match shell {
+        // within single quotes sh knows no escape: leave them, write a quote, enter again
+        Shell::Sh => Some(format!("export {name}='{}'\n", value.replace('\'', r"'\''"))),
+        // fish knows \\ and \' within single quotes
+        Shell::Fish => {
+            let value = value.replace('\\', r"\\").replace('\'', r"\'");
+            Some(format!("set -gx {name} '{value}'\n"))
+        }
+        Shell::Dotenv => (!value.contains(['\n', '\r'])).then(|| format!("{name}={value}\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    const AWKWARD: &str = "a b'c\"d\\e$HOME`id`\\' \\\\ é\tend";
+
+    fn awkward() -> Vec<(String, String)> {
+        vec![("ENFORCER_TEST".to_owned(), AWKWARD.to_owned())]
+    }
+
+    /// What the shell hands on when it has read `script`.
+    fn value_in(shell: &str, script: &str) -> String {
+        let script = format!("{script}printenv ENFORCER_TEST");
+        let output = Command::new(shell).arg("-c").arg(script).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim_end_matches('\n').to_owned()
+    }
+
+    #[test]
+    fn sh_reads_back_what_was_written() {
+        assert_eq!(value_in("sh", &render(&awkward(), Shell::Sh).unwrap()), AWKWARD);
+    }
+
+    #[test]
+    fn fish_is_quoted_by_its_own_rules() {
+        let lines = render(&[("N".to_owned(), r"a'b\c".to_owned())], Shell::Fish).unwrap();
+        assert_eq!(lines, "set -gx N 'a\\'b\\\\c'\n");
+        if Command::new("fish").arg("--version").output().is_ok() {
+            assert_eq!(value_in("fish", &render(&awkward(), Shell::Fish).unwrap()), AWKWARD);
+        }
+    }
+
+    #[test]
+    fn an_env_file_holds_values_as_they_are_and_one_line_each() {
+        let one = render(&awkward(), Shell::Dotenv).unwrap();
+        assert_eq!(one, format!("ENFORCER_TEST={AWKWARD}\n"));
+        assert_eq!(render(&[("N".to_owned(), "a\nB=c".to_owned())], Shell::Dotenv), None);
+    }
+
+    #[test]
+    fn clients_are_sent_to_an_address_they_can_reach() {
+        let of = |listen: &str| variables(listen.parse().unwrap(), Path::new("/c"), Path::new("/b"));
+        let find = |of: Vec<(String, String)>, name: &str| of.into_iter().find(|(n, _)| n == name).unwrap().1;
+        assert_eq!(find(of("0.0.0.0:7080"), "ANTHROPIC_BASE_URL"), "http://127.0.0.1:7080/claude");
+        assert_eq!(find(of("[::]:1"), "OPENAI_BASE_URL"), "http://[::1]:1/codex/v1");
+        assert_eq!(find(of("10.0.0.1:2"), "https_proxy"), "http://10.0.0.1:2");
+        assert_eq!(find(of("10.0.0.1:2"), "NODE_EXTRA_CA_CERTS"), "/c");
+        assert_eq!(find(of("10.0.0.1:2"), "SSL_CERT_FILE"), "/b");
+    }
+}

@@ -1,0 +1,317 @@
+//! Turns the file as written into [`Settings`]: refuses what has no effect in this version, checks what serde
+//! cannot, and merges the providers. Every refusal has its place.
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use meter_proxy::protocol::{Dialect, Provider};
+
+use super::file::{
+    AgentEntry, BottleEntry, Budget, DialectWord, DlpMode, File, GateWord, Lease, ProviderEntry, Reopen,
+    nearest,
+};
+use super::values::{check_cidr, check_host, check_name, check_upstream, hosts_overlap};
+use super::yaml::{Fault, Places};
+use super::{
+    AgentSettings, BottleSettings, Budgets, Egress, Face, Gate, Policy, ScopeRule, Settings, Window,
+    built_in_providers,
+};
+
+/// Providers that are part of the design and not of this version.
+const COMING_PROVIDERS: [&str; 2] = ["gemini", "bedrock"];
+
+/// The settings that the file asks for.
+pub(super) fn settings(file: File, places: &Places) -> Result<Settings, Fault> {
+    refuse_unsupported(&file, places)?;
+    let default = Settings::default();
+    let check = Check { places, providers: providers(file.providers.unwrap_or_default(), places)? };
+    let settings = Settings {
+        budget: check.budgets(file.budget, &["budget"])?,
+        bottles: check.bottles(file.bottles.unwrap_or_default())?,
+        agents: check.agents(file.agents.unwrap_or_default())?,
+        gate: match file.gate {
+            Some(GateWord::Off) => Gate::Off,
+            _ => default.gate,
+        },
+        midstream: file.midstream.unwrap_or(default.midstream),
+        hold: file.hold.map_or(default.hold, |hold| hold.0),
+        unattached: file.unattached.unwrap_or(default.unattached),
+        allow_private: check.ranges(file.allow_private.unwrap_or_default())?,
+        listen: match file.listen {
+            Some(listen) => check.listen(&listen)?,
+            None => default.listen,
+        },
+        extra_roots: file
+            .tls
+            .and_then(|tls| tls.extra_roots)
+            .map(|path| check.extra_roots(&path))
+            .transpose()?,
+        providers: check.providers,
+        ..default
+    };
+    Ok(settings)
+}
+
+/// Refuses each value that the schema knows and that would do nothing yet.
+fn refuse_unsupported(file: &File, places: &Places) -> Result<(), Fault> {
+    let weighed = |weights: &BTreeMap<String, f64>| weights.values().any(|&weight| weight != 1.0);
+    let unsupported: [(bool, &[&str], &str); 15] = [
+        (other(file.shutdown, Policy::Cutoff), &["shutdown"], "cutoff"),
+        (other(file.window, Window::Total), &["window"], "total"),
+        (other(file.scope_rule, ScopeRule::Nearest), &["scope_rule"], "nearest"),
+        (file.gate == Some(GateWord::Exact), &["gate"], "estimate or off"),
+        (other(file.cut, Face::Silent), &["cut"], "silent"),
+        (matches!(file.lease, Some(Lease::For(_))), &["lease"], "off"),
+        (other(file.reopen, Reopen::Auto), &["reopen"], "auto"),
+        (filled(file.warn_at.as_ref()), &["warn_at"], "[]"),
+        (file.weights.as_ref().is_some_and(weighed), &["weights"], "1 for every class"),
+        (other(file.egress, Egress::Open), &["egress"], "open"),
+        (filled(file.allow.as_ref()), &["allow"], "[]"),
+        (filled(file.resolvers.as_ref()), &["resolvers"], "[]"),
+        (file.retention.is_some(), &["retention"], "nothing: every row is kept"),
+        (
+            file.hooks.as_ref().is_some_and(|hooks| hooks.values().any(|argv| !argv.is_empty())),
+            &["hooks"],
+            "{}",
+        ),
+        (
+            file.dlp.as_ref().and_then(|dlp| dlp.mode).is_some_and(|mode| mode != DlpMode::Off),
+            &["dlp", "mode"],
+            "off",
+        ),
+    ];
+    for (refused, path, supported) in unsupported {
+        if refused {
+            return Err(not_yet(places, path, supported));
+        }
+    }
+    Ok(())
+}
+
+fn other<T: PartialEq>(value: Option<T>, only: T) -> bool {
+    value.is_some_and(|value| value != only)
+}
+
+fn filled<T>(list: Option<&Vec<T>>) -> bool {
+    list.is_some_and(|list| !list.is_empty())
+}
+
+fn not_yet(places: &Places, path: &[&str], supported: &str) -> Fault {
+    let key = path.join(".");
+    Fault::new(places.value(path), format!("this value of {key} is not yet supported in this version"))
+        .hint(format!("supported is {supported}"))
+}
+
+/// Built-in providers with the file's over them.
+fn providers(entries: BTreeMap<String, ProviderEntry>, places: &Places) -> Result<Vec<Provider>, Fault> {
+    let mut providers = built_in_providers();
+    for (name, entry) in entries {
+        let at = places.value(&["providers", &name]);
+        check_name(&name).map_err(|error| Fault::new(at, format!("provider {name:?}: {error}")))?;
+        match providers.iter_mut().find(|provider| provider.name == name) {
+            Some(built_in) => override_provider(built_in, entry, places)?,
+            None => providers.push(new_provider(name, entry, places)?),
+        }
+    }
+    refuse_shared_hosts(&providers, places)?;
+    Ok(providers)
+}
+
+fn new_provider(name: String, entry: ProviderEntry, places: &Places) -> Result<Provider, Fault> {
+    let at = places.value(&["providers", &name]);
+    if entry.dialect.is_none() {
+        return Err(Fault::new(at, format!("provider {name:?} has no dialect"))
+            .hint("dialect: anthropic, openai or openai-chat"));
+    }
+    if !filled(entry.hosts.as_ref()) && entry.upstream.is_none() {
+        return Err(Fault::new(at, format!("provider {name:?} has neither hosts nor an upstream")));
+    }
+    // the dialect is replaced below: it was given
+    let mut provider = Provider { name, dialect: Dialect::Openai, hosts: Vec::new(), upstream: None };
+    override_provider(&mut provider, entry, places)?;
+    Ok(provider)
+}
+
+fn override_provider(provider: &mut Provider, entry: ProviderEntry, places: &Places) -> Result<(), Fault> {
+    let name = provider.name.clone();
+    if let Some(word) = entry.dialect {
+        provider.dialect = match word {
+            DialectWord::Anthropic => Dialect::Anthropic,
+            DialectWord::Openai => Dialect::Openai,
+            DialectWord::OpenaiChat => Dialect::OpenaiChat,
+            DialectWord::Gemini | DialectWord::Bedrock => {
+                let path = ["providers", &name, "dialect"];
+                return Err(not_yet(places, &path, "anthropic, openai or openai-chat"));
+            }
+        };
+    }
+    if let Some(hosts) = entry.hosts {
+        for (index, host) in hosts.iter().enumerate() {
+            let at = places.value(&["providers", &name, "hosts", &index.to_string()]);
+            check_host(host).map_err(|what| Fault::new(at, what))?;
+        }
+        provider.hosts = hosts;
+    }
+    if let Some(upstream) = entry.upstream {
+        let at = places.value(&["providers", &name, "upstream"]);
+        check_upstream(&upstream)
+            .map_err(|what| Fault::new(at, what).hint("write it as https://host[:port][/path]"))?;
+        provider.upstream = Some(upstream);
+    }
+    Ok(())
+}
+
+fn refuse_shared_hosts(providers: &[Provider], places: &Places) -> Result<(), Fault> {
+    let claims: Vec<(&Provider, usize, &str)> = providers
+        .iter()
+        .flat_map(|provider| {
+            provider.hosts.iter().enumerate().map(move |(i, host)| (provider, i, host.as_str()))
+        })
+        .collect();
+    for (later, &(second, index, host)) in claims.iter().enumerate() {
+        for &(first, _, claimed) in &claims[..later] {
+            if hosts_overlap(claimed, host) {
+                let at = places.value(&["providers", &second.name, "hosts", &index.to_string()]);
+                let what = if first.name == second.name {
+                    format!("provider {:?} lists {host:?} twice ({claimed:?} covers it)", first.name)
+                } else {
+                    format!("host {host:?} belongs to provider {:?} already ({claimed:?})", first.name)
+                };
+                return Err(Fault::new(at, what).hint("a metered host has one provider"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the checks of names and budgets look things up in.
+struct Check<'a> {
+    places: &'a Places,
+    providers: Vec<Provider>,
+}
+
+impl Check<'_> {
+    fn budgets(&self, budget: Option<Budget>, path: &[&str]) -> Result<Budgets, Fault> {
+        let mut budgets = Budgets::new();
+        for (provider, tokens) in budget.unwrap_or_default() {
+            let path = [path, &[provider.as_str()]].concat();
+            self.check_provider(&provider, &path)?;
+            budgets.insert(provider, tokens.0);
+        }
+        Ok(budgets)
+    }
+
+    fn check_provider(&self, provider: &str, path: &[&str]) -> Result<(), Fault> {
+        let known: Vec<&str> = self.providers.iter().map(|provider| provider.name.as_str()).collect();
+        if known.contains(&provider) {
+            return Ok(());
+        }
+        if COMING_PROVIDERS.contains(&provider) {
+            let what = format!("a budget for {provider} is not yet supported in this version");
+            return Err(
+                Fault::new(self.places.value(path), what).hint(format!("supported are {}", known.join(", ")))
+            );
+        }
+        Err(Fault::new(self.places.value(path), format!("no provider is called {provider:?}"))
+            .hint(nearest(provider, &known)))
+    }
+
+    fn bottles(
+        &self,
+        entries: BTreeMap<String, BottleEntry>,
+    ) -> Result<BTreeMap<String, BottleSettings>, Fault> {
+        let mut bottles = BTreeMap::new();
+        for (name, entry) in entries {
+            let bottle = self.bottle(&name, entry)?;
+            bottles.insert(name, bottle);
+        }
+        for name in bottles.keys() {
+            self.check_ancestors(name, &bottles)?;
+        }
+        Ok(bottles)
+    }
+
+    fn bottle(&self, name: &str, entry: BottleEntry) -> Result<BottleSettings, Fault> {
+        self.check_owner("bottle", name, &["bottles", name])?;
+        let unsupported = [
+            (other(entry.shutdown, Policy::Cutoff), "shutdown", "cutoff"),
+            (other(entry.egress, Egress::Open), "egress", "open"),
+            (entry.cgroup.is_some(), "cgroup", "nothing: use enforcer attach --cgroup"),
+            (filled(entry.snapshot.as_ref()), "snapshot", "[]"),
+        ];
+        for (refused, key, supported) in unsupported {
+            if refused {
+                return Err(not_yet(self.places, &["bottles", name, key], supported));
+            }
+        }
+        Ok(BottleSettings {
+            extends: entry.extends,
+            budget: self.budgets(entry.budget, &["bottles", name, "budget"])?,
+            shutdown: entry.shutdown,
+            egress: entry.egress,
+        })
+    }
+
+    /// Walks up from a bottle: each parent must be there, and none may come twice.
+    fn check_ancestors(&self, name: &str, bottles: &BTreeMap<String, BottleSettings>) -> Result<(), Fault> {
+        let mut seen = BTreeSet::from([name]);
+        let mut child = name;
+        while let Some(parent) = bottles.get(child).and_then(|bottle| bottle.extends.as_deref()) {
+            let at = self.places.value(&["bottles", child, "extends"]);
+            if !bottles.contains_key(parent) {
+                let known: Vec<&str> =
+                    bottles.keys().map(String::as_str).filter(|&name| name != child).collect();
+                return Err(
+                    Fault::new(at, format!("no bottle is called {parent:?}")).hint(nearest(parent, &known))
+                );
+            }
+            if !seen.insert(parent) {
+                return Err(Fault::new(at, format!("bottle {name:?} extends itself, by way of {child:?}"))
+                    .hint("extends must not go in a circle"));
+            }
+            child = parent;
+        }
+        Ok(())
+    }
+
+    fn agents(
+        &self,
+        entries: BTreeMap<String, AgentEntry>,
+    ) -> Result<BTreeMap<String, AgentSettings>, Fault> {
+        let mut agents = BTreeMap::new();
+        for (name, entry) in entries {
+            self.check_owner("agent", &name, &["agents", &name])?;
+            let budget = self.budgets(entry.budget, &["agents", &name, "budget"])?;
+            agents.insert(name, AgentSettings { budget });
+        }
+        Ok(agents)
+    }
+
+    fn check_owner(&self, what: &str, name: &str, path: &[&str]) -> Result<(), Fault> {
+        check_name(name)
+            .map_err(|error| Fault::new(self.places.value(path), format!("{what} {name:?}: {error}")))
+    }
+
+    fn ranges(&self, ranges: Vec<String>) -> Result<Vec<String>, Fault> {
+        for (index, range) in ranges.iter().enumerate() {
+            let at = self.places.value(&["allow_private", &index.to_string()]);
+            check_cidr(range).map_err(|what| Fault::new(at, what))?;
+        }
+        Ok(ranges)
+    }
+
+    fn listen(&self, listen: &str) -> Result<std::net::SocketAddr, Fault> {
+        listen.parse().map_err(|_| {
+            Fault::new(self.places.value(&["listen"]), format!("{listen:?} is not an address with a port"))
+                .hint("write it as \"127.0.0.1:7080\" or \"[::1]:7080\"")
+        })
+    }
+
+    fn extra_roots(&self, path: &str) -> Result<PathBuf, Fault> {
+        let path = PathBuf::from(path);
+        if !path.is_absolute() {
+            let at = self.places.value(&["tls", "extra_roots"]);
+            return Err(Fault::new(at, format!("{} is not an absolute path", path.display())));
+        }
+        Ok(path)
+    }
+}

@@ -1,0 +1,307 @@
+//! The schema of the settings file as it is written: every key by name and type, and the search for keys that
+//! nobody knows. What a value means, and whether it has its effect yet, is `check`'s.
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, Visitor};
+
+use super::values::{Span, TokensError, parse_tokens};
+use super::yaml::{Fault, Places};
+use super::{Egress, Face, Place, Policy, ScopeRule, Unattached, Window};
+
+/// The whole file; what is absent is `None`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct File {
+    pub(super) budget: Option<Budget>,
+    pub(super) shutdown: Option<Policy>,
+    pub(super) window: Option<Window>,
+    pub(super) scope_rule: Option<ScopeRule>,
+    pub(super) gate: Option<GateWord>,
+    pub(super) midstream: Option<bool>,
+    pub(super) cut: Option<Face>,
+    pub(super) hold: Option<Span>,
+    pub(super) lease: Option<Lease>,
+    pub(super) reopen: Option<Reopen>,
+    pub(super) warn_at: Option<Vec<u8>>,
+    pub(super) weights: Option<BTreeMap<String, f64>>,
+    pub(super) egress: Option<Egress>,
+    pub(super) allow: Option<Vec<String>>,
+    pub(super) unattached: Option<Unattached>,
+    pub(super) allow_private: Option<Vec<String>>,
+    pub(super) resolvers: Option<Vec<String>>,
+    pub(super) retention: Option<Span>,
+    pub(super) listen: Option<String>,
+    pub(super) hooks: Option<BTreeMap<String, Vec<String>>>,
+    pub(super) providers: Option<BTreeMap<String, ProviderEntry>>,
+    pub(super) tls: Option<Tls>,
+    pub(super) bottles: Option<BTreeMap<String, BottleEntry>>,
+    pub(super) agents: Option<BTreeMap<String, AgentEntry>>,
+    pub(super) dlp: Option<Dlp>,
+}
+
+const TOP_KEYS: &[&str] = &[
+    "budget",
+    "shutdown",
+    "window",
+    "scope_rule",
+    "gate",
+    "midstream",
+    "cut",
+    "hold",
+    "lease",
+    "reopen",
+    "warn_at",
+    "weights",
+    "egress",
+    "allow",
+    "unattached",
+    "allow_private",
+    "resolvers",
+    "retention",
+    "listen",
+    "hooks",
+    "providers",
+    "tls",
+    "bottles",
+    "agents",
+    "dlp",
+];
+
+/// Tokens by provider.
+pub(super) type Budget = BTreeMap<String, TokenCount>;
+
+/// `providers: NAME:`; over a built-in one of that name, each key by itself.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ProviderEntry {
+    pub(super) dialect: Option<DialectWord>,
+    pub(super) hosts: Option<Vec<String>>,
+    pub(super) upstream: Option<String>,
+}
+
+const PROVIDER_KEYS: &[&str] = &["dialect", "hosts", "upstream"];
+
+/// `bottles: NAME:`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct BottleEntry {
+    pub(super) extends: Option<String>,
+    pub(super) budget: Option<Budget>,
+    pub(super) shutdown: Option<Policy>,
+    pub(super) egress: Option<Egress>,
+    pub(super) cgroup: Option<String>,
+    pub(super) snapshot: Option<Vec<String>>,
+}
+
+const BOTTLE_KEYS: &[&str] = &["extends", "budget", "shutdown", "egress", "cgroup", "snapshot"];
+
+/// `agents: NAME:`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct AgentEntry {
+    pub(super) budget: Option<Budget>,
+}
+
+const AGENT_KEYS: &[&str] = &["budget"];
+
+/// `tls:`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Tls {
+    pub(super) extra_roots: Option<String>,
+}
+
+const TLS_KEYS: &[&str] = &["extra_roots"];
+
+/// `dlp:`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Dlp {
+    pub(super) mode: Option<DlpMode>,
+}
+
+const DLP_KEYS: &[&str] = &["mode"];
+const WEIGHT_KEYS: &[&str] = &["input", "cache_write", "cache_read", "output"];
+const HOOK_KEYS: &[&str] = &["warn", "cut", "freeze", "kill"];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum GateWord {
+    Off,
+    Estimate,
+    Exact,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Reopen {
+    Auto,
+    Manual,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum DlpMode {
+    Off,
+    Warn,
+    Block,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum DialectWord {
+    Anthropic,
+    Openai,
+    OpenaiChat,
+    Gemini,
+    Bedrock,
+}
+
+/// Reads the text by the schema.
+pub(super) fn read(text: &str) -> Result<File, Fault> {
+    serde_yaml::from_str(text).map_err(|error| {
+        let message = error.to_string();
+        let Some(location) = error.location() else {
+            return Fault::new(Place { line: 1, column: 1 }, message);
+        };
+        let place = Place { line: location.line(), column: location.column() };
+        let suffix = format!(" at line {} column {}", place.line, place.column);
+        Fault::new(place, message.strip_suffix(&suffix).unwrap_or(&message))
+    })
+}
+
+/// The keys that the mapping at this path may have; `None` where they are names.
+fn known_keys(path: &[String]) -> Option<&'static [&'static str]> {
+    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    match path.as_slice() {
+        [] => Some(TOP_KEYS),
+        ["tls"] => Some(TLS_KEYS),
+        ["dlp"] => Some(DLP_KEYS),
+        ["weights"] => Some(WEIGHT_KEYS),
+        ["hooks"] => Some(HOOK_KEYS),
+        ["providers", _] => Some(PROVIDER_KEYS),
+        ["bottles", _] => Some(BOTTLE_KEYS),
+        ["agents", _] => Some(AGENT_KEYS),
+        _ => None,
+    }
+}
+
+/// Refuses the first key that the schema does not know.
+pub(super) fn check_keys(places: &Places) -> Result<(), Fault> {
+    for (path, place) in places.keys() {
+        let Some((key, parents)) = path.split_last() else { continue };
+        let Some(known) = known_keys(parents) else { continue };
+        if !known.contains(&key.as_str()) {
+            let fault = Fault::new(place, format!("unknown key {key:?}"));
+            return Err(fault.hint(nearest(key, known)));
+        }
+    }
+    Ok(())
+}
+
+/// A hint that names the known word most like this one, or all of them.
+pub(super) fn nearest(word: &str, known: &[&str]) -> String {
+    let likeness = |candidate: &&&str| strsim::jaro_winkler(word, candidate);
+    match known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))) {
+        Some(best) if likeness(&best) > 0.75 => format!("did you mean {best:?}?"),
+        _ => format!("known are {}", known.join(", ")),
+    }
+}
+
+/// `5000000`, `5_000_000`, `500k`, `2M`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TokenCount(pub(super) u64);
+
+impl<'de> Deserialize<'de> for TokenCount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TokenVisitor)
+    }
+}
+
+struct TokenVisitor;
+
+impl Visitor<'_> for TokenVisitor {
+    type Value = TokenCount;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a whole number of tokens, such as 5000000, 500k or 2M")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<TokenCount, E> {
+        parse_tokens(text).map(TokenCount).map_err(E::custom)
+    }
+
+    fn visit_u64<E: de::Error>(self, tokens: u64) -> Result<TokenCount, E> {
+        self.visit_str(&tokens.to_string())
+    }
+
+    fn visit_i64<E: de::Error>(self, tokens: i64) -> Result<TokenCount, E> {
+        self.visit_str(&tokens.to_string())
+    }
+
+    fn visit_u128<E: de::Error>(self, tokens: u128) -> Result<TokenCount, E> {
+        self.visit_str(&tokens.to_string())
+    }
+
+    fn visit_i128<E: de::Error>(self, tokens: i128) -> Result<TokenCount, E> {
+        self.visit_str(&tokens.to_string())
+    }
+
+    fn visit_f64<E: de::Error>(self, tokens: f64) -> Result<TokenCount, E> {
+        // a whole number beyond 128 bits reaches here too
+        let error =
+            if tokens.fract() == 0.0 && tokens > 0.0 { TokensError::TooMany } else { TokensError::Fraction };
+        Err(E::custom(error))
+    }
+}
+
+/// `10s` or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lease {
+    Off,
+    For(Duration),
+}
+
+impl FromStr for Lease {
+    type Err = <Span as FromStr>::Err;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "off" { Ok(Self::Off) } else { text.parse().map(|Span(length)| Self::For(length)) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Lease {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TextVisitor("a length of time such as 10s, or off", PhantomData))
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TextVisitor("a length of time with its unit, such as 60s", PhantomData))
+    }
+}
+
+/// Reads a scalar by the type's own `FromStr`; the text is what is said to be expected.
+struct TextVisitor<T>(&'static str, PhantomData<T>);
+
+impl<T> Visitor<'_> for TextVisitor<T>
+where
+    T: FromStr,
+    T::Err: fmt::Display,
+{
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
+}

@@ -1,0 +1,373 @@
+//! The settings file: what it may say, its defaults, and one placed error for anything else.
+//!
+//! Pure but for [`Settings::load`], which reads one file. `yaml` refuses what is no plain YAML and knows where
+//! each key stands, `file` is the schema as written, `check` turns it into [`Settings`], `values` reads tokens,
+//! durations, hosts and the like. Nothing here acts on a setting.
+mod check;
+mod file;
+mod values;
+mod yaml;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{Metadata, OpenOptions};
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use meter_proxy::protocol::{Dialect, Provider};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::unistd::Uid;
+use serde::Deserialize;
+
+pub use values::{NameError, TokensError, check_name, parse_tokens};
+use yaml::Fault;
+
+/// Longest settings file that is read, bytes.
+pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
+
+/// Tokens by provider.
+pub type Budgets = BTreeMap<String, u64>;
+
+/// What the operator wants. Every value in it has its effect in this version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Budgets of the host, tokens by provider.
+    pub budget: Budgets,
+    /// What a crossed budget does.
+    pub shutdown: Policy,
+    /// When a budget starts anew.
+    pub window: Window,
+    /// Which of several budgets governs.
+    pub scope_rule: ScopeRule,
+    /// How a request's reservation is found.
+    pub gate: Gate,
+    /// Whether a running stream is cut when its count crosses.
+    pub midstream: bool,
+    /// What a budget cut looks like to the agent.
+    pub cut: Face,
+    /// How long an exchange of a silently cut bottle is kept before upstream is closed.
+    pub hold: Duration,
+    /// How long the controller may be silent before bottles lose their way out; `None`: for ever.
+    pub lease: Option<Duration>,
+    /// What becomes of a peer that belongs to no bottle.
+    pub unattached: Unattached,
+    /// CIDRs in private, loopback and metadata ranges that client-chosen names may resolve to.
+    pub allow_private: Vec<String>,
+    /// Where the meter listens; port 0 means any.
+    pub listen: SocketAddr,
+    /// What a bottle may reach unless its own settings say otherwise.
+    pub egress: Egress,
+    /// Built-in providers and the file's, by name; no host belongs to two of them.
+    pub providers: Vec<Provider>,
+    /// PEM file of certificates trusted towards upstreams, beside the system's; absolute.
+    pub extra_roots: Option<PathBuf>,
+    /// Settings of bottles by name; each `extends` names another of them, without a circle.
+    pub bottles: BTreeMap<String, BottleSettings>,
+    /// Settings of agents by name.
+    pub agents: BTreeMap<String, AgentSettings>,
+}
+
+/// Settings of one bottle.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BottleSettings {
+    /// Its parent.
+    pub extends: Option<String>,
+    /// Its budgets, tokens by provider.
+    pub budget: Budgets,
+    /// Its policy, instead of [`Settings::shutdown`].
+    pub shutdown: Option<Policy>,
+    /// What it may reach, instead of [`Settings::egress`].
+    pub egress: Option<Egress>,
+}
+
+/// Settings of one agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AgentSettings {
+    /// Its budgets, tokens by provider.
+    pub budget: Budgets,
+}
+
+/// Makes an enum of words: as the settings write them, and back.
+macro_rules! words {
+    ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+        pub enum $name {
+            $($(#[$doc])* #[serde(rename = $word)] $variant,)+
+        }
+
+        impl $name {
+            /// The word used in settings and in JSON.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)+
+                }
+            }
+        }
+    };
+}
+
+words! {
+    /// What a verdict does beyond dropping packets. Only `cutoff` in this version.
+    Policy {
+        /// Nothing: packets are dropped.
+        Cutoff = "cutoff",
+        /// The processes are frozen.
+        Freeze = "freeze",
+        /// The processes are killed.
+        Kill = "kill",
+    }
+}
+
+words! {
+    /// When a budget starts anew. Only `total` in this version.
+    Window {
+        /// Never.
+        Total = "total",
+        /// Each hour, UTC.
+        Hourly = "hourly",
+        /// Each day, UTC.
+        Daily = "daily",
+        /// Each week, UTC.
+        Weekly = "weekly",
+        /// Each month, UTC.
+        Monthly = "monthly",
+    }
+}
+
+words! {
+    /// Which of several budgets governs. Only `nearest` in this version.
+    ScopeRule {
+        /// The first of launch, agent, bottle, parent, global that is defined.
+        Nearest = "nearest",
+        /// That one, and the global one always.
+        Ceiling = "ceiling",
+        /// The one with the least left.
+        Strictest = "strictest",
+    }
+}
+
+words! {
+    /// How a request's reservation is found.
+    Gate {
+        /// Nothing is reserved.
+        Off = "off",
+        /// By a local estimate.
+        Estimate = "estimate",
+    }
+}
+
+words! {
+    /// What a budget cut looks like to the agent. Only `silent` in this version.
+    Face {
+        /// Packets vanish.
+        Silent = "silent",
+        /// The agent is told the reason.
+        Answered = "answered",
+    }
+}
+
+words! {
+    /// What a bottle may reach. Only `open` in this version.
+    Egress {
+        /// Everything; metered hosts through the meter.
+        Open = "open",
+        /// What is listed, and metered hosts.
+        Allowlist = "allowlist",
+        /// Metered hosts alone.
+        Metered = "metered",
+    }
+}
+
+words! {
+    /// What becomes of a peer that belongs to no bottle.
+    Unattached {
+        /// It is refused.
+        Refuse = "refuse",
+        /// It is metered as the bottle `host`.
+        Meter = "meter",
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            budget: Budgets::new(),
+            shutdown: Policy::Cutoff,
+            window: Window::Total,
+            scope_rule: ScopeRule::Nearest,
+            gate: Gate::Estimate,
+            midstream: true,
+            cut: Face::Silent,
+            hold: Duration::from_secs(60),
+            lease: None,
+            unattached: Unattached::Refuse,
+            allow_private: Vec::new(),
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7080)),
+            egress: Egress::Open,
+            providers: built_in_providers(),
+            extra_roots: None,
+            bottles: BTreeMap::new(),
+            agents: BTreeMap::new(),
+        }
+    }
+}
+
+fn built_in_providers() -> Vec<Provider> {
+    let provider = |name: &str, dialect, hosts: &[&str]| Provider {
+        name: name.to_owned(),
+        dialect,
+        hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
+        upstream: None,
+    };
+    vec![
+        provider("claude", Dialect::Anthropic, &["api.anthropic.com"]),
+        provider("codex", Dialect::Openai, &["api.openai.com", "chatgpt.com"]),
+    ]
+}
+
+/// Why a settings file is not taken; one line each.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file cannot be read, or must not be trusted.
+    #[error("the settings {}: {what}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+        /// What to do.
+        hint: String,
+    },
+    /// Something in it is wrong.
+    #[error("{}:{place}: {what}", path.display())]
+    Wrong {
+        /// The file.
+        path: PathBuf,
+        /// Where in it.
+        place: Place,
+        /// What is wrong.
+        what: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+}
+
+impl SettingsError {
+    /// What the operator can do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Unreadable { hint, .. } => Some(hint),
+            Self::Wrong { hint, .. } => hint.as_deref(),
+        }
+    }
+}
+
+/// Where something stands in the file; both count from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Line.
+    pub line: usize,
+    /// Column, in characters.
+    pub column: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+impl Settings {
+    /// Reads the file that the operator named.
+    ///
+    /// # Errors
+    /// When it is missing or not to be trusted, and see [`Settings::parse`].
+    pub fn load(path: &Path) -> Result<Self, SettingsError> {
+        match read(path)? {
+            Some(text) => Self::parse(&text, path),
+            None => Err(unreadable(path, "there is no such file", "name an existing file with --settings")),
+        }
+    }
+
+    /// Reads the file at its default place; where there is none, everything has its default.
+    ///
+    /// # Errors
+    /// When it is not to be trusted, and see [`Settings::parse`].
+    pub fn load_default(path: &Path) -> Result<Self, SettingsError> {
+        read(path)?.map_or_else(|| Ok(Self::default()), |text| Self::parse(&text, path))
+    }
+
+    /// Takes a whole file or nothing of it. `path` is for the words of errors.
+    ///
+    /// # Errors
+    /// One placed error for the first thing that is wrong: no plain YAML, an unknown key, a value of another
+    /// type, one that has no effect in this version, or one that does not fit the rest.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, SettingsError> {
+        let settings = || {
+            let places = yaml::places(text)?;
+            if places.is_empty() {
+                return Ok(Self::default());
+            }
+            file::check_keys(&places)?;
+            check::settings(file::read(text)?, &places)
+        };
+        settings().map_err(|Fault { place, what, hint }| SettingsError::Wrong {
+            path: path.to_owned(),
+            place,
+            what,
+            hint,
+        })
+    }
+}
+
+/// The file's text; `None` when there is no file. Whoever can write the settings can raise their own budget,
+/// so a file that others than root and this process's user can write is refused, and so is a link.
+fn read(path: &Path) -> Result<Option<String>, SettingsError> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    let opened = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => {
+            return Err(unreadable(path, "it is a symbolic link", "name the file itself"));
+        }
+        Err(error) => return Err(unreadable(path, &error.to_string(), "make it readable")),
+    };
+    let about = file.metadata().map_err(|error| unreadable(path, &error.to_string(), "make it readable"))?;
+    check_trust(path, &about)?;
+    let mut text = String::new();
+    file.take(MAX_FILE_BYTES)
+        .read_to_string(&mut text)
+        .map_err(|error| unreadable(path, &error.to_string(), "settings are a text in UTF-8"))?;
+    Ok(Some(text))
+}
+
+fn check_trust(path: &Path, about: &Metadata) -> Result<(), SettingsError> {
+    if !about.is_file() {
+        return Err(unreadable(path, "it is not a file", "name a file"));
+    }
+    if about.len() > MAX_FILE_BYTES {
+        let what = format!("it has {} bytes, at most {MAX_FILE_BYTES} are read", about.len());
+        return Err(unreadable(path, &what, "keep it short"));
+    }
+    let uid = about.uid();
+    if uid != 0 && uid != Uid::effective().as_raw() {
+        let what = format!("it belongs to uid {uid}, who could raise their own budget");
+        return Err(unreadable(path, &what, "chown it to root"));
+    }
+    if about.mode() & 0o022 != 0 {
+        return Err(unreadable(path, "others than its owner can write it", "chmod go-w it"));
+    }
+    Ok(())
+}
+
+fn unreadable(path: &Path, what: &str, hint: &str) -> SettingsError {
+    SettingsError::Unreadable { path: path.to_owned(), what: what.to_owned(), hint: hint.to_owned() }
+}
