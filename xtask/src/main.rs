@@ -1,1 +1,34 @@
-fn main() {}
+//! Development tasks. Parses the command and hands it to its file; builds and runs before any eBPF tool exists.
+mod ci;
+#[allow(dead_code, reason = "the build script of `enforcer` uses the other half of this file")]
+mod ebpf;
+mod setup;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Development tasks of Enforcer")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Find, or as root on Debian and Ubuntu install, what the build and the tests need
+    Setup,
+    /// Set up, build and run every test
+    Test(test::Options),
+    /// What continuous integration runs: formatting, lints, then the tests
+    Ci,
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().task {
+        Task::Setup => setup::run(),
+        Task::Test(options) => test::run(&options),
+        Task::Ci => ci::run(),
+    }
+}

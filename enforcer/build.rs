@@ -1,0 +1,42 @@
+//! Builds the eBPF programs with their own compiler, for `enforcer` to embed. Installs nothing.
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+#[allow(dead_code, reason = "xtask uses the other half of this file")]
+#[path = "../xtask/src/ebpf.rs"]
+mod ebpf;
+
+/// What the object is made from, relative to the workspace's root.
+const SOURCES: [&str; 5] =
+    ["enforcer-ebpf/src", "enforcer-ebpf/Cargo.toml", "Cargo.toml", "Cargo.lock", "xtask/src/ebpf.rs"];
+
+fn main() -> ExitCode {
+    match build() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("cargo::error={error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build() -> Result<(), String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("no workspace above this package")?;
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo set no OUT_DIR")?);
+    for source in SOURCES {
+        println!("cargo::rerun-if-changed={}", root.join(source).display());
+    }
+    let toolchain = ebpf::Toolchain::find()?;
+    println!("cargo::rerun-if-changed={}", toolchain.linker.display());
+    let object = toolchain.build(root, &target_directory(&out).join("ebpf"))?;
+    let embedded = out.join("enforcer.bpf.o");
+    fs::copy(&object, &embedded).map_err(|error| format!("{}: {error}", object.display()))?;
+    Ok(())
+}
+
+/// The target directory above OUT_DIR, which cargo marks; a directory of its own below it serves all profiles.
+fn target_directory(out: &Path) -> &Path {
+    out.ancestors().find(|directory| directory.join("CACHEDIR.TAG").is_file()).unwrap_or(out)
+}

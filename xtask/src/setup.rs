@@ -1,0 +1,184 @@
+//! `cargo xtask setup`: finds, or on Debian and Ubuntu as root installs, what the build and the tests need.
+//!
+//! Does nothing but say so when all is there. Elsewhere it says what to run and fails; it never installs half.
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::ebpf::{self, Compiler, LINKER_VERSION, Toolchain};
+
+/// The compiler with `core` for eBPF, and the LLVM that bpf-linker is built on: the same as that compiler's.
+const COMPILER_PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
+const LINKER_PACKAGES: [&str; 4] = ["llvm-22-dev", "libpolly-22-dev", "zlib1g-dev", "libzstd-dev"];
+const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
+const LLVM_FEATURES: [&str; 3] = ["--no-default-features", "--features", "llvm-22"];
+/// What the build and the tests call, and the package it comes from.
+const HOST_TOOLS: [(&str, &str); 3] = [("cc", "gcc"), ("c++", "g++"), ("ip", "iproute2")];
+
+/// What has to be done, in order.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Plan {
+    /// Debian packages to install.
+    packages: Vec<&'static str>,
+    /// Whether rustup's nightly and its sources are wanted.
+    nightly: bool,
+    /// Whether bpf-linker is to be installed, and for which compiler.
+    linker: Option<Compiler>,
+}
+
+/// Sets up what is missing and says what it does.
+///
+/// # Errors
+/// When something is missing and cannot be installed from here; the message says what to run.
+pub fn run() -> Result<()> {
+    let debian = Path::new("/usr/bin/apt-get").is_file();
+    let plan = plan(debian);
+    if plan == Plan::default() {
+        let tools = Toolchain::find().map_err(anyhow::Error::msg)?;
+        println!("setup: nothing to do ({})", describe(&tools));
+        return Ok(());
+    }
+    let steps = plan.steps();
+    if !(debian && is_root()?) {
+        bail!(
+            "these are missing; as root on Debian or Ubuntu this command installs them. Run:\n{}",
+            steps.join("\n")
+        );
+    }
+    install(&plan)?;
+    let tools = Toolchain::find().map_err(anyhow::Error::msg)?;
+    println!("setup: done ({})", describe(&tools));
+    Ok(())
+}
+
+/// Compares what is here with what is needed.
+fn plan(debian: bool) -> Plan {
+    let mut plan = Plan::default();
+    plan.packages.extend(HOST_TOOLS.iter().filter(|(tool, _)| !on_path(tool)).map(|(_, package)| package));
+    let mut compiler = ebpf::find_compiler();
+    if compiler.is_none() {
+        if debian {
+            plan.packages.extend(COMPILER_PACKAGES);
+            compiler = Some(Compiler::Debian);
+        } else {
+            plan.nightly = true;
+        }
+    }
+    if ebpf::find_linker().is_none() {
+        let compiler = compiler.unwrap_or(Compiler::Nightly);
+        if compiler == Compiler::Debian {
+            plan.packages.extend(LINKER_PACKAGES);
+        }
+        plan.linker = Some(compiler);
+    }
+    plan
+}
+
+impl Plan {
+    /// The plan as the commands a person would type.
+    fn steps(&self) -> Vec<String> {
+        let mut steps = Vec::new();
+        if !self.packages.is_empty() {
+            steps.push("  apt-get update".to_owned());
+            steps.push(format!("  apt-get install -y --no-install-recommends {}", self.packages.join(" ")));
+        }
+        if self.nightly {
+            steps.push("  rustup toolchain install nightly --component rust-src".to_owned());
+        }
+        if let Some(compiler) = &self.linker {
+            let prefix = match compiler {
+                Compiler::Debian => format!("LLVM_PREFIX={LLVM_PREFIX} "),
+                Compiler::Nightly => String::new(),
+            };
+            steps.push(format!("  {prefix}{}", line(&install_linker(compiler))));
+        }
+        steps
+    }
+}
+
+/// Carries the plan out.
+fn install(plan: &Plan) -> Result<()> {
+    if !plan.packages.is_empty() {
+        install_packages(&plan.packages)?;
+    }
+    if let Some(compiler) = &plan.linker {
+        announce(&mut install_linker(compiler))?;
+    }
+    Ok(())
+}
+
+/// Builds bpf-linker into cargo's own bin directory, where it stays for every clone.
+fn install_linker(compiler: &Compiler) -> Command {
+    let mut cargo = ebpf::scrubbed("cargo");
+    cargo.args(["install", "bpf-linker", "--locked", "--version", LINKER_VERSION]);
+    if *compiler == Compiler::Debian {
+        // the plain `llvm-config` on the path may belong to another LLVM
+        cargo.args(LLVM_FEATURES).env("LLVM_PREFIX", LLVM_PREFIX);
+    }
+    cargo
+}
+
+/// Installs Debian packages, asking for a fresh index only when the present one does not know them.
+fn install_packages(packages: &[&str]) -> Result<()> {
+    if !known(packages)? {
+        announce(Command::new("apt-get").arg("update"))?;
+        ensure!(
+            known(packages)?,
+            "this release has not all of {packages:?}; the other way is:\n  \
+             rustup toolchain install nightly --component rust-src\n  \
+             cargo install bpf-linker --locked --version {LINKER_VERSION}"
+        );
+    }
+    let mut apt = Command::new("apt-get");
+    apt.args(["install", "-y", "--no-install-recommends"]).args(packages);
+    announce(apt.env("DEBIAN_FRONTEND", "noninteractive"))
+}
+
+/// Whether the package index can name every package.
+fn known(packages: &[&str]) -> Result<bool> {
+    let output = Command::new("apt-cache").args(["show", "--quiet"]).args(packages).output();
+    Ok(output.context("cannot start apt-cache")?.status.success())
+}
+
+/// Says what is run, runs it, and fails when it fails.
+fn announce(command: &mut Command) -> Result<()> {
+    let line = line(command);
+    println!("setup: {line}");
+    let status = command.status().with_context(|| format!("cannot start `{line}`"))?;
+    ensure!(status.success(), "`{line}` failed ({status})");
+    Ok(())
+}
+
+/// The command as a person would type it.
+fn line(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+/// What is used, in a few words.
+fn describe(tools: &Toolchain) -> String {
+    let compiler = match tools.compiler {
+        Compiler::Debian => "Debian's compiler for eBPF",
+        Compiler::Nightly => "rustup's nightly with its sources",
+    };
+    format!("{compiler}, {}", tools.linker.display())
+}
+
+/// Whether the path has this program.
+fn on_path(program: &str) -> bool {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&paths).chain(usual).any(|directory| directory.join(program).is_file())
+}
+
+/// Whether this process may install and load: its effective user is root.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn is_root() -> Result<bool> {
+    let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let uids =
+        status.lines().find_map(|line| line.strip_prefix("Uid:")).context("no Uid in /proc/self/status")?;
+    Ok(uids.split_whitespace().nth(1) == Some("0"))
+}
