@@ -17,7 +17,7 @@ use crate::bottle::registry::{self, Registry};
 use crate::ca::Ca;
 use crate::control::server;
 use crate::core::{self, CoreHandle, Listener, Message};
-use crate::error::Failure;
+use crate::error::{Exit, Failure};
 use crate::kernel::Kernel;
 use crate::kernel::loader::Loader;
 use crate::ledger::sqlite::SqliteLedger;
@@ -61,7 +61,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     });
     let lock = state.lock()?;
     let socket = options.socket.clone().unwrap_or_else(|| state.control_socket());
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(|error| Failure::io("the async runtime cannot be started", &error))?;
     let outcome = runtime.block_on(serve(&state, settings, &socket));
     // queries on blocking threads may be under way; they must not keep a stopped daemon alive
     runtime.shutdown_timeout(Duration::from_millis(500));
@@ -74,7 +74,7 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     let control = server::Server::bind(socket, None)?;
     let extra_roots_pem = extra_roots(&settings)?;
     let tcp = meter::listen(settings.listen)?;
-    let listener = Listener { address: tcp.local_addr()?, id: enforcer_ebpf::LISTENER_HOST };
+    let listener = Listener { address: tcp.local_addr().map_err(|error| Failure::io("the listening socket", &error))?, id: enforcer_ebpf::LISTENER_HOST };
     let ca = Arc::new(Ca::load_or_create(state)?);
     let (ca_certificate, ca_bundle) = ca.publish(&run_dir)?;
     let program = meter::program()?;
@@ -160,7 +160,8 @@ async fn join(name: &str, thread: std::thread::JoinHandle<()>) {
 }
 
 async fn asked_to_stop() -> Result<(), Failure> {
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let listen_for = |kind| signal(kind).map_err(|error| Failure::io("signals cannot be received", &error));
+    let (mut term, mut int) = (listen_for(SignalKind::terminate())?, listen_for(SignalKind::interrupt())?);
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
@@ -183,9 +184,9 @@ fn tell_service_manager(states: &[sd_notify::NotifyState<'_>]) {
 fn extra_roots(settings: &Settings) -> Result<String, Failure> {
     let Some(path) = &settings.extra_roots else { return Ok(String::new()) };
     let pem = std::fs::read_to_string(path)
-        .map_err(|error| Failure::usage(format!("tls: extra_roots: {}: {error}", path.display())))?;
+        .map_err(|error| Failure::new(Exit::Usage, format!("tls: extra_roots: {}: {error}", path.display())))?;
     if pem.len() > MAX_EXTRA_ROOTS_BYTES {
-        return Err(Failure::usage(format!(
+        return Err(Failure::new(Exit::Usage, format!(
             "tls: extra_roots: {} has {} bytes, more than {MAX_EXTRA_ROOTS_BYTES}",
             path.display(),
             pem.len()

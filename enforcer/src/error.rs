@@ -4,9 +4,13 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::bottle::cgroup::CgroupError;
+use crate::bottle::home::HomeError;
 use crate::control::api::Problem;
+use crate::core::AdoptError;
 use crate::kernel::KernelError;
 use crate::ledger::LedgerError;
+use crate::meter::MeterError;
 use crate::settings::SettingsError;
 
 /// How a command ends.
@@ -133,6 +137,45 @@ impl From<KernelError> for Failure {
                 "`enforcer daemon --unpin-all` removes what is pinned; every bottle is open afterwards",
             ),
             KernelError::Io { .. } => Self::new(Exit::Unsupported, message),
+        }
+    }
+}
+
+impl From<CgroupError> for Failure {
+    fn from(error: CgroupError) -> Self {
+        let exit = if matches!(error, CgroupError::NoMount) { Exit::Unsupported } else { Exit::Usage };
+        Self::new(exit, error.to_string())
+    }
+}
+
+impl From<HomeError> for Failure {
+    fn from(error: HomeError) -> Self {
+        match error {
+            HomeError::Cgroup(error) => error.into(),
+            HomeError::Io { .. } => Self::new(Exit::Unsupported, error.to_string())
+                .hint("the daemon makes cgroups: it needs root and a writable cgroup v2 mount"),
+        }
+    }
+}
+
+impl From<MeterError> for Failure {
+    fn from(error: MeterError) -> Self {
+        let failure = Self::new(Exit::Failed, error.to_string());
+        match error {
+            MeterError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+                failure.hint("another program listens there: set `listen` in the settings")
+            }
+            MeterError::Missing(_) => failure.hint("install meter-proxy beside enforcer"),
+            _ => failure,
+        }
+    }
+}
+
+impl From<AdoptError> for Failure {
+    fn from(error: AdoptError) -> Self {
+        match error {
+            AdoptError::Kernel(error) => error.into(),
+            AdoptError::Thread(error) => Self::io("the core cannot be started", &error),
         }
     }
 }

@@ -46,7 +46,7 @@ impl Home {
         if !managed {
             let own = home.root.join("controller");
             make(&own)?;
-            home.origin = Some(cgroup::Cgroup::of_pid(std::process::id())?.path().to_owned());
+            home.origin = Some(cgroup::path_of(std::process::id())?);
             enter(&own)?;
         }
         Ok(home)

@@ -9,12 +9,13 @@ use std::time::Instant;
 
 use tokio::sync::{broadcast, oneshot};
 
-use super::cgroup::{Cgroup, CgroupError};
+use super::cgroup::{self, Cgroup};
 use crate::audit;
 use crate::control::api::{self, Problem};
 use crate::control::{Controller, Event, env};
 use crate::core::{Admission, BottleModel, Change, CoreHandle, Listener, Message};
-use crate::kernel::{Guard, Kernel, KernelError};
+use crate::error::Failure;
+use crate::kernel::{Guard, Kernel};
 use crate::ledger::{Attachment, FlowRow, LedgerError, Reader, UsageQuery, UsageRow};
 use crate::meter::Meter;
 use crate::settings::{self, Policy, Settings};
@@ -78,7 +79,7 @@ impl Registry {
             let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
             query(reader.as_mut()).map_err(|error| Problem::failed(error.to_string()))
         })
-        .await
+        .await?
     }
 
     async fn models(&self) -> Result<(Vec<BottleModel>, Option<String>), Problem> {
@@ -103,9 +104,9 @@ impl Registry {
                 Place::Pid(pid) => Cgroup::of_pid(pid),
                 Place::New(path) => Cgroup::create(&path),
             }
-            .map_err(wrong_cgroup)?;
+            .map_err(problem)?;
             for pid in ours {
-                if cgroup.contains(pid).map_err(wrong_cgroup)? {
+                if cgroup.contains(pid) {
                     return Err(Problem::usage(format!(
                         "{} holds the enforcer itself (process {pid})",
                         cgroup.path().display()
@@ -146,7 +147,7 @@ impl Registry {
             listener: self.parts.listener.id,
         };
         let (kernel, name) = (self.parts.kernel.clone(), attachment.name.clone());
-        blocking(move || kernel.attach(&name, &cgroup, guard).map_err(kernel_problem)).await??;
+        blocking(move || kernel.attach(&name, &cgroup, guard).map_err(problem)).await??;
         let (id, by) = (attachment.id, by.to_owned());
         let recorded = self.ask(|reply| Message::Guarded { attachment: id, by, reply }).await;
         if recorded.is_err() {
@@ -157,7 +158,7 @@ impl Registry {
 
     async fn take_off(&self, attachment: &Attachment) -> Result<(), Problem> {
         let (kernel, name, slot) = (self.parts.kernel.clone(), attachment.name.clone(), attachment.slot);
-        blocking(move || kernel.detach(&name, slot).map_err(kernel_problem)).await?
+        blocking(move || kernel.detach(&name, slot).map_err(problem)).await?
     }
 
     async fn admit(&self, attach: &api::Attach, cgroup: &Cgroup) -> Result<Attachment, Problem> {
@@ -221,7 +222,7 @@ impl Controller for Registry {
         check_egress(attach.egress.as_deref())?;
         self.policy(&attach)?;
         let cgroup = self.find_cgroup(&attach).await?;
-        let pids = cgroup.pids().map_err(wrong_cgroup)?.len();
+        let pids = cgroup.pids().map_err(problem)?.len();
         let made = attach.create.then(|| cgroup.path().to_owned());
         let outcome = match self.admit(&attach, &cgroup).await {
             Ok(attachment) => {
@@ -304,11 +305,9 @@ impl Controller for Registry {
     /// A process whose cgroup cannot be told is taken for one of a bottle.
     async fn holds_process(&self, pid: i32) -> bool {
         let Ok(pid) = u32::try_from(pid) else { return true };
-        let (Ok((models, _)), Ok(Ok(cgroup))) = (self.models().await, blocking(move || Cgroup::of_pid(pid)).await)
-        else {
-            return true;
-        };
-        models.iter().any(|model| cgroup.path().starts_with(&model.attachment.cgroup))
+        let found = blocking(move || cgroup::path_of(pid)).await;
+        let (Ok((models, _)), Ok(Ok(path))) = (self.models().await, found) else { return true };
+        models.iter().any(|model| path.starts_with(&model.attachment.cgroup))
     }
 
     fn subscribe(&self) -> broadcast::Receiver<Event> {
@@ -444,19 +443,9 @@ fn not_yet(what: &str) -> Problem {
     Problem::usage(format!("{what} is not yet in this version"))
 }
 
-fn wrong_cgroup(error: CgroupError) -> Problem {
-    Problem::usage(error.to_string())
-}
-
-fn kernel_problem(error: KernelError) -> Problem {
-    let problem = match &error {
-        KernelError::AlreadyAttached(_) => Problem::usage(error.to_string()),
-        _ => Problem::host(error.to_string()),
-    };
-    match error {
-        KernelError::Unsupported { hint, .. } => problem.with_hint(hint),
-        _ => problem,
-    }
+/// The room's error in the API's words.
+fn problem(error: impl Into<Failure>) -> Problem {
+    error.into().into()
 }
 
 fn warnings(name: &str, pids: usize) -> Vec<String> {

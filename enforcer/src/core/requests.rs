@@ -79,7 +79,7 @@ impl Core {
 
     pub(super) fn meter_up(&mut self, epoch: u64, link: MeterLink) {
         self.meter = Some((epoch, link));
-        for bottle in self.bottles.values().filter(|bottle| bottle.cause.is_some()) {
+        for (_, bottle) in self.bottles.iter().filter(|(slot, _)| self.shut_by(**slot).is_some()) {
             self.tell_meter(ToMeter::Cut { bottle: reference(&bottle.attachment), upstream: Upstream::Close });
         }
         self.publish(Change::State);
@@ -149,7 +149,7 @@ impl Core {
             };
         }
         match self.bottle(bottle) {
-            Some(found) if found.stage == Stage::Attached => match &found.cause {
+            Some(found) if found.stage == Stage::Attached => match self.shut_by(bottle.slot) {
                 Some(cause) => {
                     Some(Refusal::Cut { bottle: found.attachment.name.clone(), cause: cause.to_string() })
                 }

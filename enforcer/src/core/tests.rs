@@ -287,9 +287,19 @@ fn a_launch_budget_overrides_and_a_nested_bottle_charges_its_parent() {
     bench.order();
     bench.settle(1, 100);
     let orders = [bench.order(), bench.order()];
-    assert!(orders.contains(&ToMeter::Cut { bottle: outer, upstream: Upstream::Close }), "{orders:?}");
+    for bottle in [outer, inner] {
+        assert!(orders.contains(&ToMeter::Cut { bottle, upstream: Upstream::Close }), "{orders:?}");
+    }
     assert!(bench.kernel.is_open(inner.slot), "its own budget has 900 left");
     assert_eq!(bench.view("inner").budget["claude"].scope, "launch");
+    assert_eq!(bench.order(), ToMeter::Settled { exchange: 1 });
+    bench.reserve(2, inner, 10);
+    assert!(matches!(bench.order(), ToMeter::Refused { refusal: Refusal::Cut { .. }, .. }), "the outer cut holds");
+    bench.restore("outer", &[("claude", 1_000)], false).unwrap();
+    let orders = [bench.order(), bench.order()];
+    for bottle in [outer, inner] {
+        assert!(orders.contains(&ToMeter::Open { bottle }), "{orders:?}");
+    }
 }
 
 #[test]

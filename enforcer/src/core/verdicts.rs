@@ -1,4 +1,5 @@
 //! Cuts and restores. A cut is stored, then told, then committed; a restore is committed, then stored and told.
+use std::path::Path;
 use std::time::Instant;
 
 use meter_proxy::protocol::{BottleRef, ToMeter, Upstream};
@@ -8,7 +9,7 @@ use super::durable::{After, action};
 use super::requests::reference;
 use super::{Change, Core, Stage, answer};
 use crate::audit::{ActionKind, Cause, CauseKind};
-use crate::budget::{AccountId, Path, Scope};
+use crate::budget::{self, AccountId, Scope};
 use crate::clock::{now_ms, rfc3339};
 use crate::control::api::{self, Problem};
 use crate::ledger::{AttachmentId, Entry, ExchangeId, Verdict};
@@ -16,7 +17,7 @@ use crate::ledger::{AttachmentId, Entry, ExchangeId, Verdict};
 impl Core {
     /// Cuts whatever a charge to these accounts has put over its budget: every bottle that a newly crossed
     /// account governs, and in any case the bottle that was charged.
-    pub(super) fn cut_where_crossed(&mut self, path: &Path, charged: BottleRef, flow: ExchangeId, received: Instant) {
+    pub(super) fn cut_where_crossed(&mut self, path: &budget::Path, charged: BottleRef, flow: ExchangeId, received: Instant) {
         for (_, account) in path {
             if self.accounts.account(*account).is_used_up() && self.crossed.insert(*account) {
                 self.cut_all_governed_by(*account, Some(flow), received);
@@ -80,9 +81,8 @@ impl Core {
         let took = received.elapsed();
         bottle.verdict += 1;
         let standing = bottle.cause.get_or_insert_with(|| cause.clone()).clone();
-        let (name, reference, attachment) =
-            (bottle.attachment.name.clone(), reference(&bottle.attachment), bottle.attachment.id);
-        self.tell_meter(ToMeter::Cut { bottle: reference, upstream });
+        let (name, attachment) = (bottle.attachment.name.clone(), bottle.attachment.id);
+        self.tell_meter_of(slot, upstream);
         if again && matches!(after, After::Nothing) {
             return;
         }
@@ -281,10 +281,32 @@ impl Core {
         bottle.verdict += 1;
         if bottle.stage == Stage::Attached {
             self.kernel.open(slot);
-            let bottle = reference(&bottle.attachment);
-            self.tell_meter(ToMeter::Open { bottle });
+            self.tell_meter_of(slot, Upstream::Hold);
         }
         Ok(())
+    }
+
+    /// Tells the meter how this bottle and those nested in its cgroup stand now.
+    fn tell_meter_of(&self, slot: u32, upstream: Upstream) {
+        let Some(changed) = self.bottles.get(&slot) else { return };
+        for (slot, bottle) in &self.bottles {
+            if Path::new(&bottle.attachment.cgroup).starts_with(&changed.attachment.cgroup) {
+                let bottle = reference(&bottle.attachment);
+                self.tell_meter(match self.shut_by(*slot) {
+                    Some(_) => ToMeter::Cut { bottle, upstream },
+                    None => ToMeter::Open { bottle },
+                });
+            }
+        }
+    }
+
+    /// Why nothing of this bottle passes: its own verdict, or that of a bottle whose cgroup holds it.
+    pub(super) fn shut_by(&self, slot: u32) -> Option<&Cause> {
+        let inner = Path::new(&self.bottles.get(&slot)?.attachment.cgroup);
+        self.bottles
+            .values()
+            .filter(|outer| inner.starts_with(&outer.attachment.cgroup))
+            .find_map(|outer| outer.cause.as_ref())
     }
 }
 
