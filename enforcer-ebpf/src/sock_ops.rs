@@ -14,8 +14,6 @@ use enforcer_ebpf::{Bottle, Endpoint, FLAG_LIVE, FLOWS_PER_BOTTLE, Flow, FlowKey
 
 use crate::{BOTTLES, FLOW_COUNTS, FLOWS, read, slot};
 
-const AF_INET: u32 = 2;
-
 /// Adds the connection when it is made, takes it away when it is closed.
 #[inline(always)]
 pub fn track(socket: &SockOpsContext) {
@@ -40,20 +38,20 @@ pub fn track(socket: &SockOpsContext) {
     }
 }
 
-/// The connection as both ends see it. Called before the SYN leaves: the source is already chosen.
+/// The connection as both ends see it. Called before the SYN leaves: the source is already chosen. The kernel
+/// keeps the addresses of IPv4 sockets in v4-mapped form beside their own, so no branch is needed (one would let
+/// the compiler compute the context's offset, which the verifier refuses).
 #[inline(always)]
 fn key(socket: &SockOpsContext, listener: u32) -> FlowKey {
-    let (source_ip, destination_ip) = if socket.family() == AF_INET {
-        ([0, 0, MAPPED, socket.local_ip4()], [0, 0, MAPPED, socket.remote_ip4()])
-    } else {
-        (socket.local_ip6(), socket.remote_ip6())
-    };
+    // SAFETY: the kernel's context of this program; read word by word, as the verifier wants it.
+    let context = unsafe { &*socket.ops };
+    let words = |ip: &[u32; 4]| [read(&ip[0]), read(&ip[1]), read(&ip[2]), read(&ip[3])];
     FlowKey {
-        source_ip,
-        destination_ip,
-        source_port: socket.local_port(),
+        source_ip: words(&context.local_ip6),
+        destination_ip: words(&context.remote_ip6),
+        source_port: read(&context.local_port),
         // the kernel gives the remote port in network byte order in the upper half
-        destination_port: u32::from_be(socket.remote_port()),
+        destination_port: u32::from_be(read(&context.remote_port)),
         listener,
         pad: 0,
     }

@@ -6,6 +6,8 @@ pub mod fake;
 pub mod loader;
 pub mod pins;
 pub mod probe;
+mod sys;
+mod table;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -1,1 +1,245 @@
-//! Pins on bpffs.
+//! What is pinned on bpffs and where: `<root>/<MAP>`, `<root>/progs/<program>`, `<root>/bottles/<name>/<hook>`.
+//!
+//! Two facts that no kernel object holds are links beside them: `<root>/abi` points to the version, and
+//! `<root>/bottles/<name>/slot` to the slot. This file lists and removes; what a pin means is `loader`'s.
+use std::fs;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use enforcer_ebpf::ABI_VERSION;
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use super::{KernelError, sys};
+
+/// Where bpffs is mounted.
+pub const BPFFS: &str = "/sys/fs/bpf";
+/// Length of a name that bpffs takes, bytes.
+const NAME_MAX: usize = 255;
+
+/// The pins of one controller.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// The pins of the host's controller, or of a named instance.
+    pub fn of(instance: Option<&str>) -> Self {
+        let name =
+            instance.map_or_else(|| "enforcer".to_owned(), |name| format!("enforcer-{}", escape(name)));
+        Self { root: Path::new(BPFFS).join(name) }
+    }
+
+    /// The directory of all of them; maps lie in it.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A program's pin.
+    pub fn program(&self, program: &str) -> PathBuf {
+        self.root.join("progs").join(program)
+    }
+
+    /// A bottle's directory.
+    pub fn bottle(&self, name: &str) -> PathBuf {
+        self.root.join("bottles").join(escape(name))
+    }
+
+    /// The pin of a bottle's link.
+    pub fn link(&self, name: &str, hook: &str) -> PathBuf {
+        self.bottle(name).join(hook)
+    }
+
+    /// Makes the directories, and refuses what a controller of another version has pinned there.
+    pub fn prepare(&self) -> Result<(), KernelError> {
+        let fresh = !self.root.exists();
+        for directory in [self.root.clone(), self.root.join("progs"), self.root.join("bottles")] {
+            make_directory(&directory).map_err(|source| failed("cannot make", &directory, source))?;
+        }
+        let version = self.root.join("abi");
+        if fresh {
+            let made = symlink(ABI_VERSION.to_string(), &version);
+            return made.map_err(|source| failed("cannot pin", &version, source));
+        }
+        match fs::read_link(&version) {
+            Ok(there) if there == Path::new(&ABI_VERSION.to_string()) => Ok(()),
+            Ok(there) => Err(KernelError::Pins {
+                what: format!(
+                    "version {} of the maps is pinned, this controller has {ABI_VERSION}",
+                    there.display()
+                ),
+                path: version,
+            }),
+            Err(error) => Err(KernelError::Pins { path: version, what: error.to_string() }),
+        }
+    }
+
+    /// Makes a bottle's directory and writes its slot there.
+    pub fn add_bottle(&self, name: &str, slot: u32) -> Result<(), KernelError> {
+        let directory = self.bottle(name);
+        if escape(name).len() > NAME_MAX {
+            let source = io::Error::from(io::ErrorKind::InvalidFilename);
+            return Err(failed("cannot pin", &directory, source));
+        }
+        fs::create_dir(&directory).map_err(|source| failed("cannot make", &directory, source))?;
+        let slot_link = directory.join("slot");
+        symlink(slot.to_string(), &slot_link).map_err(|source| failed("cannot pin", &slot_link, source))
+    }
+
+    /// The slot written in a bottle's directory.
+    pub fn slot(&self, name: &str) -> Result<u32, KernelError> {
+        let path = self.bottle(name).join("slot");
+        let wrong = |what: String| KernelError::Pins { path: path.clone(), what };
+        let target = fs::read_link(&path).map_err(|error| wrong(error.to_string()))?;
+        let number = target.to_str().and_then(|text| text.parse().ok());
+        number.ok_or_else(|| wrong(format!("{} is not a slot", target.display())))
+    }
+
+    /// Names of the bottles that are pinned, in no order.
+    pub fn bottles(&self) -> Result<Vec<String>, KernelError> {
+        let directory = self.root.join("bottles");
+        let entries = match fs::read_dir(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(|source| failed("cannot read", &directory, source))?,
+        };
+        entries
+            .map(|entry| {
+                let entry = entry.map_err(|source| failed("cannot read", &directory, source))?;
+                let name = entry.file_name().to_str().and_then(unescape);
+                name.ok_or_else(|| KernelError::Pins {
+                    path: entry.path(),
+                    what: "not a bottle's name".to_owned(),
+                })
+            })
+            .collect()
+    }
+
+    /// Takes a bottle's hooks off its cgroup and removes its directory. What is not there is no error.
+    pub fn remove_bottle(&self, name: &str) -> Result<(), KernelError> {
+        remove_links(&self.bottle(name))
+    }
+
+    /// Removes everything; returns how many bottles were pinned. Not being there is no error.
+    pub fn remove_all(&self) -> Result<usize, KernelError> {
+        let bottles = self.root.join("bottles");
+        let mut count = 0;
+        // by directory, not by name: what cannot be read as a name has to go too
+        for directory in list(&bottles)? {
+            remove_links(&directory)?;
+            count += 1;
+        }
+        match fs::remove_dir_all(&self.root) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed("cannot remove", &self.root, error))
+            }
+            _ => Ok(count),
+        }
+    }
+}
+
+/// Mounts bpffs if it is not.
+pub fn mount_bpffs() -> Result<(), KernelError> {
+    let is_bpffs = |path: &str| statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
+    if is_bpffs(BPFFS) {
+        return Ok(());
+    }
+    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700")).map_err(|error| {
+        KernelError::Unsupported {
+            what: format!("cannot mount the bpf file system at {BPFFS}: {error}"),
+            hint: format!("mount it from the host: mount -t bpf bpf {BPFFS}"),
+        }
+    })
+}
+
+/// Detaches every link of a directory, then removes the directory.
+fn remove_links(directory: &Path) -> Result<(), KernelError> {
+    for path in list(directory)? {
+        if !path.is_symlink() {
+            let link = sys::open_pin(&path).map_err(|source| failed("cannot open", &path, source))?;
+            sys::link_detach(link.as_fd()).map_err(|source| failed("cannot detach", &path, source))?;
+        }
+        fs::remove_file(&path).map_err(|source| failed("cannot remove", &path, source))?;
+    }
+    match fs::remove_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(failed("cannot remove", directory, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The paths in a directory; none when it is not there.
+fn list(directory: &Path) -> Result<Vec<PathBuf>, KernelError> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(|source| failed("cannot read", directory, source))?,
+    };
+    let paths: io::Result<Vec<_>> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
+    paths.map_err(|source| failed("cannot read", directory, source))
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
+    }
+}
+
+/// A refusal at a path.
+pub fn failed(what: &str, path: &Path, source: io::Error) -> KernelError {
+    KernelError::Io { what: format!("{what} {}", path.display()), source }
+}
+
+/// A name as bpffs takes it: it refuses dots, so every byte but letters, digits, `-` and `_` becomes `%XX`.
+fn escape(name: &str) -> String {
+    let mut escaped = String::new();
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_' {
+            escaped.push(char::from(byte));
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    escaped
+}
+
+/// The name that [`escape`] made this of.
+fn unescape(escaped: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut rest = escaped.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let digits = [rest.next()?, rest.next()?];
+            bytes.push(u8::from_str_radix(str::from_utf8(&digits).ok()?, 16).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_survive_the_file_system() {
+        for name in ["b1", "a.b", "..", "a/b", "ünïcode %41", "tab\there", ""] {
+            let escaped = escape(name);
+            assert!(!escaped.contains(['.', '/']), "{escaped}");
+            assert_eq!(unescape(&escaped).as_deref(), Some(name));
+        }
+        assert_eq!(unescape("%4"), None);
+        assert_eq!(unescape("%zz"), None);
+    }
+
+    #[test]
+    fn an_instance_has_a_root_of_its_own() {
+        assert_eq!(Pins::of(None).root(), Path::new("/sys/fs/bpf/enforcer"));
+        assert_eq!(Pins::of(Some("t.1")).root(), Path::new("/sys/fs/bpf/enforcer-t%2E1"));
+        assert_eq!(Pins::of(None).link("a", "egress"), Path::new("/sys/fs/bpf/enforcer/bottles/a/egress"));
+    }
+}

@@ -1,0 +1,126 @@
+//! bpf(2) for links, pins and queries: what aya has no call for, or ties to a handle that dies with the process.
+//!
+//! Field offsets are those of `union bpf_attr` in the kernel's `linux/bpf.h`. Nothing here decides anything.
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+const OBJ_PIN: libc::c_int = 6;
+const OBJ_GET: libc::c_int = 7;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const PROG_QUERY: libc::c_int = 16;
+const LINK_CREATE: libc::c_int = 28;
+const LINK_UPDATE: libc::c_int = 29;
+const LINK_DETACH: libc::c_int = 34;
+
+/// Programs directly attached to one cgroup at one hook that a query has room for; the kernel's own limit.
+const MAX_PROGRAMS: usize = 64;
+
+/// `union bpf_attr`, as 32-bit words; the kernel takes the unused rest as zero.
+#[repr(C, align(8))]
+struct Attributes([u32; 32]);
+
+impl Attributes {
+    /// Begins with these words.
+    fn new<const N: usize>(words: [u32; N]) -> Self {
+        let mut all = [0; 32];
+        all[..N].copy_from_slice(&words);
+        Self(all)
+    }
+
+    /// Stores an address in two words, from `word` on.
+    fn address<T>(mut self, word: usize, pointer: *const T) -> Self {
+        let bytes = (pointer.addr() as u64).to_ne_bytes();
+        for (at, half) in bytes.chunks_exact(4).enumerate() {
+            self.0[word + at] = u32::from_ne_bytes([half[0], half[1], half[2], half[3]]);
+        }
+        self
+    }
+
+    /// Calls the kernel; the result is a descriptor for some commands.
+    fn call(&mut self, command: libc::c_int) -> io::Result<RawFd> {
+        // SAFETY: the attributes are 128 valid, aligned bytes; the addresses in them were set by the callers
+        // below, from buffers that outlive this call.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, command, self.0.as_mut_ptr(), size_of::<Self>()) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        RawFd::try_from(result).map_err(io::Error::other)
+    }
+
+    /// As [`Self::call`], for commands that return a new descriptor.
+    fn open(&mut self, command: libc::c_int) -> io::Result<OwnedFd> {
+        let fd = self.call(command)?;
+        // SAFETY: the kernel has just made this descriptor for us and nobody else knows it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
+/// What the kernel says of a cgroup link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkInfo {
+    /// Id of the program behind the link.
+    pub program_id: u32,
+    /// Inode of the cgroup; 0 when the cgroup is gone.
+    pub cgroup_id: u64,
+}
+
+/// Attaches a program to a cgroup; it stays while the returned link, or a pin of it, does.
+pub fn link_create(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, hook: u32) -> io::Result<OwnedFd> {
+    Attributes::new([word(program), word(cgroup), hook]).open(LINK_CREATE)
+}
+
+/// Replaces the program behind a link, without a gap. ENOLINK: the cgroup is gone.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    Attributes::new([word(link), word(program)]).call(LINK_UPDATE).map(drop)
+}
+
+/// Takes the program off the cgroup before returning (closing a link's last descriptor does it some time later).
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    Attributes::new([word(link)]).call(LINK_DETACH).map(drop)
+}
+
+/// What a cgroup link is attached to.
+pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    // type, id, program id, padding, cgroup id (two words), attach type; later kernels add more
+    let mut info = [0u32; 16];
+    let length = 4 * 16;
+    Attributes::new([word(link), length]).address(2, info.as_mut_ptr()).call(OBJ_GET_INFO_BY_FD)?;
+    let mut cgroup_id = [0; 8];
+    cgroup_id[..4].copy_from_slice(&info[4].to_ne_bytes());
+    cgroup_id[4..].copy_from_slice(&info[5].to_ne_bytes());
+    Ok(LinkInfo { program_id: info[2], cgroup_id: u64::from_ne_bytes(cgroup_id) })
+}
+
+/// Pins an object at a path on bpffs.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_string(path)?;
+    Attributes::new([0, 0, word(object)]).address(0, path.as_ptr()).call(OBJ_PIN).map(drop)
+}
+
+/// Opens a pinned object.
+pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_string(path)?;
+    Attributes::new([]).address(0, path.as_ptr()).open(OBJ_GET)
+}
+
+/// Ids of the programs attached to this cgroup itself (not inherited from above) at one hook.
+pub fn attached_programs(cgroup: BorrowedFd<'_>, hook: u32) -> io::Result<Vec<u32>> {
+    let mut ids = [0u32; MAX_PROGRAMS];
+    let room = 64;
+    let mut query = Attributes::new([word(cgroup), hook, 0, 0, 0, 0, room]).address(4, ids.as_mut_ptr());
+    query.call(PROG_QUERY)?;
+    let count = usize::try_from(query.0[6]).unwrap_or(MAX_PROGRAMS).min(MAX_PROGRAMS);
+    Ok(ids[..count].to_vec())
+}
+
+fn word(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+fn c_string(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
+}

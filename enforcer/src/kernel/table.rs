@@ -1,0 +1,193 @@
+//! The kernel's table of bottles (`BOTTLES`) as shared memory: single fields, read and written without a call.
+//!
+//! A whole-value update of the map would race the flip of a verdict, so there is none here.
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use enforcer_ebpf::{Bottle, CUT, Endpoint, FLAG_LIVE, MAPPED, OPEN, SLOTS};
+
+use super::Guard;
+
+/// Bytes of the mapping.
+const LENGTH: usize = SLOTS as usize * size_of::<Bottle>();
+
+/// The mapped table. Any thread may write; the kernel programs read.
+#[derive(Debug)]
+pub struct Table {
+    base: NonNull<Bottle>,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and every access is atomic.
+unsafe impl Send for Table {}
+// SAFETY: as above.
+unsafe impl Sync for Table {}
+
+impl Table {
+    /// Maps the table.
+    pub fn map(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let address =
+            unsafe { libc::mmap(ptr::null_mut(), LENGTH, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(address.cast()).map(|base| Self { base }).ok_or_else(|| io::Error::other("mapped at 0"))
+    }
+
+    /// Writes what a slot is, closed and not live.
+    pub fn prepare(&self, guard: &Guard, cgroup_id: u64) {
+        self.retire(guard.slot);
+        let bottle = self.entry(guard.slot);
+        // SAFETY: see `word` and `entry`; the same for each field.
+        unsafe {
+            word(&raw mut (*bottle).generation).store(guard.generation, Ordering::SeqCst);
+            AtomicU64::from_ptr(&raw mut (*bottle).cgroup_id).store(cgroup_id, Ordering::SeqCst);
+        }
+        self.set_meter(guard);
+    }
+
+    /// Points the slot at the meter's listener.
+    pub fn set_meter(&self, guard: &Guard) {
+        let bottle = self.entry(guard.slot);
+        let endpoint = endpoint(guard.meter);
+        // SAFETY: see `word` and `entry`; the same for each field.
+        unsafe {
+            for (at, value) in endpoint.ip6.into_iter().enumerate() {
+                word(&raw mut (*bottle).meter.ip6[at]).store(value, Ordering::SeqCst);
+            }
+            word(&raw mut (*bottle).meter.ip4).store(endpoint.ip4, Ordering::SeqCst);
+            word(&raw mut (*bottle).meter.port).store(endpoint.port, Ordering::SeqCst);
+            word(&raw mut (*bottle).listener).store(guard.listener, Ordering::SeqCst);
+        }
+    }
+
+    /// Takes the slot out of use: cut, not live, of no cgroup. The generation stays, so that it can only grow.
+    pub fn retire(&self, slot: u32) {
+        self.cut(slot);
+        let bottle = self.entry(slot);
+        // SAFETY: see `word` and `entry`; the same for each field.
+        unsafe {
+            word(&raw mut (*bottle).flags).store(0, Ordering::SeqCst);
+            AtomicU64::from_ptr(&raw mut (*bottle).cgroup_id).store(0, Ordering::SeqCst);
+        }
+    }
+
+    /// Closes the slot: one store, seen by every CPU when this returns.
+    pub fn cut(&self, slot: u32) {
+        // SAFETY: see `word` and `entry`.
+        unsafe { word(&raw mut (*self.entry(slot)).cut) }.store(CUT, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Opens the slot, and puts it in use.
+    pub fn open(&self, slot: u32) {
+        let bottle = self.entry(slot);
+        // SAFETY: see `word` and `entry`; the same for each field.
+        unsafe {
+            word(&raw mut (*bottle).cut).store(OPEN, Ordering::SeqCst);
+            word(&raw mut (*bottle).flags).fetch_or(FLAG_LIVE, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether the slot's packets pass.
+    pub fn is_open(&self, slot: u32) -> bool {
+        // SAFETY: see `word` and `entry`.
+        self.is_live(slot) && unsafe { word(&raw mut (*self.entry(slot)).cut) }.load(Ordering::SeqCst) == OPEN
+    }
+
+    /// Whether the slot is in use: it has been opened since it was prepared.
+    pub fn is_live(&self, slot: u32) -> bool {
+        // SAFETY: see `word` and `entry`.
+        unsafe { word(&raw mut (*self.entry(slot)).flags) }.load(Ordering::SeqCst) & FLAG_LIVE != 0
+    }
+
+    /// The slot's generation.
+    pub fn generation(&self, slot: u32) -> u32 {
+        // SAFETY: see `word` and `entry`.
+        unsafe { word(&raw mut (*self.entry(slot)).generation) }.load(Ordering::SeqCst)
+    }
+
+    /// The slot's entry, inside the mapping.
+    ///
+    /// # Panics
+    /// When there is no such slot: a cut that goes nowhere must not be taken for one.
+    fn entry(&self, slot: u32) -> *mut Bottle {
+        assert!((1..SLOTS).contains(&slot), "slot {slot} is not in 1..{SLOTS}");
+        // SAFETY: the slot has just been found to be inside the mapping, which lasts as long as `self`.
+        unsafe { self.base.as_ptr().add(slot as usize) }
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `map` with this length; nothing refers to it after `self`.
+        let result = unsafe { libc::munmap(self.base.as_ptr().cast(), LENGTH) };
+        debug_assert_eq!(result, 0);
+    }
+}
+
+/// A field of the table as an atomic word.
+///
+/// # Safety
+/// The field is inside a mapping that outlives the returned reference.
+unsafe fn word<'a>(field: *mut u32) -> &'a AtomicU32 {
+    // SAFETY: the caller's promise; the fields of `Bottle` are aligned, and nobody in this process accesses them
+    // but through atomics.
+    unsafe { AtomicU32::from_ptr(field) }
+}
+
+/// A listener's address as the programs compare it. IPv4 stands in `ip4` alone: they find v4-mapped destinations
+/// by that form too. An address that is not definite (`0.0.0.0`, `::`) matches nothing.
+pub fn endpoint(address: SocketAddr) -> Endpoint {
+    let (ip4, ip6) = match address.ip().to_canonical() {
+        IpAddr::V4(ip) => (u32::from_ne_bytes(ip.octets()), [0; 4]),
+        IpAddr::V6(ip) => (0, words(ip)),
+    };
+    Endpoint { ip6, ip4, port: u32::from(address.port().to_be()) }
+}
+
+/// An address as the keys of `FLOWS` hold it: IPv6 words in network byte order, IPv4 as v4-mapped.
+pub fn address_words(ip: IpAddr) -> [u32; 4] {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => mapped(ip),
+        IpAddr::V6(ip) => words(ip),
+    }
+}
+
+fn mapped(ip: Ipv4Addr) -> [u32; 4] {
+    [0, 0, MAPPED, u32::from_ne_bytes(ip.octets())]
+}
+
+fn words(ip: Ipv6Addr) -> [u32; 4] {
+    let mut words = [0; 4];
+    for (word, bytes) in words.iter_mut().zip(ip.octets().chunks_exact(4)) {
+        *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv4_listener_has_no_ipv6_form() {
+        let there = endpoint("127.0.0.1:7080".parse().unwrap());
+        assert_eq!(there.ip4.to_ne_bytes(), [127, 0, 0, 1]);
+        assert_eq!(there.ip6, [0; 4]);
+        assert_eq!(there.port, u32::from(7080u16.to_be()));
+        assert_eq!(there, endpoint("[::ffff:127.0.0.1]:7080".parse().unwrap()));
+    }
+
+    #[test]
+    fn addresses_are_canonical_words() {
+        let v4 = address_words("127.0.0.1".parse().unwrap());
+        assert_eq!(v4, address_words("::ffff:127.0.0.1".parse().unwrap()));
+        assert_eq!(v4[2], MAPPED);
+        assert_eq!(address_words("::1".parse().unwrap()), [0, 0, 0, u32::from_ne_bytes([0, 0, 0, 1])]);
+    }
+}
