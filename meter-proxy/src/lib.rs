@@ -9,6 +9,8 @@ pub mod estimate;
 #[cfg(feature = "proxy")]
 pub mod exchange;
 #[cfg(feature = "proxy")]
+pub mod facts;
+#[cfg(feature = "proxy")]
 pub mod sse;
 #[cfg(feature = "proxy")]
 pub mod usage;
