@@ -219,11 +219,15 @@ impl Exchange {
         if self.is_settled_by_report() {
             return (reported, Provenance::Reported, ending);
         }
-        if ending == Ending::Completed && !self.tally.report.is_known() {
-            self.tally.alarm("a successful answer without usage");
-        }
+        let ending = if self.broke_off(ending) { Ending::UpstreamBroke } else { ending };
         let (tokens, provenance) = self.guess();
-        (tokens, provenance, if self.broke_off(ending) { Ending::UpstreamBroke } else { ending })
+        if ending == Ending::Completed {
+            self.tally.alarm(match provenance {
+                Provenance::Estimated => "a successful answer without usage",
+                _ => "a successful answer without its final usage",
+            });
+        }
+        (tokens, provenance, ending)
     }
 
     /// Whether the provider's figures cover the whole answer. No inference is free, so zeros settle nothing.

@@ -131,14 +131,17 @@ fn damage_is_seen() {
     for encoding in ["gzip", "deflate", "br", "zstd"] {
         let sent = encode(encoding, &body);
         assert_eq!(
-            decode(encoding, &[b"{\"usage\":{}}"]),
-            Err(DecodeError::Corrupt),
-            "{encoding}: not encoded"
-        );
-        assert_eq!(
             decode(encoding, &[&sent, b"!!!!"]),
             Err(DecodeError::Corrupt),
             "{encoding}: trailing bytes"
+        );
+    }
+    // bare deflate has no mark: nearly anything may be it
+    for encoding in ["gzip", "br", "zstd"] {
+        assert_eq!(
+            decode(encoding, &[b"{\"usage\":{}}"]),
+            Err(DecodeError::Corrupt),
+            "{encoding}: not encoded"
         );
     }
     let mut sent = encode("gzip", &body);
