@@ -37,28 +37,21 @@ struct Streamed {
 /// Feeds events, given as their data, and ends.
 fn stream(shape: Shape, events: &[&str], ending: Ending) -> Streamed {
     let mut exchange = started(shape, "text/event-stream", "");
-    let mut streamed = Streamed {
-        figures: exchange.end(ending),
-        held_from: None,
-        terminal_at: Vec::new(),
-        progress: Vec::new(),
-    };
-    exchange = started(shape, "text/event-stream", "");
+    let (mut held_from, mut terminal_at, mut progress) = (None, Vec::new(), Vec::new());
     for (index, event) in events.iter().enumerate() {
         let before = exchange.tokens();
         let step = exchange.feed(framed(event).as_bytes());
         assert_eq!(step.changed, exchange.tokens() != before, "event {index}");
         if step.hold {
-            streamed.held_from.get_or_insert(index);
+            held_from.get_or_insert(index);
         }
-        assert_eq!(step.hold, streamed.held_from.is_some(), "a hold is for good");
+        assert_eq!(step.hold, held_from.is_some(), "a hold is for good");
         if step.terminal {
-            streamed.terminal_at.push(index);
+            terminal_at.push(index);
         }
-        streamed.progress.push(exchange.tokens());
+        progress.push(exchange.tokens());
     }
-    streamed.figures = exchange.end(ending);
-    streamed
+    Streamed { figures: exchange.end(ending), held_from, terminal_at, progress }
 }
 
 /// An event as servers of both kinds write it: named when its JSON has a type.

@@ -6,7 +6,7 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::read::{Raw, object};
+use super::read::{Raw, nested, object};
 use super::tally::{Tally, renew};
 use crate::tokens::Tokens;
 
@@ -103,7 +103,7 @@ pub(super) fn event(data: &[u8], tally: &mut Tally) {
 /// Reads a usage object.
 pub(super) fn usage(raw: &RawValue, tally: &mut Tally) {
     tally.keep_raw(raw);
-    let Some(usage) = object::<Usage<'_>>(raw.get().as_bytes()) else {
+    let Some(usage) = nested::<Usage<'_>>(Some(raw)) else {
         tally.alarm("the usage is not an object");
         return;
     };

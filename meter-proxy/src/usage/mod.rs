@@ -12,7 +12,7 @@ pub use endpoint::{Endpoint, endpoint};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use self::read::{Raw, model_name, object};
+use self::read::{Raw, model_name, nested, object};
 use self::tally::Tally;
 
 /// The form of an answer and of the usage figures in it.
@@ -101,7 +101,7 @@ fn shape_of_event(data: &[u8]) -> Shape {
 
 /// Chat counts prompts; Responses states totals, which Anthropic never does.
 fn shape_of_usage(usage: &RawValue) -> Shape {
-    match object::<UsageMarks<'_>>(usage.get().as_bytes()) {
+    match nested::<UsageMarks<'_>>(Some(usage)) {
         None => Shape::Any,
         Some(marks) if marks.prompt_tokens.is_some() => Shape::OpenaiChat,
         Some(marks) if marks.total_tokens.is_some() || marks.input_tokens_details.is_some() => {

@@ -6,7 +6,7 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::read::{Raw, object};
+use super::read::{Raw, nested, object};
 use super::tally::{Tally, renew};
 use crate::estimate;
 
@@ -122,7 +122,7 @@ pub(super) fn event(data: &[u8], tally: &mut Tally) {
 /// Reads a usage object.
 pub(super) fn usage(raw: &RawValue, tally: &mut Tally) {
     tally.keep_raw(raw);
-    let Some(usage) = object::<Usage<'_>>(raw.get().as_bytes()) else {
+    let Some(usage) = nested::<Usage<'_>>(Some(raw)) else {
         tally.alarm("the usage is not an object");
         return;
     };
@@ -137,20 +137,16 @@ pub(super) fn usage(raw: &RawValue, tally: &mut Tally) {
     tally.report.input_includes_cache = true;
     renew(&mut tally.report.input, prompt);
     renew(&mut tally.report.output, completion);
-    if let Some(details) = details::<PromptDetails<'_>>(usage.prompt_tokens_details) {
+    if let Some(details) = nested::<PromptDetails<'_>>(usage.prompt_tokens_details) {
         let cached = tally.count("cached_tokens", details.cached_tokens);
         let written = tally.count("cache_write_tokens", details.cache_write_tokens);
         renew(&mut tally.report.cache_read, cached);
         renew(&mut tally.report.cache_write, written);
     }
-    if let Some(details) = details::<CompletionDetails<'_>>(usage.completion_tokens_details) {
+    if let Some(details) = nested::<CompletionDetails<'_>>(usage.completion_tokens_details) {
         let reasoning = tally.count("reasoning_tokens", details.reasoning_tokens);
         renew(&mut tally.report.reasoning, reasoning);
     }
-}
-
-fn details<'a, T: Deserialize<'a>>(raw: Raw<'a>) -> Option<T> {
-    object(raw?.get().as_bytes())
 }
 
 fn count_choice(choice: &Choice<'_>, tally: &mut Tally) {

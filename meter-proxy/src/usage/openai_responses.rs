@@ -5,7 +5,7 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::read::{Raw, object};
+use super::read::{Raw, nested, object};
 use super::tally::{Tally, renew};
 
 #[derive(Deserialize)]
@@ -81,7 +81,7 @@ pub(super) fn event(data: &[u8], tally: &mut Tally) {
 /// Reads a usage object.
 pub(super) fn usage(raw: &RawValue, tally: &mut Tally) {
     tally.keep_raw(raw);
-    let Some(usage) = object::<Usage<'_>>(raw.get().as_bytes()) else {
+    let Some(usage) = nested::<Usage<'_>>(Some(raw)) else {
         tally.alarm("the usage is not an object");
         return;
     };
@@ -90,13 +90,13 @@ pub(super) fn usage(raw: &RawValue, tally: &mut Tally) {
     tally.report.input_includes_cache = true;
     renew(&mut tally.report.input, input);
     renew(&mut tally.report.output, output);
-    if let Some(details) = details::<InputDetails<'_>>(usage.input_tokens_details) {
+    if let Some(details) = nested::<InputDetails<'_>>(usage.input_tokens_details) {
         let cached = tally.count("cached_tokens", details.cached_tokens);
         let written = tally.count("cache_write_tokens", details.cache_write_tokens);
         renew(&mut tally.report.cache_read, cached);
         renew(&mut tally.report.cache_write, written);
     }
-    if let Some(details) = details::<OutputDetails<'_>>(usage.output_tokens_details) {
+    if let Some(details) = nested::<OutputDetails<'_>>(usage.output_tokens_details) {
         let reasoning = tally.count("reasoning_tokens", details.reasoning_tokens);
         renew(&mut tally.report.reasoning, reasoning);
     }
@@ -108,13 +108,9 @@ fn is_text_delta(kind: &str) -> bool {
 }
 
 fn read_response(raw: Raw<'_>, tally: &mut Tally) {
-    let Some(response) = details::<Response<'_>>(raw) else { return };
+    let Some(response) = nested::<Response<'_>>(raw) else { return };
     tally.name_model(response.model);
     if let Some(raw) = response.usage {
         usage(raw, tally);
     }
-}
-
-fn details<'a, T: Deserialize<'a>>(raw: Raw<'a>) -> Option<T> {
-    object(raw?.get().as_bytes())
 }

@@ -25,6 +25,11 @@ pub(crate) fn object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
     serde_json::from_slice(json).ok()
 }
 
+/// Reads an object inside another; `None` when it is missing, null or anything else.
+pub(crate) fn nested<'a, T: Deserialize<'a>>(field: Raw<'a>) -> Option<T> {
+    object(field?.get().as_bytes())
+}
+
 /// Reads a count of tokens: a whole number, not negative, not beyond [`MAX_COUNT`].
 pub(crate) fn count(field: &RawValue) -> Result<u64, NoCount> {
     let count = field.get().parse().map_err(|_| NoCount)?;
