@@ -2,7 +2,6 @@
 //!
 //! One connection, kept alive between requests. No retries: a test wants to see what happened the first time.
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
@@ -90,6 +89,9 @@ pub struct Options {
     /// What to say.
     #[arg(long, default_value = "Say something long.")]
     pub prompt: String,
+    /// Say this many bytes instead.
+    #[arg(long)]
+    pub prompt_bytes: Option<usize>,
 }
 
 fn header_pair(text: &str) -> Result<(String, String), String> {
@@ -225,12 +227,14 @@ impl Agent {
     }
 
     fn question(&self) -> Value {
-        let messages = json!([{"role": "user", "content": self.options.prompt}]);
+        let prompt =
+            self.options.prompt_bytes.map_or_else(|| self.options.prompt.clone(), |bytes| "x".repeat(bytes));
+        let messages = json!([{"role": "user", "content": prompt}]);
         let stream = self.options.stream;
         let mut question = match self.api() {
             Api::Messages => json!({"model": "claude-mock-1", "max_tokens": 4096, "messages": messages}),
             Api::Chat => json!({"model": "gpt-mock-1", "messages": messages}),
-            Api::Responses => json!({"model": "gpt-mock-1", "input": self.options.prompt}),
+            Api::Responses => json!({"model": "gpt-mock-1", "input": prompt}),
         };
         question["stream"] = json!(stream);
         if self.options.include_usage {
@@ -265,7 +269,7 @@ impl Agent {
             return speak_http(stream).await;
         };
         let ca_file = self.options.ca_file.as_deref().context("TLS needs --ca-file or SSL_CERT_FILE")?;
-        let connector = tokio_rustls::TlsConnector::from(Arc::clone(&crate::tls::client_trusting(ca_file)?));
+        let connector = tokio_rustls::TlsConnector::from(crate::tls::client_trusting(ca_file)?);
         let name = ServerName::try_from(name.clone())?;
         speak_http(connector.connect(name, stream).await.context("TLS handshake")?).await
     }

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::clock::wait_until;
-use crate::process::{self, Output};
+use crate::process::{self, Output, Seen};
 use crate::{cgroup, require_root};
 
 /// How long a command may take.
@@ -27,6 +27,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Daemon {
     dir: TempDir,
     child: Option<Child>,
+    meters: Vec<Seen>,
     own_cgroups: Vec<PathBuf>,
 }
 
@@ -36,10 +37,13 @@ impl Daemon {
     #[must_use]
     pub fn start(settings: &str) -> Self {
         require_root();
+        for program in ["enforcer", "meter-proxy"] {
+            drop(process::built(program));
+        }
         let dir =
             tempfile::Builder::new().prefix("enforcer-test-").tempdir().expect("a directory for the daemon");
         fs::DirBuilder::new().mode(0o700).create(dir.path().join("state")).expect("a state directory");
-        let mut daemon = Self { dir, child: None, own_cgroups: Vec::new() };
+        let mut daemon = Self { dir, child: None, meters: Vec::new(), own_cgroups: Vec::new() };
         daemon.write_settings(settings);
         daemon.spawn();
         daemon.wait_serving();
@@ -137,12 +141,12 @@ impl Daemon {
         self.child.as_ref().expect("the daemon runs").id()
     }
 
-    /// Process id of the meter.
+    /// The meter as it runs now.
     #[must_use]
-    pub fn meter_pid(&self) -> u32 {
+    pub fn meter(&self) -> Seen {
         let status = self.json(&["status"]);
-        let pid = status["daemon"]["meter"]["pid"].as_u64().expect("the meter runs");
-        u32::try_from(pid).expect("a process id")
+        let pid = status["daemon"]["meter"]["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        pid.and_then(Seen::now).unwrap_or_else(|| panic!("no meter runs: {status:#}"))
     }
 
     /// SIGKILL for the controller, as a crash; the meter ends by itself.
@@ -193,32 +197,47 @@ impl Daemon {
             let ended =
                 self.child.as_mut().and_then(|child| child.try_wait().expect("a child can be waited for"));
             assert!(ended.is_none(), "the daemon ended at its start: {ended:?}\n{}", self.logs());
-            let output = self.cli(&["status", "--json"]);
-            let status: Value = serde_json::from_str(&output.stdout).ok()?;
-            (output.code == Some(0) && status["daemon"]["meter"]["state"] == "serving").then_some(())
+            (self.status_if_any()["daemon"]["meter"]["state"] == "serving").then_some(())
         });
         assert!(serving.is_some(), "the daemon does not serve within {START_TIMEOUT:?}\n{}", self.logs());
-        self.remember_cgroups();
+        self.remember();
     }
 
-    /// Cgroups that the controller and the meter moved to, to be removed in the end. Never the test's own.
-    fn remember_cgroups(&mut self) {
+    /// Notes the meter, and the cgroups that it and the controller moved to (never the test's own), for the end.
+    fn remember(&mut self) {
         let own = cgroup::of_process(std::process::id());
-        for pid in [self.pid(), self.meter_pid()] {
+        let meter = self.status_if_any()["daemon"]["meter"]["pid"].as_u64();
+        let meter = meter.and_then(|pid| u32::try_from(pid).ok());
+        self.meters.extend(meter.and_then(Seen::now));
+        for pid in [Some(self.pid()), meter].into_iter().flatten() {
             let path = cgroup::of_process(pid).filter(|path| Some(path) != own.as_ref());
             self.own_cgroups.extend(path.filter(|path| !self.own_cgroups.contains(path)));
         }
     }
 
+    /// `status --json`, or null: for what must not panic.
+    fn status_if_any(&self) -> Value {
+        let output = self.try_cli(&["status", "--json"]);
+        output.ok().and_then(|output| serde_json::from_str(&output.stdout).ok()).unwrap_or_default()
+    }
+
+    fn try_cli(&self, args: &[&str]) -> Result<Output, String> {
+        process::try_run(self.command().args(args), COMMAND_TIMEOUT)
+    }
+
+    /// Runs a command of the clearing up; that it failed is said, and the clearing up goes on.
+    fn clear_up(&self, args: &[&str]) {
+        match self.try_cli(args) {
+            Ok(output) if output.code == Some(0) => {}
+            Ok(output) => eprintln!("enforcer {args:?}: {}", output.stderr),
+            Err(problem) => eprintln!("{problem}"),
+        }
+    }
+
     fn detach_all(&self) {
-        let output = self.cli(&["status", "--json"]);
-        let status: Value = serde_json::from_str(&output.stdout).unwrap_or_default();
-        for bottle in status["bottles"].as_array().into_iter().flatten() {
+        for bottle in self.status_if_any()["bottles"].as_array().into_iter().flatten() {
             if let Some(name) = bottle["name"].as_str() {
-                let output = self.cli(&["detach", name, "--force"]);
-                if output.code != Some(0) {
-                    eprintln!("detach {name}: {}", output.stderr);
-                }
+                self.clear_up(&["detach", name, "--force"]);
             }
         }
     }
@@ -230,13 +249,12 @@ impl Drop for Daemon {
             eprintln!("--- log of the daemon ---\n{}--- end of the log ---", self.logs());
         }
         if self.child.is_some() {
+            self.remember();
             self.detach_all();
             self.stop();
         }
-        let output = self.cli(&["daemon", "--unpin-all"]);
-        if output.code != Some(0) {
-            eprintln!("daemon --unpin-all: {}", output.stderr);
-        }
+        self.clear_up(&["daemon", "--unpin-all"]);
+        self.meters.iter().for_each(Seen::kill);
         remove_left(&self.own_cgroups);
     }
 }

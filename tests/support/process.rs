@@ -5,6 +5,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill as kill_pid};
+use nix::unistd::Pid;
+
 use crate::clock::wait_until;
 
 /// What a finished program said.
@@ -18,22 +22,25 @@ pub struct Output {
     pub stderr: String,
 }
 
-/// Runs a command to its end. Panics when it takes longer than `timeout` (it is killed first).
+/// Runs a command to its end. Panics when it cannot be started or takes longer than `timeout`.
 pub fn run(command: &mut Command, timeout: Duration) -> Output {
-    let what = format!("{command:?}");
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    finish(child.unwrap_or_else(|error| panic!("cannot start {what}: {error}")), &what, timeout)
+    try_run(command, timeout).unwrap_or_else(|problem| panic!("{problem}"))
 }
 
-/// Waits for a child whose outputs are pipes (or elsewhere). Panics when it takes longer than `timeout`.
-pub fn finish(mut child: Child, what: &str, timeout: Duration) -> Output {
+/// Runs a command to its end; killed after `timeout`.
+///
+/// # Errors
+/// Words for what went wrong: it cannot be started, or takes too long.
+pub fn try_run(command: &mut Command, timeout: Duration) -> Result<Output, String> {
+    let what = format!("{command:?}");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| format!("cannot start {what}: {error}"))?;
     let stdout = child.stdout.take().map(read_aside);
     let stderr = child.stderr.take().map(read_aside);
-    let Some(code) = exit_within(&mut child, timeout) else {
-        panic!("{what} did not end within {timeout:?}");
-    };
+    let code =
+        exit_within(&mut child, timeout).ok_or_else(|| format!("{what} did not end within {timeout:?}"))?;
     let text = |reader: Option<JoinHandle<String>>| reader.map_or_else(String::new, |r| r.join().unwrap());
-    Output { code, stdout: text(stdout), stderr: text(stderr) }
+    Ok(Output { code, stdout: text(stdout), stderr: text(stderr) })
 }
 
 /// Waits for a child; after `timeout` kills and reaps it and gives `None`. Inside: the exit code, if no signal.
@@ -76,4 +83,41 @@ pub fn built(name: &str) -> PathBuf {
         path.display()
     );
     path
+}
+
+/// A process that is not a child, known by its id and the time of its start, so that a re-used id is not taken for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pid: i32,
+    started: String,
+}
+
+impl Seen {
+    /// The process that has this id now; `None` when none has, or only a zombie.
+    #[must_use]
+    pub fn now(pid: u32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // after the name, which may hold anything and ends at the last parenthesis: state, …, start time (field 22)
+        let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let alive = !matches!(fields.first(), Some(&("Z" | "X")));
+        let started = (*fields.get(19)?).to_owned();
+        alive.then_some(Self { pid: i32::try_from(pid).ok()?, started })
+    }
+
+    /// Whether it still runs.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        u32::try_from(self.pid).ok().and_then(Self::now).as_ref() == Some(self)
+    }
+
+    /// SIGKILL, if it still runs.
+    pub fn kill(&self) {
+        if self.is_alive() {
+            match kill_pid(Pid::from_raw(self.pid), Signal::SIGKILL) {
+                // it may have ended in between
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(error) => panic!("process {} cannot be killed: {error}", self.pid),
+            }
+        }
+    }
 }

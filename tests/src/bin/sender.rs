@@ -1,6 +1,7 @@
 //! Sends as asked over one UDP socket or one TCP connection and counts what the kernel took and refused.
 //!
-//! Prints one JSON line at the end, with `--progress` one every 100 ms too. Receives nothing.
+//! Prints one JSON line at the end, with `--progress` one every 100 ms too. Receives nothing. A TCP write counts once
+//! the socket's buffer took it: what came through is for the receiver to say.
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};

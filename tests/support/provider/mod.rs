@@ -127,13 +127,13 @@ impl Provider {
     /// What all requests together were billed.
     #[must_use]
     pub fn billed_total(&self) -> Billed {
-        self.records().iter().fold(Billed::default(), |sum, record| sum.plus(record.billed))
+        self.book.billed_total()
     }
 
     /// Answers that are being sent.
     #[must_use]
     pub fn open_streams(&self) -> usize {
-        self.records().iter().filter(|record| record.end.is_none()).count()
+        self.book.open_count()
     }
 
     /// Waits until the records satisfy `wanted` and gives them; panics with the records after `timeout`.

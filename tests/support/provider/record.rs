@@ -115,6 +115,16 @@ impl Book {
         entries.iter().map(Entry::as_record).collect()
     }
 
+    pub(super) fn billed_total(&self) -> Billed {
+        let entries = self.entries.lock().unwrap();
+        entries.iter().fold(Billed::default(), |sum, entry| sum.plus(entry.record.billed))
+    }
+
+    /// Requests whose answer has not ended.
+    pub(super) fn open_count(&self) -> usize {
+        self.entries.lock().unwrap().iter().filter(|entry| entry.record.end.is_none()).count()
+    }
+
     /// Adds a request; gives its id.
     pub(super) fn open(&self, head: &http::request::Parts, tls: bool, forget_body: bool) -> usize {
         let headers = head.headers.iter();

@@ -100,7 +100,8 @@ impl Server {
         let note = Note { book: Arc::clone(&self.book), id };
         let body = match body.collect().await {
             Ok(body) => body.to_bytes(),
-            Err(_) => return with_json(StatusCode::BAD_REQUEST, &Value::Null, Some(note)),
+            // the client is gone already; the note says so
+            Err(_) => return with_json(StatusCode::BAD_REQUEST, &Value::Null, None),
         };
         let api = billing_api(&head.method, head.uri.path());
         self.book.received_body(id, &body, api.is_some());
@@ -167,9 +168,8 @@ impl Server {
 
     /// The record as `GET /__bill` shows it.
     fn bill(&self) -> Value {
-        let records = self.book.records();
-        let billed = records.iter().fold(Billed::default(), |sum, record| sum.plus(record.billed));
-        let open = records.iter().filter(|record| record.end.is_none()).count();
+        let billed = self.book.billed_total();
+        let (open, records) = (self.book.open_count(), self.book.records());
         json!({"billed": billed, "total": billed.total(), "open_streams": open, "records": records})
     }
 }

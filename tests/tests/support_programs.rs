@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use support::clock::{mono_ns, wait_until};
-use support::process::{Output, built, kill, run};
+use support::process::{Output, Seen, built, kill, run};
 use support::provider::{Provider, Reply, sha256_hex};
 use support::sink::Sink;
 
@@ -112,4 +112,15 @@ fn a_sender_names_what_the_kernel_says() {
     let last: Value = serde_json::from_str(&output.stdout).unwrap();
     assert_eq!(last["sent"], 0);
     assert!(last["errors"]["EMSGSIZE"].as_u64().unwrap() > 0, "{last}");
+}
+
+#[test]
+fn a_process_is_known_by_id_and_start() {
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+    let seen = Seen::now(child.id()).unwrap();
+    assert!(seen.is_alive());
+    seen.kill();
+    assert!(wait_until(SOON, || (!seen.is_alive()).then_some(())).is_some(), "a zombie is not alive");
+    child.wait().unwrap();
+    seen.kill();
 }

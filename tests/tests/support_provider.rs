@@ -1,5 +1,6 @@
 //! The mock provider held to the wire: shapes, codings, breaks, hang-ups, TLS, and a bill that adds up.
 #![allow(clippy::unwrap_used, reason = "a failed expectation should stop the test where it stands")]
+use std::io::{Read as _, Write as _};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -304,6 +305,63 @@ fn an_idle_connection_serves_the_next_request() {
         }
     });
     assert_eq!(provider.billing_records().len(), 2);
+}
+
+#[test]
+fn streams_can_fail_inside_a_200() {
+    for api in [Api::Messages, Api::Chat] {
+        let provider = Provider::start(Reply { finish: Finish::Failed, ..Reply::default() });
+        let (answer, events) = ask(options(&provider, api));
+        let last: Value = serde_json::from_str(events.last().unwrap()).unwrap();
+        assert!(last.pointer("/error/type").is_some(), "{last}");
+        assert_eq!((answer.status, &answer.ended), (200, &Ended::Complete));
+        assert_eq!(answer.text, Reply::default().text());
+        assert!(answer.error.is_some());
+    }
+}
+
+/// A proxy for one CONNECT that leads to the provider, whatever was asked for; gives what was asked for.
+fn tunnel_once(to: std::net::SocketAddr) -> (String, std::thread::JoinHandle<String>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let tunnel = std::thread::spawn(move || {
+        let (mut inner, _) = listener.accept().unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            inner.read_exact(&mut byte).unwrap();
+            head.extend(byte);
+        }
+        inner.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+        let mut outer = std::net::TcpStream::connect(to).unwrap();
+        let (mut from_inner, mut to_outer) = (inner.try_clone().unwrap(), outer.try_clone().unwrap());
+        let upwards = std::thread::spawn(move || {
+            std::io::copy(&mut from_inner, &mut to_outer).unwrap();
+            to_outer.shutdown(std::net::Shutdown::Write).unwrap();
+        });
+        std::io::copy(&mut outer, &mut inner).unwrap();
+        upwards.join().unwrap();
+        String::from_utf8(head).unwrap().lines().next().unwrap().to_owned()
+    });
+    (url, tunnel)
+}
+
+#[test]
+fn connect_mode_reaches_the_provider_by_its_own_name() {
+    for (api, name) in [(Api::Messages, "api.anthropic.com"), (Api::Responses, "api.openai.com")] {
+        let provider = Provider::start(Reply::default());
+        let (proxy, tunnel) = tunnel_once(provider.addresses().https);
+        let (answer, _) = ask(Options {
+            mode: Mode::Connect,
+            proxy: Some(proxy),
+            ca_file: Some(provider.ca_file()),
+            ..options(&provider, api)
+        });
+        assert_eq!(answer.text, Reply::default().text());
+        assert_eq!(tunnel.join().unwrap(), format!("CONNECT {name}:443 HTTP/1.1"));
+        let record = only_record(&provider);
+        assert_eq!((record.host.as_deref(), record.tls), (Some(name), true));
+    }
 }
 
 #[test]
