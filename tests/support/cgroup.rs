@@ -108,16 +108,12 @@ pub fn remove(path: &Path) -> io::Result<()> {
 
 /// A group stays busy for a moment after its last process ended.
 fn remove_empty(group: &Path) -> io::Result<()> {
-    let mut last = Ok(());
-    let removed = wait_until(LEAVE_TIMEOUT, || {
-        last = fs::remove_dir(group);
-        match &last {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => None,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(Ok(())),
-            _ => Some(std::mem::replace(&mut last, Ok(()))),
-        }
+    let removed = wait_until(LEAVE_TIMEOUT, || match fs::remove_dir(group) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => None,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(Ok(())),
+        outcome => Some(outcome),
     });
-    removed.unwrap_or(last)
+    removed.unwrap_or_else(|| Err(io::ErrorKind::ResourceBusy.into()))
 }
 
 fn bottom_up(path: &Path) -> Vec<PathBuf> {

@@ -59,7 +59,8 @@ impl Provider {
             .build()
             .expect("a runtime for the mock provider");
         let ca = TestCa::new();
-        let ca_dir = tempfile::tempdir().expect("a directory for the CA file");
+        let ca_dir =
+            tempfile::Builder::new().prefix("mock-provider-").tempdir().expect("a directory for the CA file");
         std::fs::write(ca_dir.path().join("ca.pem"), ca.pem()).expect("the CA file can be written");
         let tls = tokio_rustls::TlsAcceptor::from(ca.server_config(&TLS_NAMES));
         let book = Arc::new(Book::default());

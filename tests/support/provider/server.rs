@@ -221,7 +221,7 @@ fn respond(call: &Call, reply: Reply, asked: &HeaderMap, note: Note) -> Response
     let mut response = Response::builder()
         .status(reply.status)
         .header(header::CONTENT_TYPE, kind)
-        .header("request-id", format!("req_mock{:020}", note.id));
+        .header(request_id(call.api), format!("req_mock{:020}", note.id));
     if let Some(encoding) = encoding {
         response = response.header(header::CONTENT_ENCODING, encoding.name());
     }
@@ -237,6 +237,11 @@ fn respond(call: &Call, reply: Reply, asked: &HeaderMap, note: Note) -> Response
         AnswerBody::new(steps, encoder, framing, breaks, Some(note))
     };
     response.body(body).expect("headers of the mock's own making")
+}
+
+/// Name of the header with the provider's id of a request.
+fn request_id(api: Api) -> &'static str {
+    if api == Api::Messages { "request-id" } else { "x-request-id" }
 }
 
 fn streamed(call: &Call, reply: Reply, id: usize) -> Steps {
