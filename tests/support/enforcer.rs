@@ -7,8 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -165,12 +163,9 @@ impl Daemon {
 
     /// Asks the controller to end (SIGTERM), kills it if it does not.
     pub fn stop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let pid = Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
-            kill(pid, Signal::SIGTERM).expect("an own child can be signalled");
-            if process::exit_within(&mut child, STOP_TIMEOUT).is_none() {
-                eprintln!("the daemon did not end within {STOP_TIMEOUT:?} of SIGTERM and was killed");
-            }
+        let stopped = self.child.take().is_none_or(|mut child| process::stop(&mut child, STOP_TIMEOUT));
+        if !stopped {
+            eprintln!("the daemon did not end within {STOP_TIMEOUT:?} of SIGTERM and was killed");
         }
     }
 

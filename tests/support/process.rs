@@ -52,6 +52,13 @@ pub fn exit_within(child: &mut Child, timeout: Duration) -> Option<Option<i32>> 
     status.map(|status| status.code())
 }
 
+/// Asks a child to end (SIGTERM) and reaps it; `false`: it did not within `timeout`, and was killed.
+pub fn stop(child: &mut Child, timeout: Duration) -> bool {
+    let pid = Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
+    kill_pid(pid, Signal::SIGTERM).expect("an own child can be signalled");
+    exit_within(child, timeout).is_some()
+}
+
 /// Kills and reaps a child; one that is gone already is fine.
 pub fn kill(child: &mut Child) {
     child.kill().expect("SIGKILL can be sent to an own child");

@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use serde_json::Value;
 use support::clock::{mono_ns, wait_until};
-use support::process::{Output, Seen, built, kill, run};
+use support::process::{Output, Seen, built, run, stop};
 use support::provider::{Provider, Reply, sha256_hex};
 use support::sink::Sink;
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// A program that is killed when the test leaves it.
+/// A program that is stopped when the test leaves it.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        kill(&mut self.0);
+        stop(&mut self.0, SOON);
     }
 }
 
