@@ -92,11 +92,11 @@ impl Failure {
         Self::new(Exit::Usage, format!("{what}: not yet in this version"))
     }
 
-    /// Writes it to stderr, control characters shown as escapes.
+    /// Writes it to stderr, control characters made harmless.
     pub fn print(&self) {
-        let mut text = format!("enforcer: {}\n", crate::commands::text::scrub(&self.message));
+        let mut text = format!("enforcer: {}\n", crate::text::scrub(&self.message));
         if let Some(hint) = &self.hint {
-            text.push_str(&format!("  hint: {}\n", crate::commands::text::scrub(hint)));
+            text.push_str(&format!("  hint: {}\n", crate::text::scrub(hint)));
         }
         // a closed stderr leaves the exit code, which is all that can still be told
         drop(io::stderr().write_all(text.as_bytes()));
