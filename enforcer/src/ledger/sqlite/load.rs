@@ -1,0 +1,174 @@
+//! Reads everything that a new controller must know. Settles nothing and judges nothing.
+use std::collections::{BTreeMap, BTreeSet};
+
+use meter_proxy::tokens::Tokens;
+use rusqlite::{Connection, Row};
+
+use super::{count, json, optional_json, unreadable};
+use crate::audit::Cause;
+use crate::ledger::{Attachment, Owner, Reservation, Snapshot, Sum};
+
+pub(super) fn snapshot(connection: &Connection) -> rusqlite::Result<Snapshot> {
+    let sums = sums(connection)?;
+    let (last_attachment, last_generation) = connection.query_row(
+        "SELECT coalesce(max(id), 0), coalesce(max(generation), 0) FROM bottles",
+        [],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    let last_exchange =
+        connection.query_row("SELECT coalesce(max(id), 0) FROM exchanges", [], |row| row.get(0))?;
+    Ok(Snapshot {
+        attachments: attachments(connection)?,
+        orphans: orphans(connection)?,
+        sums: sums.accounts.into_values().collect(),
+        own: sums.own.into_values().collect(),
+        added: added(connection)?,
+        last_exchange,
+        last_attachment,
+        last_generation,
+    })
+}
+
+fn attachments(connection: &Connection) -> rusqlite::Result<Vec<(Attachment, Option<Cause>)>> {
+    let mut select = connection.prepare("SELECT * FROM bottles WHERE detached_at_ms IS NULL ORDER BY id")?;
+    select.query_map([], |row| Ok((attachment(row)?, optional_json(row, "cause_json")?)))?.collect()
+}
+
+fn attachment(row: &Row<'_>) -> rusqlite::Result<Attachment> {
+    let cgroup_id: i64 = row.get("cgroup_id")?;
+    Ok(Attachment {
+        id: row.get("id")?,
+        name: row.get("name")?,
+        agent: row.get("agent")?,
+        parent: row.get("parent")?,
+        ancestors: json(row, "ancestors_json")?,
+        cgroup: row.get("cgroup")?,
+        cgroup_id: cgroup_id.cast_unsigned(),
+        owns_cgroup: row.get("owns_cgroup")?,
+        slot: row.get("slot")?,
+        generation: row.get("generation")?,
+        policy: row.get("policy")?,
+        launch_budget: json(row, "launch_budget_json")?,
+        attached_at: row.get("attached_at_ms")?,
+    })
+}
+
+fn orphans(connection: &Connection) -> rusqlite::Result<Vec<Reservation>> {
+    let mut select = connection.prepare("SELECT * FROM exchanges WHERE ended_at_ms IS NULL ORDER BY id")?;
+    select.query_map([], reservation)?.collect()
+}
+
+fn reservation(row: &Row<'_>) -> rusqlite::Result<Reservation> {
+    Ok(Reservation {
+        id: row.get("id")?,
+        attachment: row.get("attachment_id")?,
+        bottle: row.get("bottle")?,
+        agent: row.get("agent")?,
+        ancestors: json(row, "ancestors_json")?,
+        provider: row.get("provider")?,
+        endpoint: row.get("endpoint")?,
+        model: row.get("model_asked")?,
+        reserved_tokens: count(row, "reserved_tokens")?,
+        window: row.get("window_key")?,
+        started_at: row.get("started_at_ms")?,
+    })
+}
+
+/// Sums by owner and provider.
+#[derive(Default)]
+struct Sums {
+    accounts: BTreeMap<(Owner, String), Sum>,
+    own: BTreeMap<(Owner, String), Sum>,
+}
+
+/// One pass over the settled exchanges: SQL sums those of the same whereabouts, and each such row is then
+/// added to every account it counts in.
+fn sums(connection: &Connection) -> rusqlite::Result<Sums> {
+    let mut select = connection.prepare(
+        "SELECT attachment_id, bottle, agent, ancestors_json, provider, \
+           sum(input_tokens) AS input, sum(cache_write_tokens) AS cache_write, \
+           sum(cache_read_tokens) AS cache_read, sum(output_tokens) AS output, \
+           sum(reasoning_tokens) AS reasoning, count(*) AS flows, \
+           sum(CASE provenance WHEN 'reported' THEN 0 \
+               ELSE input_tokens + cache_write_tokens + cache_read_tokens + output_tokens END) AS estimated \
+         FROM exchanges WHERE ended_at_ms IS NOT NULL \
+         GROUP BY attachment_id, bottle, agent, ancestors_json, provider",
+    )?;
+    let mut rows = select.query([])?;
+    let mut sums = Sums::default();
+    while let Some(row) = rows.next()? {
+        let bottle: String = row.get("bottle")?;
+        let sum = Sum {
+            owner: Owner::Bottle(bottle.clone()),
+            provider: row.get("provider")?,
+            tokens: tokens(row)?,
+            estimated: count(row, "estimated")?,
+            flows: count(row, "flows")?,
+        };
+        for owner in owners(row, bottle)? {
+            add(&mut sums.accounts, owner, &sum);
+        }
+        add(&mut sums.own, sum.owner.clone(), &sum);
+    }
+    Ok(sums)
+}
+
+/// Every account an exchange counts in, each once.
+fn owners(row: &Row<'_>, bottle: String) -> rusqlite::Result<BTreeSet<Owner>> {
+    let ancestors: Vec<String> = json(row, "ancestors_json")?;
+    let attachment: Option<i64> = row.get("attachment_id")?;
+    let agent: Option<String> = row.get("agent")?;
+    let mut owners = BTreeSet::from([Owner::Global, Owner::Bottle(bottle)]);
+    owners.extend(ancestors.into_iter().map(Owner::Bottle));
+    owners.extend(attachment.map(Owner::Launch));
+    owners.extend(agent.map(Owner::Agent));
+    Ok(owners)
+}
+
+fn add(accounts: &mut BTreeMap<(Owner, String), Sum>, owner: Owner, sum: &Sum) {
+    let account = accounts.entry((owner.clone(), sum.provider.clone())).or_insert_with(|| Sum {
+        owner,
+        provider: sum.provider.clone(),
+        tokens: Tokens::default(),
+        estimated: 0,
+        flows: 0,
+    });
+    account.tokens = account.tokens.saturating_add(&sum.tokens);
+    account.estimated = account.estimated.saturating_add(sum.estimated);
+    account.flows = account.flows.saturating_add(sum.flows);
+}
+
+/// The columns `input`, `cache_write`, `cache_read`, `output` and `reasoning`.
+pub(super) fn tokens(row: &Row<'_>) -> rusqlite::Result<Tokens> {
+    Ok(Tokens {
+        input: count(row, "input")?,
+        cache_write: count(row, "cache_write")?,
+        cache_read: count(row, "cache_read")?,
+        output: count(row, "output")?,
+        reasoning: count(row, "reasoning")?,
+    })
+}
+
+/// Summed here and not in SQL, whose sum fails where it overflows.
+fn added(connection: &Connection) -> rusqlite::Result<Vec<(Owner, String, u64)>> {
+    let mut select = connection.prepare("SELECT owner_kind, owner, provider, added_tokens FROM budgets")?;
+    let mut rows = select.query([])?;
+    let mut added: BTreeMap<(Owner, String), u64> = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        let total = added.entry((owner(row)?, row.get("provider")?)).or_default();
+        *total = total.saturating_add(count(row, "added_tokens")?);
+    }
+    Ok(added.into_iter().map(|((owner, provider), tokens)| (owner, provider, tokens)).collect())
+}
+
+fn owner(row: &Row<'_>) -> rusqlite::Result<Owner> {
+    let kind: String = row.get("owner_kind")?;
+    let owner: String = row.get("owner")?;
+    match kind.as_str() {
+        "launch" => owner.parse().map(Owner::Launch).map_err(|_| unreadable("owner", format!("{owner:?}"))),
+        "agent" => Ok(Owner::Agent(owner)),
+        "bottle" => Ok(Owner::Bottle(owner)),
+        "global" => Ok(Owner::Global),
+        _ => Err(unreadable("owner_kind", format!("{kind:?}"))),
+    }
+}
