@@ -4,10 +4,13 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::bottle::launch::LaunchError;
 use crate::control::api::Problem;
+use crate::control::server::ServerError;
 use crate::kernel::KernelError;
 use crate::ledger::LedgerError;
 use crate::settings::SettingsError;
+use crate::state::StateError;
 
 /// How a command ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +153,45 @@ impl From<LedgerError> for Failure {
 impl From<SettingsError> for Failure {
     fn from(error: SettingsError) -> Self {
         Self { message: error.to_string(), hint: error.hint().map(str::to_owned), exit: Exit::Usage }
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        let exit = match error {
+            StateError::Unusable { .. } => Exit::Refused,
+            StateError::Locked { .. } => Exit::Failed,
+        };
+        Self { message: error.to_string(), hint: Some(error.hint().to_owned()), exit }
+    }
+}
+
+impl From<ServerError> for Failure {
+    fn from(error: ServerError) -> Self {
+        let message = error.to_string();
+        match error {
+            ServerError::InUse(_) => {
+                Self::new(Exit::Failed, message).hint("one daemon serves one socket; name another with --socket")
+            }
+            ServerError::Unsafe { .. } => Self::new(Exit::Refused, message),
+            ServerError::Io { source, .. } => Self { message, ..Self::io("", &source) },
+        }
+    }
+}
+
+impl From<LaunchError> for Failure {
+    fn from(error: LaunchError) -> Self {
+        let message = error.to_string();
+        match error {
+            LaunchError::NoSuchUser(_) => Self::new(Exit::Usage, message),
+            LaunchError::ControlGroup(_) => Self::new(Exit::Refused, message),
+            LaunchError::Io { .. } => Self::new(Exit::NotStarted, message),
+            LaunchError::Start { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Self::new(Exit::NotStarted, message)
+                    .hint("sudo sets a PATH of its own: give the whole path, as in \"$(command -v NAME)\"")
+            }
+            LaunchError::Start { .. } => Self::new(Exit::NotStarted, message),
+        }
     }
 }
 

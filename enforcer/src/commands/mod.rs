@@ -23,8 +23,8 @@ use std::process::ExitCode;
 use crate::cli::{Cli, Command, Egress, Global, Guarding, Policy, by_provider};
 use crate::control::api;
 use crate::control::client::{Blocking, Client};
-use crate::control::socket_path;
 use crate::error::{Exit, Failure};
+use crate::state::control_socket;
 
 /// Does what the command line says. The code is not always success: `run` ends with its command's.
 ///
@@ -59,7 +59,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
 
 /// The control socket of the daemon that is meant.
 fn socket(global: &Global) -> PathBuf {
-    socket_path(global.socket.as_deref(), global.state_dir.as_deref())
+    global.socket.clone().unwrap_or_else(|| control_socket(global.state_dir.as_deref()))
 }
 
 /// A client of the daemon that is meant.

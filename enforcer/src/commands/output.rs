@@ -6,15 +6,17 @@ use serde::Serialize;
 use crate::error::{Exit, Failure};
 use crate::text::scrub;
 
-/// Writes to stdout. A reader that has gone (`| head`) is no failure: it has what it wanted.
+/// Writes to stdout. Ends the process, with success, when the reader has gone (`| head`): it has what it
+/// wanted, and a command that only prints has nothing else to do.
 ///
 /// # Errors
 /// When stdout fails otherwise.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::io("stdout", &error)),
-        _ => Ok(()),
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => Err(Failure::io("stdout", &error)),
     }
 }
 
@@ -48,14 +50,15 @@ pub fn or_dash(text: Option<&str>) -> String {
 /// Rows under a heading, columns aligned: the first to the left, those named in `right` to the right.
 #[derive(Debug)]
 pub struct Table {
-    right: &'static [usize],
+    right: Vec<usize>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// A table with a heading; `right` lists the columns of numbers.
     #[must_use]
-    pub fn new(heading: &[&str], right: &'static [usize]) -> Self {
+    pub fn new(heading: &[&str], right: impl IntoIterator<Item = usize>) -> Self {
+        let right = right.into_iter().collect();
         Self { right, rows: vec![heading.iter().map(|&cell| cell.to_owned()).collect()] }
     }
 
@@ -100,7 +103,7 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_and_cells_scrubbed() {
-        let mut table = Table::new(&["NAME", "TOKENS"], &[1]);
+        let mut table = Table::new(&["NAME", "TOKENS"], [1]);
         table.row(&["a".into(), "5".into()]);
         table.row(&["long\rname".into(), "1234567".into()]);
         assert_eq!(

@@ -3,6 +3,7 @@ use super::output::print;
 use crate::cli::{Global, Settings as Verb};
 use crate::error::Failure;
 use crate::settings::Settings;
+use crate::state::StateDir;
 
 pub(super) fn run(global: &Global, verb: &Verb) -> Result<(), Failure> {
     let Verb::Check { file, apply } = verb;
@@ -12,7 +13,7 @@ pub(super) fn run(global: &Global, verb: &Verb) -> Result<(), Failure> {
     let named = file.as_ref().or(global.settings.as_ref());
     let path = match named {
         Some(path) => path.clone(),
-        None => super::start::state_dir(global)?.join("settings.yml"),
+        None => StateDir::open(global.state_dir.as_deref())?.file("settings.yml"),
     };
     Settings::load(&path)?;
     print(&format!("{}: good\n", path.display()))

@@ -41,7 +41,7 @@ fn page(status: &api::Status) -> String {
 fn bottles(bottles: &[api::Bottle]) -> String {
     const HEADING: [&str; 10] =
         ["BOTTLE", "STATE", "PIDS", "PROVIDER", "USED", "LIMIT", "LEFT", "SCOPE", "PASSED", "DROPPED"];
-    let mut table = Table::new(&HEADING, &[2, 4, 5, 6, 8, 9]);
+    let mut table = Table::new(&HEADING, [2, 4, 5, 6, 8, 9]);
     for bottle in bottles {
         let mut providers: Vec<&String> = bottle.budget.keys().chain(bottle.usage.keys()).collect();
         providers.sort_unstable();

@@ -8,7 +8,6 @@ mod routes;
 pub mod server;
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
@@ -98,16 +97,6 @@ pub enum Event {
     Audit(Box<audit::Row>),
     /// The reader was too slow and this many events are lost to it: read the status again.
     Lagged(u64),
-}
-
-/// Where the control socket is: as told, else in the state directory as told, else the host's one.
-#[must_use]
-pub fn socket_path(socket: Option<&Path>, state_dir: Option<&Path>) -> PathBuf {
-    match (socket, state_dir) {
-        (Some(socket), _) => socket.to_owned(),
-        (None, Some(state_dir)) => state_dir.join("control.sock"),
-        (None, None) => PathBuf::from("/run/enforcer/control.sock"),
-    }
 }
 
 /// Most audit rows in one answer.
