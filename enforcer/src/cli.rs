@@ -1,1 +1,500 @@
-//! Arguments.
+//! What may stand on the command line, and what a value must look like. Acts on nothing.
+//!
+//! Commands and options of the contract that this version lacks are parsed here and refused in `commands`, so
+//! that a script learns "not yet" and not "unknown".
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use jiff::{SignedDuration, Timestamp, civil};
+
+use crate::control::env::Shell;
+use crate::ledger::{GroupBy, UnixMs};
+use crate::settings::{check_name, parse_tokens};
+
+/// The brake for coding agents: meters what providers report, and cuts in the kernel.
+#[derive(Debug, Parser)]
+#[command(name = "enforcer", version, max_term_width = 100)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Ledger, CA key and settings; root-owned. Default: ~/.bot-bottle of the daemon's user
+    #[arg(long, global = true, env = "BOT_BOTTLE_HOME", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// The control socket. Default: STATE_DIR/control.sock with --state-dir, else /run/enforcer/control.sock
+    #[arg(long, global = true, env = "ENFORCER_SOCKET", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// The settings file. Default: STATE_DIR/settings.yml
+    #[arg(long, global = true, value_name = "FILE")]
+    pub settings: Option<PathBuf>,
+    /// Log more; twice for still more
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// How logs are written to stderr
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// Form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the controller in the foreground
+    Daemon(Daemon),
+    /// Make a bottle, launch a command in it as the invoking user, and wait
+    Run(Run),
+    /// Guard a cgroup that exists
+    Attach(Attach),
+    /// Stop guarding a bottle
+    Detach(Detach),
+    /// Show the daemon and its bottles
+    Status(Status),
+    /// Drop every packet of a bottle, now
+    Cut(Cut),
+    /// Let a cut bottle go on
+    Restore(Restore),
+    /// Freeze the processes of a bottle
+    Freeze(OneBottle),
+    /// Let a frozen bottle go on
+    Thaw(OneBottle),
+    /// Kill every process of a bottle
+    Kill(Kill),
+    /// Show and change budgets
+    Budget(Budget),
+    /// Show what was used
+    Usage(Usage),
+    /// Show what was done, by whom and why
+    Audit(Audit),
+    /// Show the dashboard
+    Top,
+    /// Print what a container needs to trust and reach the meter
+    Env(Env),
+    /// The certificate authority that bottles trust
+    #[command(subcommand)]
+    Ca(Ca),
+    /// Say whether this kernel and host can do it
+    Doctor(Json),
+    /// The settings file
+    #[command(subcommand)]
+    Settings(Settings),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages into a directory
+    Man {
+        /// The directory; it must exist
+        dir: PathBuf,
+    },
+}
+
+/// `daemon`.
+#[derive(Debug, Args)]
+pub struct Daemon {
+    /// Remove everything pinned in the kernel and end: every bottle is open afterwards
+    #[arg(long)]
+    pub unpin_all: bool,
+}
+
+/// How a bottle is to be guarded: `run` and `attach`.
+#[derive(Debug, Args)]
+pub struct Guarding {
+    /// The agent in the bottle
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    pub agent: Option<String>,
+    /// The parent bottle; by nesting without it
+    #[arg(long, value_name = "BOTTLE", value_parser = name)]
+    pub parent: Option<String>,
+    /// Tokens for this launch (500k, 2M); once for each provider
+    #[arg(long, value_name = "PROVIDER=TOKENS", value_parser = budget)]
+    pub budget: Vec<(String, u64)>,
+    /// What a crossed budget does
+    #[arg(long, value_enum)]
+    pub policy: Option<Policy>,
+    /// What the bottle may reach besides the meter
+    #[arg(long, value_enum)]
+    pub egress: Option<Egress>,
+}
+
+/// What a crossed budget does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "the contract's words say it")]
+pub enum Policy {
+    Cutoff,
+    Freeze,
+    Kill,
+}
+
+/// What a bottle may reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "the contract's words say it")]
+pub enum Egress {
+    Open,
+    Allowlist,
+    Metered,
+}
+
+/// `run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Name of the bottle; by default the command's with a number
+    #[arg(long, value_parser = name)]
+    pub name: Option<String>,
+    /// How it is guarded.
+    #[command(flatten)]
+    pub guarding: Guarding,
+    /// Run the command as this user; by default whoever called sudo
+    #[arg(long, value_name = "U")]
+    pub user: Option<String>,
+    /// Start the command in this directory
+    #[arg(long, value_name = "D")]
+    pub workdir: Option<PathBuf>,
+    /// Leave the proxy, base-URL and CA variables unset
+    #[arg(long)]
+    pub no_env: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// `attach`.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").required(true)))]
+pub struct Attach {
+    /// Name of the bottle
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// The cgroup v2 directory
+    #[arg(long, group = "what", value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+    /// A process whose cgroup it is
+    #[arg(long, group = "what")]
+    pub pid: Option<u32>,
+    /// A Docker container
+    #[arg(long, group = "what", value_name = "ID")]
+    pub docker: Option<String>,
+    /// A Podman container
+    #[arg(long, group = "what", value_name = "ID")]
+    pub podman: Option<String>,
+    /// A systemd unit
+    #[arg(long, group = "what")]
+    pub unit: Option<String>,
+    /// How it is guarded.
+    #[command(flatten)]
+    pub guarding: Guarding,
+}
+
+/// `detach`.
+#[derive(Debug, Args)]
+pub struct Detach {
+    /// The bottle
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// Also when it is cut: nothing holds it back afterwards
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Only this bottle
+    #[arg(value_parser = name)]
+    pub name: Option<String>,
+    /// How it is printed.
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `--json`.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Json {
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `cut`.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("whom").required(true)))]
+pub struct Cut {
+    /// The bottles
+    #[arg(group = "whom", value_name = "NAME", value_parser = name)]
+    pub names: Vec<String>,
+    /// Every attached bottle
+    #[arg(long, group = "whom")]
+    pub all: bool,
+    /// Words for the audit
+    #[arg(long, value_name = "T")]
+    pub reason: Option<String>,
+    /// Drop and say nothing (the default)
+    #[arg(long, conflicts_with = "answered")]
+    pub silent: bool,
+    /// Let the refusal lane answer
+    #[arg(long)]
+    pub answered: bool,
+    /// Abort every socket too
+    #[arg(long)]
+    pub hard: bool,
+}
+
+/// `restore`.
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// The bottle
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// Add tokens to the governing budget; once for each provider
+    #[arg(long, value_name = "PROVIDER=TOKENS", value_parser = budget)]
+    pub add: Vec<(String, u64)>,
+    /// Also when a budget is used up: requests stay refused until it is raised
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `freeze`, `thaw`.
+#[derive(Debug, Args)]
+pub struct OneBottle {
+    /// The bottle
+    #[arg(value_parser = name)]
+    pub name: String,
+}
+
+/// `kill`.
+#[derive(Debug, Args)]
+pub struct Kill {
+    /// The bottle
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// `budget`.
+#[derive(Debug, Args)]
+pub struct Budget {
+    /// list | set SCOPE PROVIDER=TOKENS | add SCOPE PROVIDER=TOKENS | clear SCOPE PROVIDER
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub words: Vec<String>,
+}
+
+/// `usage`.
+#[derive(Debug, Args)]
+pub struct Usage {
+    /// Only this bottle
+    #[arg(long, value_name = "N", value_parser = bottle_or_host)]
+    pub bottle: Option<String>,
+    /// Only this agent
+    #[arg(long, value_name = "N", value_parser = name)]
+    pub agent: Option<String>,
+    /// Only this provider
+    #[arg(long, value_name = "P", value_parser = name)]
+    pub provider: Option<String>,
+    /// Only what started since: 2026-01-31, 2026-01-31T12:00:00Z, or 90m, 24h, 7d ago
+    #[arg(long, value_name = "T", value_parser = since)]
+    pub since: Option<UnixMs>,
+    /// Group by this alone
+    #[arg(long, value_enum)]
+    pub by: Option<By>,
+    /// One row for each exchange
+    #[arg(long, conflicts_with = "by")]
+    pub flows: bool,
+    /// Print comma-separated values
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
+    /// How it is printed.
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// What `usage` is grouped by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "the contract's words say it")]
+pub enum By {
+    Bottle,
+    Agent,
+    Provider,
+    Model,
+    Day,
+}
+
+impl From<By> for GroupBy {
+    fn from(by: By) -> Self {
+        match by {
+            By::Bottle => Self::Bottle,
+            By::Agent => Self::Agent,
+            By::Provider => Self::Provider,
+            By::Model => Self::Model,
+            By::Day => Self::Day,
+        }
+    }
+}
+
+/// `audit`.
+#[derive(Debug, Args)]
+pub struct Audit {
+    /// Go on with what happens
+    #[arg(long)]
+    pub follow: bool,
+    /// Print one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `env`.
+#[derive(Debug, Args)]
+pub struct Env {
+    /// The bottle
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// Who will read it
+    #[arg(long, value_enum, default_value_t = Shell::Sh)]
+    pub shell: Shell,
+}
+
+/// `ca`.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum Ca {
+    /// Print the path of the certificate
+    Path,
+    /// Make a new certificate
+    Rotate,
+}
+
+/// `settings`.
+#[derive(Debug, Subcommand)]
+pub enum Settings {
+    /// Say what is wrong with a settings file, with line and column
+    Check {
+        /// The file; the daemon's by default
+        file: Option<PathBuf>,
+        /// Have the daemon take it
+        #[arg(long)]
+        apply: bool,
+    },
+}
+
+fn name(text: &str) -> Result<String, String> {
+    check_name(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
+}
+
+/// A bottle's name, or `host`: what a peer of no bottle used is booked there.
+fn bottle_or_host(text: &str) -> Result<String, String> {
+    if text == "host" { Ok(text.to_owned()) } else { name(text) }
+}
+
+fn budget(text: &str) -> Result<(String, u64), String> {
+    let (provider, tokens) = text.split_once('=').ok_or("PROVIDER=TOKENS is meant, as in claude=500k")?;
+    let tokens = parse_tokens(tokens).map_err(|error| error.to_string())?;
+    Ok((name(provider)?, tokens))
+}
+
+/// Tokens by provider.
+///
+/// # Errors
+/// When a provider comes twice; the message names it.
+pub fn by_provider(list: &[(String, u64)]) -> Result<BTreeMap<String, u64>, String> {
+    let mut map = BTreeMap::new();
+    for (provider, tokens) in list {
+        if map.insert(provider.clone(), *tokens).is_some() {
+            return Err(format!("{provider} is given twice"));
+        }
+    }
+    Ok(map)
+}
+
+/// A moment, or a time ago, as milliseconds since the Unix epoch.
+fn since(text: &str) -> Result<UnixMs, String> {
+    let ago = || text.parse::<SignedDuration>().ok().or_else(|| days(text));
+    let at = text
+        .parse::<Timestamp>()
+        .ok()
+        .or_else(|| midnight(text))
+        .or_else(|| Timestamp::now().checked_sub(ago()?).ok());
+    at.map(Timestamp::as_millisecond).ok_or_else(|| {
+        "a date, a UTC time (2026-01-31T12:00:00Z) or a time ago (90m, 24h, 7d) is meant".to_owned()
+    })
+}
+
+fn midnight(text: &str) -> Option<Timestamp> {
+    let date = text.parse::<civil::Date>().ok()?;
+    Some(date.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
+}
+
+/// `7d`: days of 24 hours, which jiff's absolute durations have not.
+fn days(text: &str) -> Option<SignedDuration> {
+    let days: u32 = text.strip_suffix('d')?.parse().ok()?;
+    Some(SignedDuration::from_hours(i64::from(days) * 24))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_the_dashes_is_the_command_s_own() {
+        let cli = Cli::try_parse_from([
+            "enforcer",
+            "run",
+            "--budget",
+            "claude=200k",
+            "--",
+            "claude",
+            "-p",
+            "--json",
+        ])
+        .unwrap();
+        let Command::Run(run) = cli.command else { panic!("run") };
+        assert_eq!(run.guarding.budget, [("claude".to_owned(), 200_000)]);
+        assert_eq!(run.command, ["claude", "-p", "--json"]);
+    }
+
+    #[test]
+    fn times_are_moments_or_ago() {
+        assert_eq!(since("2026-01-31"), Ok(1_769_817_600_000));
+        assert_eq!(since("2026-01-31T00:00:01Z"), Ok(1_769_817_601_000));
+        let now = Timestamp::now().as_millisecond();
+        for (text, hours) in [("90m", 1.5), ("24h", 24.0), ("7d", 168.0)] {
+            let ago = now - since(text).unwrap();
+            assert!((f64::from(i32::try_from(ago / 1000).unwrap()) - hours * 3600.0).abs() < 60.0, "{text}");
+        }
+        for text in ["", "yesterday", "-d", "99999999999d"] {
+            assert!(since(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_provider_has_one_budget() {
+        let list = [("claude".to_owned(), 1), ("claude".to_owned(), 2)];
+        assert_eq!(by_provider(&list), Err("claude is given twice".to_owned()));
+        assert_eq!(by_provider(&list[..1]).unwrap()["claude"], 1);
+    }
+}

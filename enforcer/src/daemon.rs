@@ -20,9 +20,9 @@ use crate::core::{self, CoreHandle, Listener, Message};
 use crate::error::{Exit, Failure};
 use crate::kernel::Kernel;
 use crate::kernel::loader::Loader;
+use crate::ledger::Ledger;
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::writer::Writer;
-use crate::ledger::Ledger;
 use crate::meter::{self, Meter};
 use crate::settings::Settings;
 use crate::state::StateDir;
@@ -39,13 +39,13 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const LEDGER_FILE: &str = "bot-bottle.db";
 
 /// What the command line says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// `--state-dir`.
+    /// State directory; the default of the user it runs as without it.
     pub state_dir: Option<PathBuf>,
-    /// `--socket`.
-    pub socket: Option<PathBuf>,
-    /// `--settings`.
+    /// The control socket.
+    pub socket: PathBuf,
+    /// Settings file; `STATE_DIR/settings.yml`, if there is one, without it.
     pub settings: Option<PathBuf>,
 }
 
@@ -53,16 +53,19 @@ pub struct Options {
 ///
 /// # Errors
 /// Whatever keeps it from starting, as one line with a hint; nothing is left half-started.
-pub fn run(options: &Options) -> Result<(), Failure> {
+pub fn run(options: Options) -> Result<(), Failure> {
     let state = StateDir::open(options.state_dir.as_deref())?;
     let settings = Arc::new(match &options.settings {
         Some(path) => Settings::load(path)?,
         None => Settings::load_default(&state.file("settings.yml"))?,
     });
     let lock = state.lock()?;
-    let socket = options.socket.clone().unwrap_or_else(|| state.control_socket());
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(|error| Failure::io("the async runtime cannot be started", &error))?;
-    let outcome = runtime.block_on(serve(&state, settings, &socket));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::io("the async runtime cannot be started", &error))?;
+    let outcome = runtime.block_on(serve(&state, settings, &options.socket));
     // queries on blocking threads may be under way; they must not keep a stopped daemon alive
     runtime.shutdown_timeout(Duration::from_millis(500));
     drop(lock);
@@ -74,7 +77,10 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     let control = server::Server::bind(socket, None)?;
     let extra_roots_pem = extra_roots(&settings)?;
     let tcp = meter::listen(settings.listen)?;
-    let listener = Listener { address: tcp.local_addr().map_err(|error| Failure::io("the listening socket", &error))?, id: enforcer_ebpf::LISTENER_HOST };
+    let listener = Listener {
+        address: tcp.local_addr().map_err(|error| Failure::io("the listening socket", &error))?,
+        id: enforcer_ebpf::LISTENER_HOST,
+    };
     let ca = Arc::new(Ca::load_or_create(state)?);
     let (ca_certificate, ca_bundle) = ca.publish(&run_dir)?;
     let program = meter::program()?;
@@ -97,15 +103,21 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
         settle_timeout_ms: millis(SETTLE_TIMEOUT),
         allow_private: settings.allow_private.clone(),
     };
-    let meter_options =
-        meter::Options { program, cgroup_procs: Some(home.meter_procs()), config, listener: (tcp, listener.id) };
+    let meter_options = meter::Options {
+        program,
+        cgroup_procs: Some(home.meter_procs()),
+        config,
+        listener: (tcp, listener.id),
+    };
     let meter = Arc::new(Meter::start(meter_options, core.clone(), ca)?);
     let serving = {
         let meter = meter.clone();
         tokio::task::spawn_blocking(move || meter.wait_until_serving(METER_START)).await.unwrap_or(false)
     };
     if !serving {
-        tracing::error!("the meter does not serve yet; it is tried again and again, and until then nothing passes");
+        tracing::error!(
+            "the meter does not serve yet; it is tried again and again, and until then nothing passes"
+        );
     }
     let parts = registry::Parts {
         core: core.clone(),
@@ -183,14 +195,18 @@ fn tell_service_manager(states: &[sd_notify::NotifyState<'_>]) {
 /// The certificates that `tls: extra_roots` names; they travel to the meter in one message.
 fn extra_roots(settings: &Settings) -> Result<String, Failure> {
     let Some(path) = &settings.extra_roots else { return Ok(String::new()) };
-    let pem = std::fs::read_to_string(path)
-        .map_err(|error| Failure::new(Exit::Usage, format!("tls: extra_roots: {}: {error}", path.display())))?;
+    let pem = std::fs::read_to_string(path).map_err(|error| {
+        Failure::new(Exit::Usage, format!("tls: extra_roots: {}: {error}", path.display()))
+    })?;
     if pem.len() > MAX_EXTRA_ROOTS_BYTES {
-        return Err(Failure::new(Exit::Usage, format!(
-            "tls: extra_roots: {} has {} bytes, more than {MAX_EXTRA_ROOTS_BYTES}",
-            path.display(),
-            pem.len()
-        )));
+        return Err(Failure::new(
+            Exit::Usage,
+            format!(
+                "tls: extra_roots: {} has {} bytes, more than {MAX_EXTRA_ROOTS_BYTES}",
+                path.display(),
+                pem.len()
+            ),
+        ));
     }
     Ok(pem)
 }

@@ -6,12 +6,16 @@ use std::process::ExitCode;
 
 use crate::bottle::cgroup::CgroupError;
 use crate::bottle::home::HomeError;
+use crate::bottle::launch::LaunchError;
+use crate::ca::CaError;
 use crate::control::api::Problem;
+use crate::control::server::ServerError;
 use crate::core::AdoptError;
 use crate::kernel::KernelError;
 use crate::ledger::LedgerError;
 use crate::meter::MeterError;
 use crate::settings::SettingsError;
+use crate::state::StateError;
 
 /// How a command ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,11 +100,11 @@ impl Failure {
         Self::new(Exit::Usage, format!("{what}: not yet in this version"))
     }
 
-    /// Writes it to stderr, control characters shown as escapes.
+    /// Writes it to stderr, control characters made harmless.
     pub fn print(&self) {
-        let mut text = format!("enforcer: {}\n", crate::commands::text::scrub(&self.message));
+        let mut text = format!("enforcer: {}\n", crate::text::scrub(&self.message));
         if let Some(hint) = &self.hint {
-            text.push_str(&format!("  hint: {}\n", crate::commands::text::scrub(hint)));
+            text.push_str(&format!("  hint: {}\n", crate::text::scrub(hint)));
         }
         // a closed stderr leaves the exit code, which is all that can still be told
         drop(io::stderr().write_all(text.as_bytes()));
@@ -171,6 +175,12 @@ impl From<MeterError> for Failure {
     }
 }
 
+impl From<CaError> for Failure {
+    fn from(error: CaError) -> Self {
+        Self::new(Exit::Failed, error.to_string())
+    }
+}
+
 impl From<AdoptError> for Failure {
     fn from(error: AdoptError) -> Self {
         match error {
@@ -193,6 +203,44 @@ impl From<LedgerError> for Failure {
 impl From<SettingsError> for Failure {
     fn from(error: SettingsError) -> Self {
         Self { message: error.to_string(), hint: error.hint().map(str::to_owned), exit: Exit::Usage }
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        let exit = match error {
+            StateError::Unusable { .. } => Exit::Refused,
+            StateError::Locked { .. } => Exit::Failed,
+        };
+        Self { message: error.to_string(), hint: Some(error.hint().to_owned()), exit }
+    }
+}
+
+impl From<ServerError> for Failure {
+    fn from(error: ServerError) -> Self {
+        let message = error.to_string();
+        match error {
+            ServerError::InUse(_) => Self::new(Exit::Failed, message)
+                .hint("one daemon serves one socket; name another with --socket"),
+            ServerError::Unsafe { .. } => Self::new(Exit::Refused, message),
+            ServerError::Io { source, .. } => Self { message, ..Self::io("", &source) },
+        }
+    }
+}
+
+impl From<LaunchError> for Failure {
+    fn from(error: LaunchError) -> Self {
+        let message = error.to_string();
+        match error {
+            LaunchError::NoSuchUser(_) => Self::new(Exit::Usage, message),
+            LaunchError::ControlGroup(_) => Self::new(Exit::Refused, message),
+            LaunchError::Io { .. } => Self::new(Exit::NotStarted, message),
+            LaunchError::Start { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Self::new(Exit::NotStarted, message)
+                    .hint("sudo sets a PATH of its own: give the whole path, as in \"$(command -v NAME)\"")
+            }
+            LaunchError::Start { .. } => Self::new(Exit::NotStarted, message),
+        }
     }
 }
 

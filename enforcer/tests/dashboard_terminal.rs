@@ -41,6 +41,10 @@ impl tui::Backend for Stub {
         Ok(())
     }
 
+    async fn cut_all(&self, _body: &api::Cut) -> Result<(), String> {
+        Ok(())
+    }
+
     async fn restore(&self, _bottle: &str, _body: &api::Restore) -> Result<(), String> {
         Ok(())
     }

@@ -90,14 +90,16 @@ impl Registry {
     async fn bottles(&self) -> Result<(Vec<api::Bottle>, Option<String>), Problem> {
         let (models, closed) = self.models().await?;
         let kernel = self.parts.kernel.clone();
-        let bottles = blocking(move || models.into_iter().map(|model| show(kernel.as_ref(), model)).collect()).await?;
+        let bottles =
+            blocking(move || models.into_iter().map(|model| show(kernel.as_ref(), model)).collect()).await?;
         Ok((bottles, closed))
     }
 
     /// Finds and checks the cgroup that is to be guarded; makes it for `run`.
     async fn find_cgroup(&self, attach: &api::Attach) -> Result<Cgroup, Problem> {
         let place = self.place(attach)?;
-        let ours: Vec<u32> = [Some(std::process::id()), self.parts.meter.standing().pid].into_iter().flatten().collect();
+        let ours: Vec<u32> =
+            [Some(std::process::id()), self.parts.meter.standing().pid].into_iter().flatten().collect();
         blocking(move || {
             let cgroup = match place {
                 Place::Path(path) => Cgroup::open(&path),
@@ -213,7 +215,8 @@ impl Controller for Registry {
     async fn bottle(&self, name: &str) -> Result<api::Bottle, Problem> {
         let (bottles, _) = self.bottles().await?;
         bottles.into_iter().find(|bottle| bottle.name == name).ok_or_else(|| {
-            Problem::usage(format!("there is no bottle {name}")).with_hint("enforcer status lists the attached bottles")
+            Problem::usage(format!("there is no bottle {name}"))
+                .with_hint("enforcer status lists the attached bottles")
         })
     }
 
@@ -258,7 +261,8 @@ impl Controller for Registry {
     async fn cut(&self, name: &str, cut: api::Cut, by: &str) -> Result<api::Bottle, Problem> {
         check_cut(&cut)?;
         let received = Instant::now();
-        self.ask(|reply| Message::Cut { name: name.into(), order: cut, by: by.into(), received, reply }).await?;
+        self.ask(|reply| Message::Cut { name: name.into(), order: cut, by: by.into(), received, reply })
+            .await?;
         self.bottle(name).await
     }
 
@@ -280,7 +284,8 @@ impl Controller for Registry {
     }
 
     async fn restore(&self, name: &str, restore: api::Restore, by: &str) -> Result<api::Bottle, Problem> {
-        self.ask(|reply| Message::Restore { name: name.into(), order: restore, by: by.into(), reply }).await?;
+        self.ask(|reply| Message::Restore { name: name.into(), order: restore, by: by.into(), reply })
+            .await?;
         self.bottle(name).await
     }
 
@@ -318,7 +323,8 @@ impl Controller for Registry {
 /// One bottle as `status` shows it.
 fn show(kernel: &dyn Kernel, model: BottleModel) -> api::Bottle {
     let BottleModel { attachment, cause, usage, budget } = model;
-    let cgroup = Cgroup::open(Path::new(&attachment.cgroup)).ok().filter(|found| found.id() == attachment.cgroup_id);
+    let cgroup =
+        Cgroup::open(Path::new(&attachment.cgroup)).ok().filter(|found| found.id() == attachment.cgroup_id);
     let pids = cgroup.as_ref().and_then(|cgroup| cgroup.pids().ok()).map_or(0, |pids| pids.len());
     let state = match (&cgroup, &cause) {
         (None, _) => api::State::Gone,
@@ -354,11 +360,14 @@ fn show(kernel: &dyn Kernel, model: BottleModel) -> api::Bottle {
 /// Turns the core's changes into events, reading what changed; ends with the core.
 async fn publish(registry: Arc<Registry>, mut changes: broadcast::Receiver<Change>) {
     let mut known: HashMap<String, api::Bottle> = HashMap::new();
-    let mut last_row = registry.audit(0, 1).await.ok().and_then(|rows| rows.last().map(|row| row.id)).unwrap_or(0);
+    let mut last_row =
+        registry.audit(0, 1).await.ok().and_then(|rows| rows.last().map(|row| row.id)).unwrap_or(0);
     loop {
         match changes.recv().await {
             Ok(Change::Usage(row)) => registry.send(Event::Usage(row)),
-            Ok(Change::State) | Err(broadcast::error::RecvError::Lagged(_)) => registry.publish_states(&mut known).await,
+            Ok(Change::State) | Err(broadcast::error::RecvError::Lagged(_)) => {
+                registry.publish_states(&mut known).await
+            }
             Ok(Change::Audit) => last_row = registry.publish_rows(last_row).await,
             Err(broadcast::error::RecvError::Closed) => return,
         }
@@ -400,7 +409,9 @@ impl Registry {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| Problem::failed(format!("the controller failed: {error}")))
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Problem::failed(format!("the controller failed: {error}")))
 }
 
 /// Removes a cgroup that was made for a bottle; one that still holds processes is left, and said.
@@ -426,7 +437,9 @@ fn check_egress(egress: Option<&str>) -> Result<(), Problem> {
     match egress {
         None | Some("open") => Ok(()),
         Some(word @ ("allowlist" | "metered")) => Err(not_yet(&format!("egress {word}"))),
-        Some(other) => Err(Problem::usage(format!("{other} is no egress mode")).with_hint("egress modes: open")),
+        Some(other) => {
+            Err(Problem::usage(format!("{other} is no egress mode")).with_hint("egress modes: open"))
+        }
     }
 }
 
@@ -435,7 +448,9 @@ fn check_cut(cut: &api::Cut) -> Result<(), Problem> {
         (None | Some("silent"), false) => Ok(()),
         (_, true) => Err(not_yet("a hard cut")),
         (Some("answered"), _) => Err(not_yet("an answered cut")),
-        (Some(other), _) => Err(Problem::usage(format!("{other} is no face of a cut")).with_hint("faces: silent")),
+        (Some(other), _) => {
+            Err(Problem::usage(format!("{other} is no face of a cut")).with_hint("faces: silent"))
+        }
     }
 }
 

@@ -1,2 +1,98 @@
-//! One file a verb.
-pub mod text;
+//! One file a verb. Each asks the control API and prints; nothing here knows how a bottle is guarded.
+mod attach;
+mod audit;
+mod ca;
+mod cut;
+mod daemon;
+mod detach;
+mod doctor;
+mod env;
+mod manual;
+pub mod output;
+mod restore;
+mod run;
+mod settings;
+mod start;
+mod status;
+mod top;
+mod usage;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::cli::{Cli, Command, Egress, Global, Guarding, Policy, by_provider};
+use crate::control::api;
+use crate::control::client::{Blocking, Client};
+use crate::error::{Exit, Failure};
+use crate::state::control_socket;
+
+/// Does what the command line says. The code is not always success: `run` ends with its command's.
+///
+/// # Errors
+/// What stopped the command, with its exit code.
+pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Run(run) => return run::run(global, &run),
+        Command::Doctor(json) => return doctor::run(global, json),
+        Command::Daemon(daemon) => daemon::run(global, &daemon),
+        Command::Attach(attach) => attach::run(global, &attach),
+        Command::Detach(detach) => detach::run(global, &detach),
+        Command::Status(status) => status::run(global, &status),
+        Command::Cut(cut) => cut::run(global, &cut),
+        Command::Restore(restore) => restore::run(global, &restore),
+        Command::Freeze(_) => Err(Failure::not_yet("freeze")),
+        Command::Thaw(_) => Err(Failure::not_yet("thaw")),
+        Command::Kill(_) => Err(Failure::not_yet("kill")),
+        Command::Budget(_) => Err(Failure::not_yet("budget")),
+        Command::Usage(usage) => usage::run(global, &usage),
+        Command::Audit(audit) => audit::run(global, &audit),
+        Command::Top => top::run(global),
+        Command::Env(env) => env::run(global, &env),
+        Command::Ca(ca) => ca::run(global, ca),
+        Command::Settings(settings) => settings::run(global, &settings),
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man { dir } => manual::pages(&dir),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The control socket of the daemon that is meant.
+fn socket(global: &Global) -> PathBuf {
+    global.socket.clone().unwrap_or_else(|| control_socket(global.state_dir.as_deref()))
+}
+
+/// A client of the daemon that is meant.
+fn connect(global: &Global) -> Result<Blocking, Failure> {
+    Blocking::new(Client::new(socket(global))).map_err(|error| Failure::io("a runtime for requests", &error))
+}
+
+/// The attach request of `run` and `attach`, but for what is attached.
+fn attach_request(name: &str, guarding: &Guarding) -> Result<api::Attach, Failure> {
+    match guarding.policy {
+        None | Some(Policy::Cutoff) => {}
+        Some(Policy::Freeze) => return Err(Failure::not_yet("--policy freeze")),
+        Some(Policy::Kill) => return Err(Failure::not_yet("--policy kill")),
+    }
+    match guarding.egress {
+        None | Some(Egress::Open) => {}
+        Some(Egress::Allowlist) => return Err(Failure::not_yet("--egress allowlist")),
+        Some(Egress::Metered) => return Err(Failure::not_yet("--egress metered")),
+    }
+    Ok(api::Attach {
+        name: name.to_owned(),
+        agent: guarding.agent.clone(),
+        parent: guarding.parent.clone(),
+        budget: tokens_by_provider("--budget", &guarding.budget)?,
+        policy: guarding.policy.map(|_| "cutoff".to_owned()),
+        egress: guarding.egress.map(|_| "open".to_owned()),
+        ..api::Attach::default()
+    })
+}
+
+fn tokens_by_provider(
+    option: &str,
+    list: &[(String, u64)],
+) -> Result<std::collections::BTreeMap<String, u64>, Failure> {
+    by_provider(list).map_err(|what| Failure::new(Exit::Usage, format!("{option}: {what}")))
+}

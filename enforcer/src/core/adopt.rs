@@ -31,7 +31,8 @@ impl Core {
         self.last_exchange = snapshot.last_exchange;
         self.last_attachment = snapshot.last_attachment;
         self.last_generation = snapshot.last_generation;
-        self.added = snapshot.added.into_iter().map(|(owner, provider, tokens)| ((owner, provider), tokens)).collect();
+        self.added =
+            snapshot.added.into_iter().map(|(owner, provider, tokens)| ((owner, provider), tokens)).collect();
 
         let mut pinned: HashMap<String, Pinned> =
             self.kernel.adopted().into_iter().map(|pinned| (pinned.name.clone(), pinned)).collect();
@@ -67,7 +68,8 @@ impl Core {
         cause: Option<Cause>,
         pinned: Option<Pinned>,
     ) -> Result<Option<(u32, Option<Cause>)>, AdoptError> {
-        let exists = Cgroup::open(Path::new(&attachment.cgroup)).is_ok_and(|cgroup| cgroup.id() == attachment.cgroup_id);
+        let exists = Cgroup::open(Path::new(&attachment.cgroup))
+            .is_ok_and(|cgroup| cgroup.id() == attachment.cgroup_id);
         if !exists {
             if let Some(pinned) = pinned {
                 self.kernel.detach(&pinned.name, pinned.slot)?;
@@ -96,7 +98,9 @@ impl Core {
         let name = attachment.name.clone();
         self.enter(attachment, Stage::Attached);
         let verdict = match (cause, cut_in_kernel) {
-            (None, true) => Some(found_cut(format!("{name} was found cut in the kernel but not in the ledger"))),
+            (None, true) => {
+                Some(found_cut(format!("{name} was found cut in the kernel but not in the ledger")))
+            }
             (cause, _) => cause,
         };
         Ok(Some((slot, verdict)))
@@ -167,7 +171,8 @@ impl Core {
         }
         for sum in own {
             if let Owner::Bottle(name) = &sum.owner {
-                let usage = self.usage.entry(name.clone()).or_default().entry(sum.provider.clone()).or_default();
+                let usage =
+                    self.usage.entry(name.clone()).or_default().entry(sum.provider.clone()).or_default();
                 usage.load(&sum);
             }
         }
@@ -185,7 +190,8 @@ impl Core {
             let account = self.account(&owner, &reservation.provider);
             self.accounts.load_settled(account, settlement.tokens.total());
         }
-        let usage = self.usage.entry(reservation.bottle).or_default().entry(reservation.provider).or_default();
+        let usage =
+            self.usage.entry(reservation.bottle).or_default().entry(reservation.provider).or_default();
         usage.charge(&settlement.tokens, settlement.provenance);
         self.submit_done(vec![Entry::Settle(settlement)], After::Nothing);
     }
@@ -198,7 +204,8 @@ impl Core {
         bottle.cause = Some(cause.clone());
         bottle.verdict += 1;
         let verdict = Verdict { attachment: bottle.attachment.id, cause: Some(cause.clone()) };
-        let mut row = action(ActionKind::Cut, Some(bottle.attachment.name.clone()), Some(cause), "controller");
+        let mut row =
+            action(ActionKind::Cut, Some(bottle.attachment.name.clone()), Some(cause), "controller");
         row.detail = Some("taken over at start: stays cut".into());
         self.submit_done(vec![Entry::Verdict(verdict), Entry::Action(row)], After::Nothing);
     }

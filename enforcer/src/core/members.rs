@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::durable::{After, action};
 use super::requests::reference;
 use super::verdicts::unknown;
-use super::{Change, Bottle, Core, Stage, answer};
+use super::{Bottle, Change, Core, Stage, answer};
 use crate::audit::ActionKind;
 use crate::clock::now_ms;
 use crate::control::api::Problem;
@@ -68,7 +68,8 @@ impl Core {
     }
 
     pub(super) fn enter(&mut self, attachment: Attachment, stage: Stage) {
-        let bottle = Bottle { paths: std::collections::HashMap::new(), cause: None, verdict: 0, stage, attachment };
+        let bottle =
+            Bottle { paths: std::collections::HashMap::new(), cause: None, verdict: 0, stage, attachment };
         self.bottles.insert(bottle.attachment.slot, bottle);
     }
 
@@ -89,8 +90,11 @@ impl Core {
             && self.slot_of(parent).is_none()
             && !self.settings.bottles.contains_key(parent)
         {
-            return Err(Problem::usage(format!("there is no bottle {parent} to be the parent of {}", admission.name))
-                .with_hint("a parent is an attached bottle or one that the settings define"));
+            return Err(Problem::usage(format!(
+                "there is no bottle {parent} to be the parent of {}",
+                admission.name
+            ))
+            .with_hint("a parent is an attached bottle or one that the settings define"));
         }
         admission.launch_budget.keys().try_for_each(|provider| self.check_provider(provider))
     }

@@ -25,10 +25,10 @@ use meter_proxy::protocol::{ToController, ToMeter};
 use tokio::sync::{broadcast, oneshot};
 
 pub use self::adopt::AdoptError;
-pub use self::members::Admission;
-pub use self::view::BottleModel;
 use self::durable::Committed;
+pub use self::members::Admission;
 use self::requests::{Live, RefusalLog, Waiting};
+pub use self::view::BottleModel;
 use crate::audit::Cause;
 use crate::budget::{AccountId, Accounts, Path};
 use crate::control::api::{self, Problem};
@@ -271,7 +271,10 @@ pub struct Parts {
 ///
 /// # Errors
 /// When what is pinned and what is recorded cannot be brought together.
-pub fn start(parts: Parts, snapshot: crate::ledger::Snapshot) -> Result<(CoreHandle, JoinHandle<()>), AdoptError> {
+pub fn start(
+    parts: Parts,
+    snapshot: crate::ledger::Snapshot,
+) -> Result<(CoreHandle, JoinHandle<()>), AdoptError> {
     let (sender, receiver) = channel();
     let mut core = Core::new(parts, sender.clone());
     core.adopt(snapshot)?;
@@ -332,7 +335,9 @@ impl Core {
             Message::Guarded { attachment, by, reply } => self.guarded(attachment, by, reply),
             Message::Forget { attachment } => self.forget(attachment),
             Message::Release { name, force, by, reply } => self.release(&name, force, by, reply),
-            Message::Cut { name, order, by, received, reply } => self.cut_by_order(&name, order, by, received, reply),
+            Message::Cut { name, order, by, received, reply } => {
+                self.cut_by_order(&name, order, by, received, reply)
+            }
             Message::Restore { name, order, by, reply } => self.restore(&name, &order, by, reply),
             Message::View { reply } => answer(reply, (self.view(), self.closed.clone())),
             Message::CloseUpstreams => self.close_upstreams(),

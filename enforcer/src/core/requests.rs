@@ -3,7 +3,9 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use meter_proxy::protocol::{BottleRef, Identity, Notice, Refusal, Reserve, Settle, ToController, ToMeter, Upstream};
+use meter_proxy::protocol::{
+    BottleRef, Identity, Notice, Refusal, Reserve, Settle, ToController, ToMeter, Upstream,
+};
 use meter_proxy::tokens::{Ending, Provenance, Tokens};
 
 use super::durable::{After, action};
@@ -80,7 +82,10 @@ impl Core {
     pub(super) fn meter_up(&mut self, epoch: u64, link: MeterLink) {
         self.meter = Some((epoch, link));
         for (_, bottle) in self.bottles.iter().filter(|(slot, _)| self.shut_by(**slot).is_some()) {
-            self.tell_meter(ToMeter::Cut { bottle: reference(&bottle.attachment), upstream: Upstream::Close });
+            self.tell_meter(ToMeter::Cut {
+                bottle: reference(&bottle.attachment),
+                upstream: Upstream::Close,
+            });
         }
         self.publish(Change::State);
     }
@@ -88,7 +93,10 @@ impl Core {
     /// The meter settles what it has to close; bottles stay as they are.
     pub(super) fn close_upstreams(&self) {
         for bottle in self.bottles.values() {
-            self.tell_meter(ToMeter::Cut { bottle: reference(&bottle.attachment), upstream: Upstream::Close });
+            self.tell_meter(ToMeter::Cut {
+                bottle: reference(&bottle.attachment),
+                upstream: Upstream::Close,
+            });
         }
     }
 
@@ -115,7 +123,11 @@ impl Core {
         if let Some(flow) = self.kernel.flow(peer, local, listener) {
             let bottle = BottleRef { slot: flow.slot, generation: flow.generation };
             let found = self.bottle(bottle).filter(|found| found.stage == Stage::Attached)?;
-            return Some(Identity { bottle, name: found.attachment.name.clone(), original: original(&flow, local) });
+            return Some(Identity {
+                bottle,
+                name: found.attachment.name.clone(),
+                original: original(&flow, local),
+            });
         }
         (self.settings.unattached == Unattached::Meter).then(|| Identity {
             bottle: BottleRef { slot: HOST_SLOT, generation: 0 },
@@ -228,7 +240,13 @@ impl Core {
     }
 
     /// The reservation's commit came back: the request may leave, unless the bottle was cut meanwhile.
-    pub(super) fn reserved(&mut self, epoch: u64, exchange: u64, id: ExchangeId, result: Result<(), Problem>) {
+    pub(super) fn reserved(
+        &mut self,
+        epoch: u64,
+        exchange: u64,
+        id: ExchangeId,
+        result: Result<(), Problem>,
+    ) {
         if !self.is_current(epoch) {
             // the meter that asked died before it was told: the request never left
             if result.is_ok() {
@@ -304,7 +322,10 @@ impl Core {
         self.charge(&live, &settlement);
         self.cut_where_crossed(&live.path, live.bottle, live.id, received);
         self.publish(Change::Usage(Box::new(usage_row(&live, &settlement))));
-        self.submit_done(vec![Entry::Settle(settlement)], After::Settled { epoch, exchange: settle.exchange });
+        self.submit_done(
+            vec![Entry::Settle(settlement)],
+            After::Settled { epoch, exchange: settle.exchange },
+        );
         self.admit_waiting();
     }
 
@@ -312,7 +333,8 @@ impl Core {
     fn charge(&mut self, live: &Live, settlement: &Settlement) {
         let total = settlement.tokens.total();
         self.accounts.settle(&live.path, live.held, total);
-        let usage = self.usage.entry(live.name.clone()).or_default().entry(live.provider.clone()).or_default();
+        let usage =
+            self.usage.entry(live.name.clone()).or_default().entry(live.provider.clone()).or_default();
         usage.charge(&settlement.tokens, settlement.provenance);
     }
 

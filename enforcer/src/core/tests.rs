@@ -83,7 +83,10 @@ impl Bench {
             cgroup_id: cgroup.bytes().map(u64::from).sum(),
             owns_cgroup: false,
             policy: "cutoff".into(),
-            launch_budget: launch_budget.iter().map(|(provider, tokens)| ((*provider).into(), *tokens)).collect(),
+            launch_budget: launch_budget
+                .iter()
+                .map(|(provider, tokens)| ((*provider).into(), *tokens))
+                .collect(),
         };
         let attachment = self.ask(|reply| Message::Admit { admission, reply }).unwrap();
         let guard = Guard {
@@ -158,7 +161,8 @@ impl Bench {
     }
 
     fn restore(&self, name: &str, add: &[(&str, u64)], force: bool) -> Result<(), Problem> {
-        let add: BTreeMap<String, u64> = add.iter().map(|(provider, tokens)| ((*provider).into(), *tokens)).collect();
+        let add: BTreeMap<String, u64> =
+            add.iter().map(|(provider, tokens)| ((*provider).into(), *tokens)).collect();
         let order = api::Restore { add, force };
         self.ask(|reply| Message::Restore { name: name.into(), order, by: "uid:7".into(), reply })
     }
@@ -241,7 +245,8 @@ fn a_request_waits_while_only_reservations_stand_in_its_way() {
     bench.no_order();
     bench.settle(1, 5);
     assert_eq!(
-        [bench.order(), bench.order()].map(|order| matches!(order, ToMeter::Settled { exchange: 1 } | ToMeter::Permit { exchange: 2 })),
+        [bench.order(), bench.order()]
+            .map(|order| matches!(order, ToMeter::Settled { exchange: 1 } | ToMeter::Permit { exchange: 2 })),
         [true, true]
     );
 }
@@ -294,7 +299,10 @@ fn a_launch_budget_overrides_and_a_nested_bottle_charges_its_parent() {
     assert_eq!(bench.view("inner").budget["claude"].scope, "launch");
     assert_eq!(bench.order(), ToMeter::Settled { exchange: 1 });
     bench.reserve(2, inner, 10);
-    assert!(matches!(bench.order(), ToMeter::Refused { refusal: Refusal::Cut { .. }, .. }), "the outer cut holds");
+    assert!(
+        matches!(bench.order(), ToMeter::Refused { refusal: Refusal::Cut { .. }, .. }),
+        "the outer cut holds"
+    );
     bench.restore("outer", &[("claude", 1_000)], false).unwrap();
     let orders = [bench.order(), bench.order()];
     for bottle in [outer, inner] {
@@ -362,7 +370,10 @@ fn what_was_under_way_when_the_meter_died_is_charged_at_its_reservation() {
     let bottle = bench.attach("b1");
     bench.reserve(1, bottle, 300);
     bench.order();
-    bench.say(ToController::Progress { exchange: 1, tokens: Tokens { input: 40, output: 20, ..Tokens::default() } });
+    bench.say(ToController::Progress {
+        exchange: 1,
+        tokens: Tokens { input: 40, output: 20, ..Tokens::default() },
+    });
     bench.core.tell(Message::MeterLost { epoch: 1 });
     assert_eq!(bench.view("b1").budget["claude"].used, 300);
     assert_eq!(bench.view("b1").usage["claude"].estimated, 300);
@@ -390,7 +401,8 @@ fn a_cut_bottle_is_let_go_only_by_force() {
     let bottle = bench.attach("b1");
     bench.cut("b1").unwrap();
     bench.order();
-    let release = |force| bench.ask(|reply| Message::Release { name: "b1".into(), force, by: "uid:0".into(), reply });
+    let release =
+        |force| bench.ask(|reply| Message::Release { name: "b1".into(), force, by: "uid:0".into(), reply });
     assert_eq!(release(false).unwrap_err().exit_code, 4);
     let attachment = release(true).unwrap();
     assert_eq!(bench.order(), ToMeter::Detached { bottle });

@@ -17,7 +17,13 @@ use crate::ledger::{AttachmentId, Entry, ExchangeId, Verdict};
 impl Core {
     /// Cuts whatever a charge to these accounts has put over its budget: every bottle that a newly crossed
     /// account governs, and in any case the bottle that was charged.
-    pub(super) fn cut_where_crossed(&mut self, path: &budget::Path, charged: BottleRef, flow: ExchangeId, received: Instant) {
+    pub(super) fn cut_where_crossed(
+        &mut self,
+        path: &budget::Path,
+        charged: BottleRef,
+        flow: ExchangeId,
+        received: Instant,
+    ) {
         for (_, account) in path {
             if self.accounts.account(*account).is_used_up() && self.crossed.insert(*account) {
                 self.cut_all_governed_by(*account, Some(flow), received);
@@ -32,7 +38,12 @@ impl Core {
         }
     }
 
-    pub(super) fn cut_all_governed_by(&mut self, account: AccountId, flow: Option<ExchangeId>, received: Instant) {
+    pub(super) fn cut_all_governed_by(
+        &mut self,
+        account: AccountId,
+        flow: Option<ExchangeId>,
+        received: Instant,
+    ) {
         let provider = self.accounts.provider(account).to_owned();
         let slots: Vec<u32> = self.bottles.keys().copied().collect();
         for slot in slots {
@@ -138,7 +149,8 @@ impl Core {
         name: &str,
         order: &api::Restore,
         by: &str,
-    ) -> Result<(Vec<Entry>, impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> After + use<>), Problem> {
+    ) -> Result<(Vec<Entry>, impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> After + use<>), Problem>
+    {
         let slot = self.slot_of(name).ok_or_else(|| unknown(name))?;
         let additions = self.additions(slot, name, order)?;
         if !order.force {
@@ -198,7 +210,8 @@ impl Core {
         additions: &[(AccountId, u64)],
     ) -> Result<(), Problem> {
         for (_, account) in self.governing_accounts(slot) {
-            let added: u64 = additions.iter().filter(|(to, _)| *to == account).map(|(_, tokens)| *tokens).sum();
+            let added: u64 =
+                additions.iter().filter(|(to, _)| *to == account).map(|(_, tokens)| *tokens).sum();
             let figures = self.accounts.account(account);
             let limit = figures.limit().unwrap_or(u64::MAX).saturating_add(added);
             if figures.used() >= limit {
@@ -218,7 +231,8 @@ impl Core {
 
     /// The governing account of every provider that has one here.
     pub(super) fn governing_accounts(&mut self, slot: u32) -> Vec<(Scope, AccountId)> {
-        let providers: Vec<String> = self.settings.providers.iter().map(|provider| provider.name.clone()).collect();
+        let providers: Vec<String> =
+            self.settings.providers.iter().map(|provider| provider.name.clone()).collect();
         providers
             .iter()
             .filter_map(|provider| {
@@ -311,5 +325,6 @@ impl Core {
 }
 
 pub(super) fn unknown(name: &str) -> Problem {
-    Problem::usage(format!("there is no bottle {name}")).with_hint("enforcer status lists the attached bottles")
+    Problem::usage(format!("there is no bottle {name}"))
+        .with_hint("enforcer status lists the attached bottles")
 }

@@ -45,6 +45,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn audit(&self, after: i64) -> impl Future<Output = Result<Vec<Row>, String>> + Send;
     /// Cuts a bottle.
     fn cut(&self, bottle: &str, body: &api::Cut) -> impl Future<Output = Result<(), String>> + Send;
+    /// Cuts every bottle.
+    fn cut_all(&self, body: &api::Cut) -> impl Future<Output = Result<(), String>> + Send;
     /// Restores a bottle.
     fn restore(&self, bottle: &str, body: &api::Restore) -> impl Future<Output = Result<(), String>> + Send;
 }
@@ -176,6 +178,10 @@ async fn ask(request: Request, backend: impl Backend, started: Instant) -> Event
         Request::Cut { bottle, body } => {
             let answer = bounded(ACT_TIMEOUT, backend.cut(&bottle, &body)).await;
             Event::Acted { what: format!("cut {bottle}"), answer }
+        }
+        Request::CutAll { body } => {
+            let answer = bounded(ACT_TIMEOUT, backend.cut_all(&body)).await;
+            Event::Acted { what: "cut all bottles".to_owned(), answer }
         }
         Request::Restore { bottle, body } => {
             let answer = bounded(ACT_TIMEOUT, backend.restore(&bottle, &body)).await;

@@ -144,7 +144,7 @@ fn text(state: &State, width: u16, height: u16) -> String {
 
 #[test]
 fn keys_ask_for_what_they_say_and_only_after_a_yes() {
-    let all = || vec![cut("builder"), cut("reviewer"), cut("scout")];
+    let all = || vec![Effect::Ask(Request::CutAll { body: api::Cut::default() })];
     for (keys, effects) in [
         ("", vec![]),
         ("c", vec![]),
@@ -202,15 +202,6 @@ fn every_used_up_budget_is_asked_about() {
     reviewer.budget.insert("codex".into(), budget("global", "global", 10, 10));
     let asked = press(&mut state, "j r 6 k Enter 1 Enter");
     assert_eq!(asked, [restore("reviewer", &[("claude", 6000), ("codex", 1)], false)]);
-}
-
-#[test]
-fn what_is_gone_is_not_cut() {
-    let mut state = live();
-    let bottles = &mut state.status.as_mut().unwrap().bottles;
-    bottles[0].state = api::State::Gone;
-    bottles[1].state = api::State::Killed;
-    assert_eq!(press(&mut state, "C y"), [cut("scout")]);
 }
 
 #[test]
@@ -279,7 +270,7 @@ fn leaving_waits_for_an_action_and_a_failure_keeps_it() {
 #[test]
 fn a_failure_is_not_covered_by_a_success() {
     let mut state = live();
-    press(&mut state, "C y");
+    press(&mut state, "c y j c y C y");
     for (what, answer) in [("cut a", Err("gone")), ("cut b", Ok(())), ("cut c", Err("busy"))] {
         update(&mut state, Event::Acted { what: what.into(), answer: answer.map_err(String::from) });
     }
@@ -318,17 +309,24 @@ fn draws_bottles() {
 
 #[test]
 fn draws_more_on_a_wide_screen() {
-    assert_snapshot!(render_to_text(&status(), &rows(), 130, 12), @r"
+    let mut status = status();
+    let builder = &mut status.bottles[0];
+    builder.budget.insert("codex".into(), budget("launch", "builder", 100_000, 85_000));
+    let scout = &mut status.bottles[2];
+    scout.state = api::State::Frozen;
+    assert_snapshot!(render_to_text(&status, &rows(), 130, 14), @r"
     enforcer 0.1.0 pid 4100 | meter serving 127.0.0.1:7080 | kernel attached, lease 10 s
      bottles: 3 ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
       NAME                     AGENT        STATE  USED OF BUDGET                                     TOKENS /S    PASSED DROPPED PIDS
     > builder                  implementer  open   claude ██░░░░░░  31% 1.55M/5M global               1.25M  0     48.2k  0       3
+                                                   codex  ██████░░  85% 85k/100k launch builder
       reviewer                 -            cut    claude ████████ 101% 305k/300k bottle reviewer     305k   0     48.2k  77      3
-      scout                    -            open   claude no budget                                   400    0     48.2k  0       3
-
-
-
-
+      scout                    -            frozen claude no budget                                   400    0     48.2k  0       3
+     builder ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+    claude budget (global, window total): used 1,555,112 of 5,000,000, reserved 0, remaining 3,444,888
+    claude usage: 1,250,000 tokens in 12 exchanges: input 937,500, cache write 0, cache read 0, output 312,500 (reasoning 0);
+    estimated 0
+    codex budget (launch builder, window total): used 85,000 of 100,000, reserved 0, remaining 15,000
 
     j/k select  c cut  C cut all  r restore  / filter  ? help  q quit
     ");
@@ -586,6 +584,11 @@ impl Backend for Fake {
         Ok(())
     }
 
+    async fn cut_all(&self, _body: &api::Cut) -> Result<(), String> {
+        self.0.lock().unwrap().push("cut all".to_owned());
+        Ok(())
+    }
+
     async fn restore(&self, _bottle: &str, _body: &api::Restore) -> Result<(), String> {
         Err("not here".into())
     }
@@ -600,7 +603,7 @@ async fn the_loop_carries_keys_to_the_daemon_and_ends() {
         let typed = async {
             // the first figures must be there before a bottle can be meant
             tokio::time::sleep(Duration::from_millis(200)).await;
-            for key in [Key::Char('c'), Key::Char('y'), Key::Char('q')] {
+            for key in ['c', 'y', 'C', 'y', 'q'].map(Key::Char) {
                 keys.send(Ok(Event::Key(key))).unwrap();
             }
             std::future::pending::<()>().await;
@@ -611,7 +614,7 @@ async fn the_loop_carries_keys_to_the_daemon_and_ends() {
         }
     };
     timeout(Duration::from_secs(10), driven).await.expect("q ends the loop").unwrap();
-    assert_eq!(*fake.0.lock().unwrap(), ["cut builder"]);
+    assert_eq!(*fake.0.lock().unwrap(), ["cut builder", "cut all"]);
     assert!(plain_text(terminal.backend().buffer()).contains("reviewer"));
 }
 

@@ -38,6 +38,11 @@ pub enum Request {
         /// How.
         body: api::Cut,
     },
+    /// A cut of every bottle there is.
+    CutAll {
+        /// How.
+        body: api::Cut,
+    },
     /// A restore.
     Restore {
         /// The bottle's name.
@@ -285,29 +290,13 @@ fn confirm(state: &mut State, question: Question, key: Key) -> Vec<Effect> {
 }
 
 fn act(state: &mut State, question: Question) -> Vec<Effect> {
-    let effects = match question {
-        Question::Cut(bottle) => vec![cut(bottle)],
-        Question::CutAll => cut_all(state),
-        Question::Restore(bottle) => {
-            vec![Effect::Ask(Request::Restore { bottle, body: api::Restore::default() })]
-        }
-    };
-    state.actions += effects.len();
-    if effects.is_empty() {
-        note(state, "there is no bottle to cut".to_owned());
-    }
-    effects
-}
-
-fn cut(bottle: String) -> Effect {
-    Effect::Ask(Request::Cut { bottle, body: api::Cut::default() })
-}
-
-/// One cut for each bottle that is not past it. Those that look cut already get one too: the picture may be old.
-fn cut_all(state: &State) -> Vec<Effect> {
-    let bottles = state.status.iter().flat_map(|status| &status.bottles);
-    let alive = bottles.filter(|bottle| !matches!(bottle.state, api::State::Killed | api::State::Gone));
-    alive.map(|bottle| cut(bottle.name.clone())).collect()
+    state.actions += 1;
+    vec![Effect::Ask(match question {
+        Question::Cut(bottle) => Request::Cut { bottle, body: api::Cut::default() },
+        // the daemon knows which there are; the picture here may be old
+        Question::CutAll => Request::CutAll { body: api::Cut::default() },
+        Question::Restore(bottle) => Request::Restore { bottle, body: api::Restore::default() },
+    })]
 }
 
 fn add_tokens(state: &mut State, mut prompt: Prompt, key: Key) -> Vec<Effect> {
@@ -368,9 +357,35 @@ fn parse_tokens(typed: &str) -> Result<u64, String> {
         Some((at, 'm' | 'M')) => (&typed[..at], 1_000_000),
         _ => (typed, 1_u64),
     };
+    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
     let tokens = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
     match tokens {
-        Some(tokens) if tokens > 0 => Ok(tokens),
+        Some(tokens) if tokens > 0 && is_number => Ok(tokens),
         _ => Err("type a number of tokens above 0, such as 500k or 2M".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_read_as_the_settings_write_them() {
+        for (typed, tokens) in [
+            ("1200", Some(1200)),
+            (" 500k ", Some(500_000)),
+            ("2M", Some(2_000_000)),
+            ("2m", Some(2_000_000)),
+            ("", None),
+            ("k", None),
+            ("0", None),
+            ("+5", None),
+            ("-5", None),
+            ("1.5M", None),
+            ("5G", None),
+            ("18446744073709551615k", None),
+        ] {
+            assert_eq!(parse_tokens(typed).ok(), tokens, "{typed:?}");
+        }
     }
 }
