@@ -105,8 +105,9 @@ fn not_yet(places: &Places, path: &[&str], supported: &str) -> Fault {
 fn providers(entries: BTreeMap<String, ProviderEntry>, places: &Places) -> Result<Vec<Provider>, Fault> {
     let mut providers = built_in_providers();
     for (name, entry) in entries {
-        let at = places.value(&["providers", &name]);
-        check_name(&name).map_err(|error| Fault::new(at, format!("provider {name:?}: {error}")))?;
+        check_name(&name).map_err(|error| {
+            Fault::new(places.key(&["providers", &name]), format!("provider {name:?}: {error}"))
+        })?;
         match providers.iter_mut().find(|provider| provider.name == name) {
             Some(built_in) => override_provider(built_in, entry, places)?,
             None => providers.push(new_provider(name, entry, places)?),
@@ -117,7 +118,7 @@ fn providers(entries: BTreeMap<String, ProviderEntry>, places: &Places) -> Resul
 }
 
 fn new_provider(name: String, entry: ProviderEntry, places: &Places) -> Result<Provider, Fault> {
-    let at = places.value(&["providers", &name]);
+    let at = places.key(&["providers", &name]);
     if entry.dialect.is_none() {
         return Err(Fault::new(at, format!("provider {name:?} has no dialect"))
             .hint("dialect: anthropic, openai or openai-chat"));
@@ -208,10 +209,10 @@ impl Check<'_> {
         if COMING_PROVIDERS.contains(&provider) {
             let what = format!("a budget for {provider} is not yet supported in this version");
             return Err(
-                Fault::new(self.places.value(path), what).hint(format!("supported are {}", known.join(", ")))
+                Fault::new(self.places.key(path), what).hint(format!("supported are {}", known.join(", ")))
             );
         }
-        Err(Fault::new(self.places.value(path), format!("no provider is called {provider:?}"))
+        Err(Fault::new(self.places.key(path), format!("no provider is called {provider:?}"))
             .hint(nearest(provider, &known)))
     }
 
@@ -265,7 +266,7 @@ impl Check<'_> {
                 );
             }
             if !seen.insert(parent) {
-                return Err(Fault::new(at, format!("bottle {name:?} extends itself, by way of {child:?}"))
+                return Err(Fault::new(at, format!("bottle {parent:?} extends itself, by way of {child:?}"))
                     .hint("extends must not go in a circle"));
             }
             child = parent;
@@ -288,7 +289,7 @@ impl Check<'_> {
 
     fn check_owner(&self, what: &str, name: &str, path: &[&str]) -> Result<(), Fault> {
         check_name(name)
-            .map_err(|error| Fault::new(self.places.value(path), format!("{what} {name:?}: {error}")))
+            .map_err(|error| Fault::new(self.places.key(path), format!("{what} {name:?}: {error}")))
     }
 
     fn ranges(&self, ranges: Vec<String>) -> Result<Vec<String>, Fault> {

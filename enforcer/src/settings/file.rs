@@ -10,12 +10,12 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
 use super::values::{Span, TokensError, parse_tokens};
-use super::yaml::{Fault, Places};
+use super::yaml::{Fault, Places, START};
 use super::{Egress, Face, Place, Policy, ScopeRule, Unattached, Window};
 
 /// The whole file; what is absent is `None`.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a mapping of settings")]
 pub(super) struct File {
     pub(super) budget: Option<Budget>,
     pub(super) shutdown: Option<Policy>,
@@ -44,7 +44,7 @@ pub(super) struct File {
     pub(super) dlp: Option<Dlp>,
 }
 
-const TOP_KEYS: &[&str] = &[
+pub(super) const TOP_KEYS: &[&str] = &[
     "budget",
     "shutdown",
     "window",
@@ -77,7 +77,7 @@ pub(super) type Budget = BTreeMap<String, TokenCount>;
 
 /// `providers: NAME:`; over a built-in one of that name, each key by itself.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a mapping of a provider's settings")]
 pub(super) struct ProviderEntry {
     pub(super) dialect: Option<DialectWord>,
     pub(super) hosts: Option<Vec<String>>,
@@ -88,7 +88,7 @@ const PROVIDER_KEYS: &[&str] = &["dialect", "hosts", "upstream"];
 
 /// `bottles: NAME:`.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a mapping of a bottle's settings")]
 pub(super) struct BottleEntry {
     pub(super) extends: Option<String>,
     pub(super) budget: Option<Budget>,
@@ -102,7 +102,7 @@ const BOTTLE_KEYS: &[&str] = &["extends", "budget", "shutdown", "egress", "cgrou
 
 /// `agents: NAME:`.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a mapping of an agent's settings")]
 pub(super) struct AgentEntry {
     pub(super) budget: Option<Budget>,
 }
@@ -111,7 +111,7 @@ const AGENT_KEYS: &[&str] = &["budget"];
 
 /// `tls:`.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a mapping with extra_roots")]
 pub(super) struct Tls {
     pub(super) extra_roots: Option<String>,
 }
@@ -120,7 +120,7 @@ const TLS_KEYS: &[&str] = &["extra_roots"];
 
 /// `dlp:`.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a mapping with mode")]
 pub(super) struct Dlp {
     pub(super) mode: Option<DlpMode>,
 }
@@ -167,7 +167,7 @@ pub(super) fn read(text: &str) -> Result<File, Fault> {
     serde_yaml::from_str(text).map_err(|error| {
         let message = error.to_string();
         let Some(location) = error.location() else {
-            return Fault::new(Place { line: 1, column: 1 }, message);
+            return Fault::new(START, message);
         };
         let place = Place { line: location.line(), column: location.column() };
         let suffix = format!(" at line {} column {}", place.line, place.column);
@@ -207,6 +207,9 @@ pub(super) fn check_keys(places: &Places) -> Result<(), Fault> {
 /// A hint that names the known word most like this one, or all of them.
 pub(super) fn nearest(word: &str, known: &[&str]) -> String {
     let likeness = |candidate: &&&str| strsim::jaro_winkler(word, candidate);
+    if known.is_empty() {
+        return "there is none".to_owned();
+    }
     match known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))) {
         Some(best) if likeness(&best) > 0.75 => format!("did you mean {best:?}?"),
         _ => format!("known are {}", known.join(", ")),

@@ -8,6 +8,9 @@ mod file;
 mod values;
 mod yaml;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{Metadata, OpenOptions};
@@ -23,7 +26,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::Uid;
 use serde::Deserialize;
 
-pub use values::{NameError, TokensError, check_name, parse_tokens};
+pub use values::{NameError, TokensError, check_name, is_dns_name, parse_tokens};
 use yaml::Fault;
 
 /// Longest settings file that is read, bytes.
@@ -235,7 +238,7 @@ fn built_in_providers() -> Vec<Provider> {
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The file cannot be read, or must not be trusted.
-    #[error("the settings {}: {what}", path.display())]
+    #[error("{}: {what}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -321,10 +324,15 @@ impl Settings {
         settings().map_err(|Fault { place, what, hint }| SettingsError::Wrong {
             path: path.to_owned(),
             place,
-            what,
-            hint,
+            what: printable(&what),
+            hint: hint.as_deref().map(printable),
         })
     }
+}
+
+/// One line that a terminal shows as it is, whatever the file holds between its quotes.
+fn printable(words: &str) -> String {
+    words.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// The file's text; `None` when there is no file. Whoever can write the settings can raise their own budget,

@@ -122,25 +122,30 @@ impl FromStr for Span {
     }
 }
 
-/// Whether a metered host may be written so: a lower-case DNS name of two labels at least, in which `*` may
-/// stand for one label, or an IP address.
+/// Whether a text is a DNS name as the meter writes hosts: lower case, no final dot, and not an address.
+#[must_use]
+pub fn is_dns_name(host: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    let numeric = |label: &str| label.bytes().all(|b| b.is_ascii_digit());
+    host.len() <= 253 && host.split('.').all(label) && !host.rsplit('.').next().is_some_and(numeric)
+}
+
+/// Whether a metered host may be written so: an address, or a DNS name in which `*` may stand for one label,
+/// beside at least two that are written out.
 pub(super) fn check_host(host: &str) -> Result<(), String> {
-    if host.parse::<IpAddr>().is_ok() {
+    let written_out = host.split('.').filter(|&label| label != "*").count();
+    let sample: Vec<&str> = host.split('.').map(|label| if label == "*" { "any" } else { label }).collect();
+    let is_name = is_dns_name(&sample.join(".")) && (!host.contains('*') || written_out >= 2);
+    if is_name || host.parse::<IpAddr>().is_ok() {
         return Ok(());
     }
-    let label = |label: &str| {
-        label == "*"
-            || (!label.is_empty()
-                && label.len() <= 63
-                && !label.starts_with('-')
-                && !label.ends_with('-')
-                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'))
-    };
-    let known_labels = host.split('.').filter(|&label| label != "*").count();
-    if host.len() > 253 || !host.split('.').all(label) || known_labels < 2.min(host.split('.').count()) {
-        return Err(format!("{host:?} is not a host name in lower case (api.example.com, *.example.com)"));
-    }
-    Ok(())
+    Err(format!("{host:?} is not a host name in lower case (api.example.com, *.example.com)"))
 }
 
 /// Whether one name could match both patterns.

@@ -9,6 +9,9 @@ use super::Place;
 /// Deepest nesting that is read; the schema needs four.
 const MAX_DEPTH: usize = 8;
 
+/// The place of what stands nowhere.
+pub(super) const START: Place = Place { line: 1, column: 1 };
+
 /// What is wrong, where, and what to do about it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Fault {
@@ -44,7 +47,13 @@ impl Places {
     /// Where the value at a path stands; the file's start when there is none.
     pub(super) fn value(&self, path: &[&str]) -> Place {
         let path: Vec<String> = path.iter().map(|&step| step.to_owned()).collect();
-        self.values.get(&path).copied().unwrap_or(Place { line: 1, column: 1 })
+        self.values.get(&path).copied().unwrap_or(START)
+    }
+
+    /// Where the key at a path stands; the file's start when there is none.
+    pub(super) fn key(&self, path: &[&str]) -> Place {
+        let found = self.keys().find(|(known, _)| *known == path);
+        found.map_or(START, |(_, place)| place)
     }
 
     /// Whether the file holds one value at least.

@@ -1,0 +1,519 @@
+//! Settings by tables: what is taken and what it becomes, what is refused and in which words and place.
+use proptest::prelude::*;
+
+use super::*;
+
+fn parse(text: &str) -> Result<Settings, SettingsError> {
+    Settings::parse(text, Path::new("s.yml"))
+}
+
+/// The error as an operator reads it, with its hint in brackets.
+fn refused(text: &str) -> String {
+    match parse(text) {
+        Ok(settings) => panic!("{text:?} was taken: {settings:?}"),
+        Err(error) => match error.hint() {
+            Some(hint) => format!("{error} [{hint}]"),
+            None => error.to_string(),
+        },
+    }
+}
+
+#[test]
+fn the_short_form_is_a_whole_file() {
+    let settings = parse("budget:\n  claude: 5000000\n  codex: 2M\nshutdown: cutoff\n").unwrap();
+    let budget = Budgets::from([("claude".to_owned(), 5_000_000), ("codex".to_owned(), 2_000_000)]);
+    assert_eq!(settings, Settings { budget, ..Settings::default() });
+}
+
+#[test]
+fn nothing_said_is_the_default() {
+    for text in
+        ["", "# only words\n", "---\n", "budget:\nbottles:\nproviders:\n", "{}", "warn_at: []\nhooks: {}\n"]
+    {
+        assert_eq!(parse(text).unwrap(), Settings::default(), "{text:?}");
+    }
+}
+
+/// Every key of the schema, with a value that has its effect in this version.
+const EVERYTHING: &str = r#"
+budget: { claude: 5_000_000, codex: "500k", local: 7 }
+shutdown: cutoff
+window: total
+scope_rule: nearest
+gate: off
+midstream: false
+cut: silent
+hold: 1500ms
+lease: off
+reopen: auto
+warn_at: []
+weights: { input: 1, cache_write: 1.0, cache_read: 1, output: 1 }
+egress: open
+allow: []
+unattached: meter
+allow_private: ["10.0.0.0/8", "fd00::/8", "127.0.0.1/32"]
+resolvers: []
+listen: "[::1]:0"
+hooks: { warn: [], cut: [], freeze: [], kill: [] }
+providers:
+  claude: { upstream: "http://127.0.0.1:9000" }
+  codex: { dialect: openai, hosts: [api.openai.com] }
+  local: { dialect: openai-chat, hosts: ["*.llm.example.com"], upstream: "https://llm.example.com/v2" }
+tls: { extra_roots: /etc/roots.pem }
+bottles:
+  base: { shutdown: cutoff, egress: open, snapshot: [] }
+  reviewer: { extends: base, budget: { claude: 300000 } }
+agents:
+  implementer: { budget: { claude: 100000 } }
+dlp: { mode: off }
+"#;
+
+#[test]
+fn every_supported_value_arrives() {
+    let settings = parse(EVERYTHING).unwrap();
+    let budget = |pairs: &[(&str, u64)]| -> Budgets {
+        pairs.iter().map(|&(provider, tokens)| (provider.to_owned(), tokens)).collect()
+    };
+    assert_eq!(settings.budget, budget(&[("claude", 5_000_000), ("codex", 500_000), ("local", 7)]));
+    assert_eq!(settings.gate, Gate::Off);
+    assert!(!settings.midstream);
+    assert_eq!(settings.hold, Duration::from_millis(1500));
+    assert_eq!(settings.unattached, Unattached::Meter);
+    assert_eq!(settings.allow_private, ["10.0.0.0/8", "fd00::/8", "127.0.0.1/32"]);
+    assert_eq!(settings.listen, "[::1]:0".parse().unwrap());
+    assert_eq!(settings.extra_roots, Some(PathBuf::from("/etc/roots.pem")));
+    let [claude, codex, local] = settings.providers.as_slice() else { panic!("{:?}", settings.providers) };
+    assert_eq!(claude.hosts, ["api.anthropic.com"]);
+    assert_eq!(claude.upstream.as_deref(), Some("http://127.0.0.1:9000"));
+    assert_eq!((codex.hosts.as_slice(), &codex.upstream), (["api.openai.com".to_owned()].as_slice(), &None));
+    assert_eq!((local.name.as_str(), local.dialect), ("local", Dialect::OpenaiChat));
+    assert_eq!(
+        settings.bottles["reviewer"],
+        BottleSettings {
+            extends: Some("base".to_owned()),
+            budget: budget(&[("claude", 300_000)]),
+            ..BottleSettings::default()
+        }
+    );
+    assert_eq!(settings.bottles["base"].shutdown, Some(Policy::Cutoff));
+    assert_eq!(settings.agents["implementer"].budget, budget(&[("claude", 100_000)]));
+}
+
+#[test]
+fn what_has_no_effect_yet_is_refused_with_its_place() {
+    for (text, place, key) in [
+        ("shutdown: freeze", "1:11", "shutdown"),
+        ("shutdown: kill", "1:11", "shutdown"),
+        ("window: daily", "1:9", "window"),
+        ("scope_rule: ceiling", "1:13", "scope_rule"),
+        ("gate: exact", "1:7", "gate"),
+        ("cut: answered", "1:6", "cut"),
+        ("lease: 10s", "1:8", "lease"),
+        ("reopen: manual", "1:9", "reopen"),
+        ("warn_at: [50]", "1:10", "warn_at"),
+        ("weights: { output: 5 }", "1:10", "weights"),
+        ("egress: metered", "1:9", "egress"),
+        ("allow: ['github.com:443']", "1:8", "allow"),
+        ("resolvers: [10.0.0.1]", "1:12", "resolvers"),
+        ("retention: 400d", "1:12", "retention"),
+        ("hooks:\n  cut: [/bin/true]", "2:3", "hooks"),
+        ("dlp: { mode: block }", "1:14", "dlp.mode"),
+        ("providers:\n  g: { dialect: gemini, hosts: [g.example] }", "2:17", "providers.g.dialect"),
+        ("bottles:\n  b: { shutdown: kill }", "2:18", "bottles.b.shutdown"),
+        ("bottles:\n  b: { egress: allowlist }", "2:16", "bottles.b.egress"),
+        ("bottles:\n  b: { cgroup: /sys/fs/cgroup/b }", "2:16", "bottles.b.cgroup"),
+        ("bottles:\n  b: { snapshot: [tar] }", "2:18", "bottles.b.snapshot"),
+    ] {
+        let words = refused(text);
+        let expected = format!("s.yml:{place}: this value of {key} is not yet supported in this version [");
+        assert!(words.starts_with(&expected), "{text:?}: {words}");
+    }
+    let words = refused("budget:\n  gemini: 5");
+    assert_eq!(
+        words,
+        "s.yml:2:3: a budget for gemini is not yet supported in this version [supported are claude, codex]"
+    );
+}
+
+#[test]
+fn errors_name_line_and_column_and_what_to_do() {
+    let table: String = [
+        "budget:\n  claude: 5\n bad: indent",
+        "budget: {claude: 5",
+        "budget: &a {claude: 5}",
+        "budget: *a",
+        "budget: !!int 5",
+        "shutdown: |\n  cutoff",
+        "shutdown: >\n  cutoff",
+        "budget:\n  claude: 1\n  claude: 2",
+        "a: {b: {c: {d: {e: {f: {g: {h: {i: 1}}}}}}}}",
+        "---\nmidstream: true\n---\nmidstream: false",
+        "[a]: b",
+        "just words",
+        "- a\n- b",
+        "budgte: {}",
+        "zzz: 1",
+        "bottles:\n  b: { extend: a }",
+        "tls: { extra_root: /x }",
+        "budget:\n  cluade: 5",
+        "budget: 5",
+        "budget:\n  claude: abc",
+        "budget:\n  claude: -1",
+        "budget:\n  claude: 1.5",
+        "budget:\n  claude: 1e30",
+        "budget:\n  claude: 9223372036854775808",
+        "budget:\n  claude: 99999999999999999999999999999999999999999999",
+        "budget:\n  claude: true",
+        "budget:\n  claude: [1]",
+        "budget:\n  claude:",
+        "shutdown: cut",
+        "midstream: sometimes",
+        "hold: 60",
+        "hold: 1 minute",
+        "hold: 99999999d",
+        "lease: never",
+        "listen: localhost",
+        "allow_private: [10.0.0.0/8, 10.0.0.0/33]",
+        "allow_private: [10.0.0.1/8]",
+        "allow_private: [10.0.0.1]",
+        "providers:\n  new: { hosts: [a.example] }",
+        "providers:\n  new: { dialect: openai }",
+        "providers:\n  ../x: { dialect: openai }",
+        "providers:\n  new: { dialect: openai, hosts: [API.example.com] }",
+        "providers:\n  new: { dialect: openai, hosts: ['*'] }",
+        "providers:\n  new: { dialect: openai, hosts: [b.example, api.openai.com] }",
+        "providers:\n  new: { dialect: openai, hosts: ['*.openai.com'] }",
+        "providers:\n  new: { dialect: openai, hosts: [a.example, a.example] }",
+        "providers:\n  claude: { upstream: 'ftp://x' }",
+        "providers:\n  claude: { upstream: 'https://u:p@x' }",
+        "providers:\n  claude: { upstream: 'https://x:99999' }",
+        "providers:\n  claude: { upstream: 'https://x/?q' }",
+        "providers:\n  claude: { upstream: 'x y' }",
+        "tls: { extra_roots: roots.pem }",
+        "bottles:\n  host: {}",
+        "bottles:\n  b: { extends: c }",
+        "bottles:\n  a: { extends: b }\n  b: { extends: c }\n  c: { extends: b }",
+        "bottles:\n  a: { extends: a }",
+        "bottles:\n  a: { budget: { gpt: 1 } }",
+        "agents:\n  'a b': {}",
+        "agents:\n  a: { budget: { claude: 5x } }",
+        "shutdown: \"a\\nb\\e[31m\"",
+    ]
+    .iter()
+    .map(|text| format!("{text}\n  => {}\n", refused(text)))
+    .collect();
+    insta::assert_snapshot!(table, @r#"
+    budget:
+      claude: 5
+     bad: indent
+      => s.yml:3:2: malformed YAML: while parsing a block mapping, did not find expected key
+    budget: {claude: 5
+      => s.yml:2:1: malformed YAML: while parsing a flow mapping, did not find expected ',' or '}'
+    budget: &a {claude: 5}
+      => s.yml:1:9: anchors (&name) are refused [write the value out where it is needed]
+    budget: *a
+      => s.yml:1:9: malformed YAML: while parsing node, found unknown anchor
+    budget: !!int 5
+      => s.yml:1:9: tags (!name) are refused [write the value alone]
+    shutdown: |
+      cutoff
+      => s.yml:2:3: block scalars (| and >) are refused [write it on one line]
+    shutdown: >
+      cutoff
+      => s.yml:2:3: block scalars (| and >) are refused [write it on one line]
+    budget:
+      claude: 1
+      claude: 2
+      => s.yml:3:3: "claude" is given twice [keep one of them]
+    a: {b: {c: {d: {e: {f: {g: {h: {i: 1}}}}}}}}
+      => s.yml:1:32: nested deeper than 8 levels
+    ---
+    midstream: true
+    ---
+    midstream: false
+      => s.yml:3:1: a second document (---) is refused [keep one mapping in the file]
+    [a]: b
+      => s.yml:1:1: a key must be one word
+    just words
+      => s.yml:1:1: invalid type: string "just words", expected a mapping of settings
+    - a
+    - b
+      => s.yml:1:1: invalid type: sequence, expected a mapping of settings
+    budgte: {}
+      => s.yml:1:1: unknown key "budgte" [did you mean "budget"?]
+    zzz: 1
+      => s.yml:1:1: unknown key "zzz" [known are budget, shutdown, window, scope_rule, gate, midstream, cut, hold, lease, reopen, warn_at, weights, egress, allow, unattached, allow_private, resolvers, retention, listen, hooks, providers, tls, bottles, agents, dlp]
+    bottles:
+      b: { extend: a }
+      => s.yml:2:8: unknown key "extend" [did you mean "extends"?]
+    tls: { extra_root: /x }
+      => s.yml:1:8: unknown key "extra_root" [did you mean "extra_roots"?]
+    budget:
+      cluade: 5
+      => s.yml:2:3: no provider is called "cluade" [did you mean "claude"?]
+    budget: 5
+      => s.yml:1:9: budget: invalid type: integer `5`, expected a map
+    budget:
+      claude: abc
+      => s.yml:2:11: budget.claude: not a number of tokens (5000000, 500k and 2M are)
+    budget:
+      claude: -1
+      => s.yml:2:11: budget.claude: a budget cannot be negative
+    budget:
+      claude: 1.5
+      => s.yml:2:11: budget.claude: tokens are whole (1500k instead of 1.5M)
+    budget:
+      claude: 1e30
+      => s.yml:2:11: budget.claude: more tokens than can be counted (at most 9223372036854775807)
+    budget:
+      claude: 9223372036854775808
+      => s.yml:2:11: budget.claude: more tokens than can be counted (at most 9223372036854775807)
+    budget:
+      claude: 99999999999999999999999999999999999999999999
+      => s.yml:2:11: budget.claude: more tokens than can be counted (at most 9223372036854775807)
+    budget:
+      claude: true
+      => s.yml:2:11: budget.claude: invalid type: boolean `true`, expected a whole number of tokens, such as 5000000, 500k or 2M
+    budget:
+      claude: [1]
+      => s.yml:2:11: budget.claude: invalid type: sequence, expected a whole number of tokens, such as 5000000, 500k or 2M
+    budget:
+      claude:
+      => s.yml:2:10: budget.claude: invalid type: unit value, expected a whole number of tokens, such as 5000000, 500k or 2M
+    shutdown: cut
+      => s.yml:1:11: shutdown: unknown variant `cut`, expected one of `cutoff`, `freeze`, `kill`
+    midstream: sometimes
+      => s.yml:1:12: midstream: invalid type: string "sometimes", expected a boolean
+    hold: 60
+      => s.yml:1:7: hold: invalid type: integer `60`, expected a length of time with its unit, such as 60s
+    hold: 1 minute
+      => s.yml:1:7: hold: not a length of time (500ms, 60s, 5m, 2h and 1d are)
+    hold: 99999999d
+      => s.yml:1:7: hold: longer than 1000 days
+    lease: never
+      => s.yml:1:8: lease: not a length of time (500ms, 60s, 5m, 2h and 1d are)
+    listen: localhost
+      => s.yml:1:9: "localhost" is not an address with a port [write it as "127.0.0.1:7080" or "[::1]:7080"]
+    allow_private: [10.0.0.0/8, 10.0.0.0/33]
+      => s.yml:1:29: "10.0.0.0/33" is no range of addresses (10.0.0.0/8, fd00::/8)
+    allow_private: [10.0.0.1/8]
+      => s.yml:1:17: "10.0.0.1/8" has bits beyond its prefix of 8
+    allow_private: [10.0.0.1]
+      => s.yml:1:17: "10.0.0.1" is no range of addresses (10.0.0.0/8, fd00::/8)
+    providers:
+      new: { hosts: [a.example] }
+      => s.yml:2:3: provider "new" has no dialect [dialect: anthropic, openai or openai-chat]
+    providers:
+      new: { dialect: openai }
+      => s.yml:2:3: provider "new" has neither hosts nor an upstream
+    providers:
+      ../x: { dialect: openai }
+      => s.yml:2:3: provider "../x": a name is made of letters, digits, '.', '_' and '-', and does not start with '.' or '-'
+    providers:
+      new: { dialect: openai, hosts: [API.example.com] }
+      => s.yml:2:35: "API.example.com" is not a host name in lower case (api.example.com, *.example.com)
+    providers:
+      new: { dialect: openai, hosts: ['*'] }
+      => s.yml:2:35: "*" is not a host name in lower case (api.example.com, *.example.com)
+    providers:
+      new: { dialect: openai, hosts: [b.example, api.openai.com] }
+      => s.yml:2:46: host "api.openai.com" belongs to provider "codex" already ("api.openai.com") [a metered host has one provider]
+    providers:
+      new: { dialect: openai, hosts: ['*.openai.com'] }
+      => s.yml:2:35: host "*.openai.com" belongs to provider "codex" already ("api.openai.com") [a metered host has one provider]
+    providers:
+      new: { dialect: openai, hosts: [a.example, a.example] }
+      => s.yml:2:46: provider "new" lists "a.example" twice ("a.example" covers it) [a metered host has one provider]
+    providers:
+      claude: { upstream: 'ftp://x' }
+      => s.yml:2:23: "ftp://x" is no upstream: it starts with neither http:// nor https:// [write it as https://host[:port][/path]]
+    providers:
+      claude: { upstream: 'https://u:p@x' }
+      => s.yml:2:23: "https://u:p@x" is no upstream: it holds a user name [write it as https://host[:port][/path]]
+    providers:
+      claude: { upstream: 'https://x:99999' }
+      => s.yml:2:23: "https://x:99999" is no upstream: its port is not one of 1 to 65535 [write it as https://host[:port][/path]]
+    providers:
+      claude: { upstream: 'https://x/?q' }
+      => s.yml:2:23: "https://x/?q" is no upstream: it has a query or a fragment [write it as https://host[:port][/path]]
+    providers:
+      claude: { upstream: 'x y' }
+      => s.yml:2:23: "x y" is no upstream: not a URL [write it as https://host[:port][/path]]
+    tls: { extra_roots: roots.pem }
+      => s.yml:1:21: roots.pem is not an absolute path
+    bottles:
+      host: {}
+      => s.yml:2:3: bottle "host": the names host and global are taken
+    bottles:
+      b: { extends: c }
+      => s.yml:2:17: no bottle is called "c" [there is none]
+    bottles:
+      a: { extends: b }
+      b: { extends: c }
+      c: { extends: b }
+      => s.yml:4:17: bottle "b" extends itself, by way of "c" [extends must not go in a circle]
+    bottles:
+      a: { extends: a }
+      => s.yml:2:17: bottle "a" extends itself, by way of "a" [extends must not go in a circle]
+    bottles:
+      a: { budget: { gpt: 1 } }
+      => s.yml:2:18: no provider is called "gpt" [known are claude, codex]
+    agents:
+      'a b': {}
+      => s.yml:2:3: agent "a b": a name is made of letters, digits, '.', '_' and '-', and does not start with '.' or '-'
+    agents:
+      a: { budget: { claude: 5x } }
+      => s.yml:2:26: agents.a.budget.claude: not a number of tokens (5000000, 500k and 2M are)
+    shutdown: "a\nb\e[31m"
+      => s.yml:1:11: shutdown: unknown variant `a�b�[31m`, expected one of `cutoff`, `freeze`, `kill`
+    "#);
+}
+
+#[test]
+fn each_key_that_is_named_as_known_is_in_the_schema() {
+    // a key that only the list knows would be refused by serde as unknown
+    let places = yaml::places(EVERYTHING).unwrap();
+    let written: Vec<&str> =
+        places.keys().filter(|(path, _)| path.len() == 1).map(|(path, _)| path[0].as_str()).collect();
+    let missing: Vec<_> = file::TOP_KEYS.iter().filter(|key| !written.contains(key)).collect();
+    // it has no value without an effect to come
+    assert_eq!(missing, [&"retention"]);
+}
+
+#[test]
+fn tokens_are_whole_and_counted() {
+    for (text, tokens) in [
+        ("0", 0),
+        ("5000000", 5_000_000),
+        ("5_000_000", 5_000_000),
+        ("500k", 500_000),
+        ("500K", 500_000),
+        ("2M", 2_000_000),
+        ("2m", 2_000_000),
+        ("9223372036854775807", i64::MAX.unsigned_abs()),
+    ] {
+        assert_eq!(parse_tokens(text), Ok(tokens), "{text}");
+    }
+    for (text, error) in [
+        ("", TokensError::NotANumber),
+        ("k", TokensError::NotANumber),
+        ("_5", TokensError::NotANumber),
+        ("abc", TokensError::NotANumber),
+        ("5 k", TokensError::NotANumber),
+        ("5kk", TokensError::NotANumber),
+        ("5G", TokensError::NotANumber),
+        ("٥", TokensError::NotANumber),
+        ("nan", TokensError::NotANumber),
+        ("inf", TokensError::NotANumber),
+        ("-1", TokensError::Negative),
+        ("-2M", TokensError::Negative),
+        ("1.5M", TokensError::Fraction),
+        ("9223372036854775808", TokensError::TooMany),
+        ("99999999999999M", TokensError::TooMany),
+        ("99999999999999999999999999", TokensError::TooMany),
+    ] {
+        assert_eq!(parse_tokens(text), Err(error), "{text}");
+    }
+}
+
+#[test]
+fn names_can_be_file_names_and_nothing_more() {
+    for name in ["a", "b1", "Reviewer-2.x_y", "9", &"a".repeat(64)] {
+        assert_eq!(check_name(name), Ok(()), "{name}");
+    }
+    for name in ["..", ".", ".a", "-a", "a/b", "a b", "a\n", "a\x1b[31m", "ü", "a\u{202e}b", "a:b", "a\0"] {
+        assert_eq!(check_name(name), Err(NameError::Character), "{name:?}");
+    }
+    assert_eq!(check_name(""), Err(NameError::Length(0)));
+    assert_eq!(check_name(&"a".repeat(65)), Err(NameError::Length(65)));
+    assert_eq!(check_name(&"a".repeat(300)), Err(NameError::Length(300)));
+    assert_eq!(check_name("host"), Err(NameError::Taken));
+    assert_eq!(check_name("global"), Err(NameError::Taken));
+}
+
+mod files {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn written(text: &str) -> (TempDir, PathBuf) {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("settings.yml");
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        (dir, path)
+    }
+
+    fn refused(path: &Path) -> String {
+        Settings::load_default(path).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_file_is_read() {
+        let (_dir, path) = written("midstream: false");
+        assert!(!Settings::load(&path).unwrap().midstream);
+    }
+
+    #[test]
+    fn only_the_default_file_may_be_missing() {
+        let path = Path::new("/nonexistent/settings.yml");
+        assert_eq!(Settings::load_default(path).unwrap(), Settings::default());
+        let error = Settings::load(path).unwrap_err();
+        assert_eq!(error.to_string(), "/nonexistent/settings.yml: there is no such file");
+    }
+
+    #[test]
+    fn a_file_that_others_can_write_is_refused() {
+        let (dir, path) = written("");
+        let link = dir.path().join("link.yml");
+        symlink(&path, &link).unwrap();
+        assert!(refused(&link).contains("it is a symbolic link"));
+        assert!(refused(dir.path()).contains("it is not a file"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o664)).unwrap();
+        assert!(refused(&path).contains("others than its owner can write it"));
+    }
+
+    #[test]
+    fn root_refuses_a_file_of_somebody_else() {
+        assert!(Uid::effective().is_root(), "this test needs root");
+        let (_dir, path) = written("");
+        nix::unistd::chown(&path, Some(1234.into()), None).unwrap();
+        assert!(refused(&path).contains("it belongs to uid 1234, who could raise their own budget"));
+    }
+
+    #[test]
+    fn a_file_that_is_no_text_or_too_long_is_refused() {
+        let (_dir, path) = written(&"#".repeat(1024 * 1024 + 1));
+        assert!(refused(&path).contains("at most 1048576 are read"));
+        fs::write(&path, [0xff, 0xfe, b'a']).unwrap();
+        assert!(refused(&path).contains("UTF-8"));
+    }
+}
+
+proptest! {
+    /// Whatever is written, there is an answer: settings, or one line with a place.
+    #[test]
+    fn any_text_is_answered_in_one_line(text in "[ \\PC\n:{}\\[\\]&*!|>'\"#-]{0,80}") {
+        if let Err(error) = parse(&text) {
+            prop_assert_eq!(error.to_string().lines().count(), 1);
+        }
+    }
+
+    /// What is close to settings, too.
+    #[test]
+    fn damaged_settings_are_answered(at in 0..EVERYTHING.len(), instead in "[:{}\\[\\]&*!|>'\"#\n 9a-]{0,3}") {
+        let mut text = EVERYTHING.to_owned();
+        text.replace_range(at..=at, &instead);
+        if let Err(error) = parse(&text) {
+            prop_assert_eq!(error.to_string().lines().count(), 1);
+        }
+    }
+
+    #[test]
+    fn tokens_that_are_printed_are_read_again(tokens in 0..=i64::MAX.unsigned_abs()) {
+        prop_assert_eq!(parse_tokens(&tokens.to_string()), Ok(tokens));
+    }
+}
