@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bottle::home::Home;
 use crate::bottle::registry::{self, Registry};
-use crate::ca::Ca;
+use crate::ca::{self, Ca};
 use crate::control::server;
 use crate::core::{self, CoreHandle, Listener, Message};
 use crate::error::{Exit, Failure};
@@ -82,7 +82,8 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
         id: enforcer_ebpf::LISTENER_HOST,
     };
     let ca = Arc::new(Ca::load_or_create(state)?);
-    let (ca_certificate, ca_bundle) = ca.publish(&run_dir)?;
+    let ca_certificate = ca.publish(&run_dir)?;
+    let ca_bundle = run_dir.join(ca::BUNDLE_FILE);
     let program = meter::program()?;
     let home = Home::enter(state.instance(), is_managed())?;
     let kernel: Arc<dyn Kernel> = Arc::new(Loader::open(state.instance())?);

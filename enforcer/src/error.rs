@@ -177,7 +177,11 @@ impl From<MeterError> for Failure {
 
 impl From<CaError> for Failure {
     fn from(error: CaError) -> Self {
-        Self::new(Exit::Failed, error.to_string())
+        let message = error.to_string();
+        match error {
+            CaError::Unusable { hint, .. } => Self::new(Exit::Refused, message).hint(hint),
+            _ => Self::new(Exit::Failed, message),
+        }
     }
 }
 

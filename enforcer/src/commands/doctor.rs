@@ -7,7 +7,7 @@ use super::output::{print, print_json};
 use crate::cli::{Global, Json};
 use crate::control::client::ClientError;
 use crate::error::{Exit, Failure};
-use crate::kernel::probe::probes;
+use crate::kernel::probe::{Probe, probes};
 use crate::state::StateDir;
 use crate::text::scrub;
 
@@ -40,6 +40,10 @@ pub(super) fn run(global: &Global, json: Json) -> Result<ExitCode, Failure> {
         print(&lines(&report.checks))?;
     }
     Ok(if report.ok { ExitCode::SUCCESS } else { Exit::Unsupported.into() })
+}
+
+fn from_probe(probe: Probe) -> Check {
+    Check { name: probe.name.to_owned(), required: probe.required, ok: probe.ok, detail: probe.detail }
 }
 
 fn state_directory(global: &Global) -> Check {

@@ -64,6 +64,10 @@ impl Core {
         flow: Option<ExchangeId>,
         received: Instant,
     ) {
+        let standing = self.bottles.get(&slot).and_then(|bottle| bottle.cause.as_ref());
+        if standing.is_some_and(|cause| cause.kind == CauseKind::Budget) {
+            return;
+        }
         let cause = self.budget_cause(scope, account, flow);
         self.cut(slot, cause, Upstream::Close, received, After::Nothing);
     }
