@@ -27,6 +27,26 @@ pub struct Cause {
     pub reason: Option<String>,
 }
 
+impl std::fmt::Display for Cause {
+    /// One line for people: who decided, by which budget, and what the operator said.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.kind, &self.provider, &self.scope, &self.owner, self.limit, self.used) {
+            (CauseKind::Budget, Some(provider), Some(scope), Some(owner), Some(limit), Some(used)) => write!(
+                f,
+                "{used} of {limit} {provider} tokens used (budget of scope {scope}, owner {owner})"
+            )?,
+            (CauseKind::Budget, ..) => f.write_str("a budget is used up")?,
+            (CauseKind::Operator, ..) => write!(f, "by {}", self.by)?,
+            (CauseKind::Lease, ..) => f.write_str("the controller was silent for too long")?,
+            (CauseKind::Hook, ..) => f.write_str("by a hook")?,
+        }
+        match &self.reason {
+            Some(reason) => write!(f, ": {reason}"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Who or what decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

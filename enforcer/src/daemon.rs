@@ -1,9 +1,44 @@
-//! Wires threads and tasks.
+//! `enforcer daemon`: the only place that wires threads and tasks together.
+//!
+//! Order: what can be refused without a trace first (settings, state, lock, listener), then the kernel, the
+//! ledger, the core (which takes over what is there), the meter, and last the control socket, so that whoever
+//! gets an answer gets a whole controller. Stopping goes the other way and opens nothing.
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use meter_proxy::protocol::Config;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+
+use crate::bottle::home::Home;
+use crate::bottle::registry::{self, Registry};
+use crate::ca::{self, Ca};
+use crate::control::server;
+use crate::core::{self, CoreHandle, Listener, Message};
 use crate::error::{Exit, Failure};
+use crate::kernel::Kernel;
+use crate::kernel::loader::Loader;
+use crate::ledger::Ledger;
+use crate::ledger::sqlite::SqliteLedger;
+use crate::ledger::writer::Writer;
+use crate::meter::{self, Meter};
+use crate::settings::Settings;
+use crate::state::StateDir;
 
-/// How the daemon is to run.
+/// Changes that a slow listener may be behind.
+const CHANGES_KEPT: usize = 4_096;
+/// How long the meter may take to serve before the daemon gives up.
+const METER_START: Duration = Duration::from_secs(10);
+/// How long a stopping daemon waits for exchanges under way to settle after their upstreams are closed.
+const SETTLE_AT_STOP: Duration = Duration::from_secs(2);
+/// How long the meter holds a response back for its settlement before it aborts it.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The ledger's file in the state directory.
+pub const LEDGER_FILE: &str = "bot-bottle.db";
+
+/// What the command line says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// State directory; the default of the user it runs as without it.
@@ -14,11 +49,172 @@ pub struct Options {
     pub settings: Option<PathBuf>,
 }
 
-/// Runs until it is told to stop.
+/// Runs the controller in the foreground until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// What keeps it from running.
+/// Whatever keeps it from starting, as one line with a hint; nothing is left half-started.
 pub fn run(options: Options) -> Result<(), Failure> {
-    let Options { socket, .. } = options;
-    Err(Failure::new(Exit::Failed, format!("no daemon for {} in this build", socket.display())))
+    let state = StateDir::open(options.state_dir.as_deref())?;
+    let settings = Arc::new(match &options.settings {
+        Some(path) => Settings::load(path)?,
+        None => Settings::load_default(&state.file("settings.yml"))?,
+    });
+    let lock = state.lock()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::io("the async runtime cannot be started", &error))?;
+    let outcome = runtime.block_on(serve(&state, settings, &options.socket));
+    // queries on blocking threads may be under way; they must not keep a stopped daemon alive
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    drop(lock);
+    outcome
+}
+
+async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Path) -> Result<(), Failure> {
+    let run_dir = state.run_dir()?;
+    let control = server::Server::bind(socket, None)?;
+    let extra_roots_pem = extra_roots(&settings)?;
+    let tcp = meter::listen(settings.listen)?;
+    let listener = Listener {
+        address: tcp.local_addr().map_err(|error| Failure::io("the listening socket", &error))?,
+        id: enforcer_ebpf::LISTENER_HOST,
+    };
+    let ca = Arc::new(Ca::load_or_create(state)?);
+    let ca_certificate = ca.publish(&run_dir)?;
+    let ca_bundle = run_dir.join(ca::BUNDLE_FILE);
+    let program = meter::program()?;
+    let home = Home::enter(state.instance(), is_managed())?;
+    let kernel: Arc<dyn Kernel> = Arc::new(Loader::open(state.instance())?);
+
+    let mut ledger = SqliteLedger::open(&state.file(LEDGER_FILE))?;
+    let snapshot = ledger.load()?;
+    let reader = ledger.reader()?;
+    let (writer, writing) = Writer::spawn(Box::new(ledger));
+    let (changes, changed) = broadcast::channel(CHANGES_KEPT);
+    let parts = core::Parts { settings: settings.clone(), kernel: kernel.clone(), writer, listener, changes };
+    let (core, deciding) = core::start(parts, snapshot)?;
+
+    let config = Config {
+        providers: settings.providers.clone(),
+        extra_roots_pem,
+        midstream: settings.midstream,
+        hold_ms: millis(settings.hold),
+        settle_timeout_ms: millis(SETTLE_TIMEOUT),
+        allow_private: settings.allow_private.clone(),
+    };
+    let meter_options = meter::Options {
+        program,
+        cgroup_procs: Some(home.meter_procs()),
+        config,
+        listener: (tcp, listener.id),
+    };
+    let meter = Arc::new(Meter::start(meter_options, core.clone(), ca)?);
+    let serving = {
+        let meter = meter.clone();
+        tokio::task::spawn_blocking(move || meter.wait_until_serving(METER_START)).await.unwrap_or(false)
+    };
+    if !serving {
+        tracing::error!(
+            "the meter does not serve yet; it is tried again and again, and until then nothing passes"
+        );
+    }
+    let parts = registry::Parts {
+        core: core.clone(),
+        kernel,
+        settings,
+        listener,
+        meter: meter.clone(),
+        bottles_dir: home.bottles(),
+        ca_certificate,
+        ca_bundle,
+    };
+    let registry = Registry::start(parts, reader, changed);
+    let stop = CancellationToken::new();
+    let answering = tokio::spawn(control.serve(registry, stop.clone()));
+    tell_service_manager(&[sd_notify::NotifyState::Ready]);
+    tracing::info!(socket = %socket.display(), listen = %listener.address, "the daemon serves");
+
+    asked_to_stop().await?;
+    tracing::info!("stopping; cut bottles stay cut");
+    tell_service_manager(&[sd_notify::NotifyState::Stopping]);
+    stop.cancel();
+    if let Err(error) = answering.await {
+        tracing::error!(%error, "the control server failed");
+    }
+    settle_all(&core).await;
+    join("meter's", std::thread::spawn(move || meter.stop())).await;
+    core.tell(Message::Stop);
+    join("core", deciding).await;
+    join("writer", writing).await;
+    home.leave();
+    Ok(())
+}
+
+/// Closes every upstream and waits, bounded, until what was under way is settled.
+async fn settle_all(core: &CoreHandle) {
+    core.tell(Message::CloseUpstreams);
+    let until = Instant::now() + SETTLE_AT_STOP;
+    while Instant::now() < until {
+        match core.ask(|reply| Message::UnderWay { reply }).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+    tracing::warn!("some exchanges did not settle in time; they are charged as estimated");
+}
+
+async fn join(name: &str, thread: std::thread::JoinHandle<()>) {
+    let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+    if !matches!(joined, Ok(Ok(()))) {
+        tracing::error!("the {name} thread panicked");
+    }
+}
+
+async fn asked_to_stop() -> Result<(), Failure> {
+    let listen_for = |kind| signal(kind).map_err(|error| Failure::io("signals cannot be received", &error));
+    let (mut term, mut int) = (listen_for(SignalKind::terminate())?, listen_for(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}
+
+/// Whether a service manager started this process in a cgroup of its own.
+fn is_managed() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
+fn tell_service_manager(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "the service manager cannot be told");
+    }
+}
+
+/// The certificates that `tls: extra_roots` names; they travel to the meter in one message.
+fn extra_roots(settings: &Settings) -> Result<String, Failure> {
+    let Some(path) = &settings.extra_roots else { return Ok(String::new()) };
+    let pem = std::fs::read_to_string(path).map_err(|error| {
+        Failure::new(Exit::Usage, format!("tls: extra_roots: {}: {error}", path.display()))
+    })?;
+    if pem.len() > MAX_EXTRA_ROOTS_BYTES {
+        return Err(Failure::new(
+            Exit::Usage,
+            format!(
+                "tls: extra_roots: {} has {} bytes, more than {MAX_EXTRA_ROOTS_BYTES}",
+                path.display(),
+                pem.len()
+            ),
+        ));
+    }
+    Ok(pem)
+}
+
+/// Longest file of extra roots: it must fit one message to the meter beside the rest of the configuration.
+const MAX_EXTRA_ROOTS_BYTES: usize = 96 * 1024;
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

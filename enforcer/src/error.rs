@@ -5,11 +5,15 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::bottle::cgroup::CgroupError;
+use crate::bottle::home::HomeError;
 use crate::bottle::launch::LaunchError;
+use crate::ca::CaError;
 use crate::control::api::Problem;
 use crate::control::server::ServerError;
+use crate::core::AdoptError;
 use crate::kernel::KernelError;
 use crate::ledger::LedgerError;
+use crate::meter::MeterError;
 use crate::settings::SettingsError;
 use crate::state::StateError;
 
@@ -143,12 +147,50 @@ impl From<KernelError> for Failure {
 
 impl From<CgroupError> for Failure {
     fn from(error: CgroupError) -> Self {
-        let exit = match error {
-            CgroupError::NoMount => Exit::Unsupported,
-            CgroupError::Io { .. } => Exit::Failed,
-            _ => Exit::Usage,
-        };
+        let exit = if matches!(error, CgroupError::NoMount) { Exit::Unsupported } else { Exit::Usage };
         Self::new(exit, error.to_string())
+    }
+}
+
+impl From<HomeError> for Failure {
+    fn from(error: HomeError) -> Self {
+        match error {
+            HomeError::Cgroup(error) => error.into(),
+            HomeError::Io { .. } => Self::new(Exit::Unsupported, error.to_string())
+                .hint("the daemon makes cgroups: it needs root and a writable cgroup v2 mount"),
+        }
+    }
+}
+
+impl From<MeterError> for Failure {
+    fn from(error: MeterError) -> Self {
+        let failure = Self::new(Exit::Failed, error.to_string());
+        match error {
+            MeterError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+                failure.hint("another program listens there: set `listen` in the settings")
+            }
+            MeterError::Missing(_) => failure.hint("install meter-proxy beside enforcer"),
+            _ => failure,
+        }
+    }
+}
+
+impl From<CaError> for Failure {
+    fn from(error: CaError) -> Self {
+        let message = error.to_string();
+        match error {
+            CaError::Unusable { hint, .. } => Self::new(Exit::Refused, message).hint(hint),
+            _ => Self::new(Exit::Failed, message),
+        }
+    }
+}
+
+impl From<AdoptError> for Failure {
+    fn from(error: AdoptError) -> Self {
+        match error {
+            AdoptError::Kernel(error) => error.into(),
+            AdoptError::Thread(error) => Self::io("the core cannot be started", &error),
+        }
     }
 }
 

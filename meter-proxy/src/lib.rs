@@ -1,3 +1,139 @@
 //! The meter: every call of a bottle to a provider passes here, and what the provider reports is charged.
+//!
+//! [`run`] is its life, [`protocol`] its contract with the controller; `answer` below is the life of one request,
+//! stage by stage. The meter opens no ledger, holds no key and reads no settings file.
+#![forbid(unsafe_code)]
+
 pub mod protocol;
 pub mod tokens;
+
+#[cfg(feature = "proxy")]
+pub mod decode;
+#[cfg(feature = "proxy")]
+pub mod estimate;
+#[cfg(feature = "proxy")]
+pub mod exchange;
+#[cfg(feature = "proxy")]
+pub mod facts;
+#[cfg(feature = "proxy")]
+pub mod hosts;
+#[cfg(feature = "proxy")]
+pub mod privileges;
+#[cfg(feature = "proxy")]
+pub mod sse;
+#[cfg(feature = "proxy")]
+pub mod usage;
+
+#[cfg(feature = "proxy")]
+mod accept;
+#[cfg(feature = "proxy")]
+mod bottles;
+#[cfg(feature = "proxy")]
+mod certs;
+#[cfg(feature = "proxy")]
+mod controller;
+#[cfg(feature = "proxy")]
+mod dial;
+#[cfg(feature = "proxy")]
+mod forward;
+#[cfg(feature = "proxy")]
+mod gate;
+#[cfg(feature = "proxy")]
+mod identify;
+#[cfg(feature = "proxy")]
+mod intercept;
+#[cfg(feature = "proxy")]
+mod refuse;
+#[cfg(feature = "proxy")]
+mod route;
+#[cfg(feature = "proxy")]
+mod settings;
+#[cfg(feature = "proxy")]
+mod settle;
+#[cfg(feature = "proxy")]
+mod shutdown;
+#[cfg(feature = "proxy")]
+mod tail;
+
+#[cfg(feature = "proxy")]
+use {
+    http::{Method, Request, Response},
+    hyper::body::Incoming,
+    std::os::fd::OwnedFd,
+    std::sync::Arc,
+    tokio::sync::{Semaphore, watch},
+};
+
+/// What every stage may ask.
+#[cfg(feature = "proxy")]
+struct Meter {
+    controller: Arc<controller::Controller>,
+    settings: watch::Receiver<Arc<settings::Settings>>,
+    certs: certs::Certs,
+}
+
+/// The meter's life: listeners and configuration come from the controller's `socket`, then connections are
+/// served until the controller is gone. Never returns `Ok`; the caller ends the process, and with it every
+/// connection to a provider.
+///
+/// # Errors
+/// Why the meter ended.
+#[cfg(feature = "proxy")]
+pub async fn run(socket: OwnedFd) -> Result<std::convert::Infallible, controller::ControllerError> {
+    let mut link = controller::Link::new(socket)?;
+    let (listeners, config) = link.beginning().await?;
+    let own: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
+    let (apply, settings) = watch::channel(Arc::new(settings::Settings::apply(config, &own)?));
+    let bottles = bottles::Bottles::new(settings.clone());
+    let (controller, inbox) = link.start();
+    let meter = Arc::new(Meter { controller, settings, certs: certs::Certs::default() });
+    let places = Arc::new(Semaphore::new(accept::MAX_CONNECTIONS));
+    let mut accepting = tokio::task::JoinSet::new();
+    for listener in listeners {
+        accepting.spawn(accept::run(Arc::clone(&meter), listener, Arc::clone(&places)));
+    }
+    meter.controller.ready().await?;
+    tokio::select! {
+        gone = inbox.run(&bottles, &apply, &own) => Err(gone),
+        Some(ended) = accepting.join_next() => {
+            let error = ended.map_err(std::io::Error::other).and_then(|ended| ended).err();
+            Err(controller::ControllerError::Listener(error.unwrap_or_else(|| std::io::ErrorKind::Other.into())))
+        }
+        Err(error) = shutdown::ignore_signals() => Err(protocol::ProtocolError::Io(error).into()),
+    }
+}
+
+/// Answers one request, by a provider's words or by our own.
+#[cfg(feature = "proxy")]
+async fn answer(
+    meter: &Arc<Meter>,
+    client: &Arc<identify::Client>,
+    entrance: &route::Entrance,
+    flights: &accept::Flights,
+    request: Request<Incoming>,
+) -> Response<tail::AnswerBody> {
+    let answer = life_of_a_request(meter, client, entrance, flights, request).await;
+    answer.unwrap_or_else(|refused| refused.response())
+}
+
+/// The life of a request: a tunnel, or route → gate → forward → tail. The connection was accepted and identified
+/// before; the settlement comes when the tail has ended.
+#[cfg(feature = "proxy")]
+async fn life_of_a_request(
+    meter: &Arc<Meter>,
+    client: &Arc<identify::Client>,
+    entrance: &route::Entrance,
+    flights: &accept::Flights,
+    request: Request<Incoming>,
+) -> Result<Response<tail::AnswerBody>, refuse::Refused> {
+    let (mut head, body) = request.into_parts();
+    if head.method == Method::CONNECT {
+        return intercept::connect(meter, client, entrance, &mut head).await;
+    }
+    let settings = Arc::clone(&meter.settings.borrow());
+    let destination = route::find(&settings, entrance, &head)?;
+    let (leave, body) = gate::admit(meter, client, &destination, &head, body).await?;
+    let flight = flights.begin();
+    let (leave, answer) = forward::forward(leave, &client.bottle.upstreams, &destination, head, body).await?;
+    Ok(tail::tail(meter, Arc::clone(&client.bottle), flight, leave, answer).await)
+}

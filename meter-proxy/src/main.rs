@@ -1,1 +1,36 @@
-fn main() {}
+//! The meter process: privileges dropped, then the library's life of the meter.
+//!
+//! The controller starts it with its socket as standard input; nobody else has a use for it.
+#![forbid(unsafe_code)]
+use std::os::fd::AsFd;
+
+use anyhow::Context;
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+/// The metering proxy of Enforcer. Started by the controller, with its socket as standard input.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// User to become; not root.
+    #[arg(long)]
+    uid: u32,
+    /// Group to become; not root's.
+    #[arg(long)]
+    gid: u32,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    meter_proxy::privileges::drop_to(arguments.uid, arguments.gid)?;
+    let descriptors = meter_proxy::privileges::raise_descriptor_limit()?;
+    let level = EnvFilter::try_from_env("ENFORCER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr).init();
+    tracing::info!(uid = arguments.uid, gid = arguments.gid, descriptors, "privileges are dropped");
+    let socket = std::io::stdin().as_fd().try_clone_to_owned().context("standard input is no socket")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let Err(ended) = runtime.block_on(meter_proxy::run(socket));
+    // Tasks under way are not waited for: the controller estimates what they leave.
+    runtime.shutdown_background();
+    Err(ended).context("the meter ends")
+}

@@ -1,1 +1,26 @@
+//! What the end-to-end tests and the demo stand on: a mock provider, an agent, senders and sinks, cgroups, a daemon.
+//!
+//! Nothing here is shared with the product's own code: a mistake there must not hide in its test.
+#![allow(
+    clippy::unwrap_used,
+    reason = "test support: a failed expectation should stop the test where it stands"
+)]
 
+pub mod agent;
+pub mod cgroup;
+pub mod clock;
+pub mod encoding;
+pub mod enforcer;
+pub mod process;
+pub mod provider;
+pub mod sink;
+pub mod sse;
+pub mod tls;
+
+/// Stops the test with a clear word when it does not run as root.
+pub fn require_root() {
+    assert!(
+        nix::unistd::Uid::effective().is_root(),
+        "this test needs root: run it through `cargo xtask test`"
+    );
+}

@@ -235,8 +235,11 @@ impl AsFd for Cgroup {
     }
 }
 
-/// The directory of the cgroup that a process is in.
-fn path_of(pid: u32) -> Result<PathBuf, CgroupError> {
+/// The directory of the cgroup that a process is in; the root one too.
+///
+/// # Errors
+/// [`CgroupError::NoProcess`], [`CgroupError::NoMount`], or when `/proc` cannot be read.
+pub fn path_of(pid: u32) -> Result<PathBuf, CgroupError> {
     let path = PathBuf::from(format!("/proc/{pid}/cgroup"));
     let lines = fs::read(&path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => CgroupError::NoProcess(pid),
@@ -246,6 +249,21 @@ fn path_of(pid: u32) -> Result<PathBuf, CgroupError> {
     let below = lines.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::/"));
     let below = below.ok_or(CgroupError::NoMount)?;
     Ok(mount()?.join(PathBuf::from(OsString::from_vec(below.to_vec()))))
+}
+
+/// The directory with this inode, wherever it is below the mount; `None` when there is none or it cannot be
+/// looked for.
+#[must_use]
+pub fn find(id: u64) -> Option<PathBuf> {
+    let mut unseen = vec![mount().ok()?];
+    while let Some(directory) = unseen.pop() {
+        if fs::symlink_metadata(&directory).is_ok_and(|metadata| metadata.ino() == id) {
+            return Some(directory);
+        }
+        // what vanishes meanwhile is not what is looked for
+        unseen.extend(children(&directory).unwrap_or_default());
+    }
+    None
 }
 
 /// The mount point of the first cgroup v2 line; fields as in proc_pid_mountinfo(5).

@@ -1,4 +1,5 @@
 //! Bottles: their cgroups, their launch, the registry of attached ones.
 pub mod cgroup;
+pub mod home;
 pub mod launch;
 pub mod registry;

@@ -1,1 +1,473 @@
-//! The attached bottles.
+//! The attached bottles: puts hooks on and off around the core's decisions, and answers the control API.
+//!
+//! An attach is whole or nothing: cgroup checked, slot given (core), hooks on and dropping (kernel), recorded
+//! (ledger), opened (core); each failure undoes what came before. Budgets and verdicts are the core's.
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::{broadcast, oneshot};
+
+use super::cgroup::{self, Cgroup};
+use crate::audit;
+use crate::control::api::{self, Problem};
+use crate::control::{Controller, Event, env};
+use crate::core::{Admission, BottleModel, Change, CoreHandle, Listener, Message};
+use crate::error::Failure;
+use crate::kernel::{Guard, Kernel};
+use crate::ledger::{Attachment, FlowRow, LedgerError, Reader, UsageQuery, UsageRow};
+use crate::meter::Meter;
+use crate::settings::{self, Policy, Settings};
+
+/// Events that a reader of `/v1/events` may be behind before it loses some.
+const EVENTS_KEPT: usize = 1_024;
+/// Audit rows that one change may bring into `/v1/events`.
+const EVENT_ROWS: u32 = 1_000;
+
+/// What the registry works with.
+pub struct Parts {
+    /// Sums and verdicts.
+    pub core: CoreHandle,
+    /// Hooks and counters.
+    pub kernel: Arc<dyn Kernel>,
+    /// Defaults.
+    pub settings: Arc<Settings>,
+    /// Where bottles are sent.
+    pub listener: Listener,
+    /// The meter process.
+    pub meter: Arc<Meter>,
+    /// The cgroup below which `run` makes bottles.
+    pub bottles_dir: PathBuf,
+    /// The public CA certificate.
+    pub ca_certificate: PathBuf,
+    /// The system's roots and the CA certificate in one file.
+    pub ca_bundle: PathBuf,
+}
+
+/// The control API's answers. See the module's head.
+pub struct Registry {
+    parts: Parts,
+    reader: Arc<Mutex<Box<dyn Reader>>>,
+    events: broadcast::Sender<Event>,
+}
+
+impl Registry {
+    /// A registry, and the task that turns the core's changes into events of the API. Needs a tokio runtime.
+    #[must_use]
+    pub fn start(parts: Parts, reader: Box<dyn Reader>, changes: broadcast::Receiver<Change>) -> Arc<Self> {
+        let (events, _) = broadcast::channel(EVENTS_KEPT);
+        let registry = Arc::new(Self { parts, reader: Arc::new(Mutex::new(reader)), events });
+        tokio::spawn(publish(registry.clone(), changes));
+        registry
+    }
+
+    async fn ask<T>(
+        &self,
+        question: impl FnOnce(oneshot::Sender<Result<T, Problem>>) -> Message,
+    ) -> Result<T, Problem> {
+        self.parts.core.ask(question).await?
+    }
+
+    /// Runs a query of the ledger off the async threads.
+    async fn query<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&mut dyn Reader) -> Result<T, LedgerError> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let reader = self.reader.clone();
+        blocking(move || {
+            let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+            query(reader.as_mut()).map_err(|error| Problem::failed(error.to_string()))
+        })
+        .await?
+    }
+
+    async fn models(&self) -> Result<(Vec<BottleModel>, Option<String>), Problem> {
+        Ok(self.parts.core.ask(|reply| Message::View { reply }).await?)
+    }
+
+    /// The bottles as `status` shows them: the core's figures with packets and processes.
+    async fn bottles(&self) -> Result<(Vec<api::Bottle>, Option<String>), Problem> {
+        let (models, closed) = self.models().await?;
+        let kernel = self.parts.kernel.clone();
+        let bottles =
+            blocking(move || models.into_iter().map(|model| show(kernel.as_ref(), model)).collect()).await?;
+        Ok((bottles, closed))
+    }
+
+    /// Finds and checks the cgroup that is to be guarded; makes it for `run`.
+    async fn find_cgroup(&self, attach: &api::Attach) -> Result<Cgroup, Problem> {
+        let place = self.place(attach)?;
+        let ours: Vec<u32> =
+            [Some(std::process::id()), self.parts.meter.standing().pid].into_iter().flatten().collect();
+        blocking(move || {
+            let cgroup = match place {
+                Place::Path(path) => Cgroup::open(&path),
+                Place::Pid(pid) => Cgroup::of_pid(pid),
+                Place::New(path) => Cgroup::create(&path),
+            }
+            .map_err(problem)?;
+            for pid in ours {
+                if cgroup.contains(pid) {
+                    return Err(Problem::usage(format!(
+                        "{} holds the enforcer itself (process {pid})",
+                        cgroup.path().display()
+                    ))
+                    .with_hint("give the bottle a cgroup of its own, or let enforcer run make one"));
+                }
+            }
+            Ok(cgroup)
+        })
+        .await?
+    }
+
+    fn place(&self, attach: &api::Attach) -> Result<Place, Problem> {
+        match (&attach.cgroup, attach.pid, attach.create) {
+            (Some(path), None, false) => Ok(Place::Path(PathBuf::from(path))),
+            (None, Some(pid), false) => Ok(Place::Pid(pid)),
+            (None, None, true) => Ok(Place::New(self.parts.bottles_dir.join(&attach.name))),
+            _ => Err(Problem::usage("say which cgroup: exactly one of cgroup, pid and create")),
+        }
+    }
+
+    fn policy(&self, attach: &api::Attach) -> Result<Policy, Problem> {
+        let set = self.parts.settings.bottles.get(&attach.name).and_then(|bottle| bottle.shutdown);
+        match attach.policy.as_deref() {
+            None => Ok(set.unwrap_or(self.parts.settings.shutdown)),
+            Some("cutoff") => Ok(Policy::Cutoff),
+            Some(word @ ("freeze" | "kill")) => Err(not_yet(&format!("policy {word}"))),
+            Some(other) => Err(Problem::usage(format!("{other} is no policy")).with_hint("policies: cutoff")),
+        }
+    }
+
+    /// Hooks on, recorded, open; or nothing.
+    async fn guard(&self, attachment: &Attachment, cgroup: Cgroup, by: &str) -> Result<(), Problem> {
+        let guard = Guard {
+            slot: attachment.slot,
+            generation: attachment.generation,
+            meter: self.parts.listener.address,
+            listener: self.parts.listener.id,
+        };
+        let (kernel, name) = (self.parts.kernel.clone(), attachment.name.clone());
+        blocking(move || kernel.attach(&name, &cgroup, guard).map_err(problem)).await??;
+        let (id, by) = (attachment.id, by.to_owned());
+        let recorded = self.ask(|reply| Message::Guarded { attachment: id, by, reply }).await;
+        if recorded.is_err() {
+            self.take_off(attachment).await?;
+        }
+        recorded
+    }
+
+    async fn take_off(&self, attachment: &Attachment) -> Result<(), Problem> {
+        let (kernel, name, slot) = (self.parts.kernel.clone(), attachment.name.clone(), attachment.slot);
+        blocking(move || kernel.detach(&name, slot).map_err(problem)).await?
+    }
+
+    async fn admit(&self, attach: &api::Attach, cgroup: &Cgroup) -> Result<Attachment, Problem> {
+        let admission = Admission {
+            name: attach.name.clone(),
+            agent: attach.agent.clone(),
+            parent: attach.parent.clone(),
+            cgroup: cgroup.path().display().to_string(),
+            cgroup_id: cgroup.id(),
+            owns_cgroup: attach.create,
+            policy: self.policy(attach)?.as_str().into(),
+            launch_budget: attach.budget.clone(),
+        };
+        self.ask(|reply| Message::Admit { admission, reply }).await
+    }
+}
+
+enum Place {
+    Path(PathBuf),
+    Pid(u32),
+    New(PathBuf),
+}
+
+impl Controller for Registry {
+    async fn status(&self) -> api::Status {
+        let (bottles, closed) = match self.bottles().await {
+            Ok(found) => found,
+            Err(problem) => (Vec::new(), Some(problem.error)),
+        };
+        let standing = self.parts.meter.standing();
+        let state = match (standing.pid, standing.serving) {
+            (Some(_), true) => "serving",
+            (Some(_), false) => "starting",
+            (None, _) => "down",
+        };
+        api::Status {
+            daemon: api::Daemon {
+                pid: std::process::id(),
+                version: env!("CARGO_PKG_VERSION").into(),
+                meter: api::Meter {
+                    pid: standing.pid,
+                    listen: self.parts.listener.address.to_string(),
+                    state: state.into(),
+                },
+                kernel: api::Programs { programs: "attached".into(), lease_s: None },
+                closed,
+            },
+            bottles,
+        }
+    }
+
+    async fn bottle(&self, name: &str) -> Result<api::Bottle, Problem> {
+        let (bottles, _) = self.bottles().await?;
+        bottles.into_iter().find(|bottle| bottle.name == name).ok_or_else(|| {
+            Problem::usage(format!("there is no bottle {name}"))
+                .with_hint("enforcer status lists the attached bottles")
+        })
+    }
+
+    async fn attach(&self, attach: api::Attach, by: &str) -> Result<api::Attached, Problem> {
+        check_names(&attach)?;
+        check_egress(attach.egress.as_deref())?;
+        self.policy(&attach)?;
+        let cgroup = self.find_cgroup(&attach).await?;
+        let pids = cgroup.pids().map_err(problem)?.len();
+        let made = attach.create.then(|| cgroup.path().to_owned());
+        let outcome = match self.admit(&attach, &cgroup).await {
+            Ok(attachment) => {
+                let guarded = self.guard(&attachment, cgroup, by).await;
+                if guarded.is_err() {
+                    self.parts.core.tell(Message::Forget { attachment: attachment.id });
+                }
+                guarded
+            }
+            Err(problem) => Err(problem),
+        };
+        if let Err(problem) = outcome {
+            if let Some(path) = made {
+                remove_cgroup(path).await;
+            }
+            return Err(problem);
+        }
+        let warnings = warnings(&attach.name, pids);
+        Ok(api::Attached { bottle: self.bottle(&attach.name).await?, warnings })
+    }
+
+    async fn detach(&self, name: &str, force: bool, by: &str) -> Result<(), Problem> {
+        let (name, by) = (name.to_owned(), by.to_owned());
+        let attachment = self.ask(|reply| Message::Release { name, force, by, reply }).await?;
+        self.take_off(&attachment).await?;
+        self.parts.core.tell(Message::Forget { attachment: attachment.id });
+        if attachment.owns_cgroup {
+            remove_cgroup(PathBuf::from(&attachment.cgroup)).await;
+        }
+        Ok(())
+    }
+
+    async fn cut(&self, name: &str, cut: api::Cut, by: &str) -> Result<api::Bottle, Problem> {
+        check_cut(&cut)?;
+        let received = Instant::now();
+        self.ask(|reply| Message::Cut { name: name.into(), order: cut, by: by.into(), received, reply })
+            .await?;
+        self.bottle(name).await
+    }
+
+    async fn cut_all(&self, cut: api::Cut, by: &str) -> Result<Vec<api::Bottle>, Problem> {
+        check_cut(&cut)?;
+        let received = Instant::now();
+        let (models, _) = self.models().await?;
+        let mut answers = Vec::new();
+        for model in models {
+            let (reply, answer) = oneshot::channel();
+            let (name, order, by) = (model.attachment.name, cut.clone(), by.to_owned());
+            self.parts.core.tell(Message::Cut { name, order, by, received, reply });
+            answers.push(answer);
+        }
+        for answer in answers {
+            answer.await.map_err(|_| crate::core::CoreGone)??;
+        }
+        Ok(self.bottles().await?.0)
+    }
+
+    async fn restore(&self, name: &str, restore: api::Restore, by: &str) -> Result<api::Bottle, Problem> {
+        self.ask(|reply| Message::Restore { name: name.into(), order: restore, by: by.into(), reply })
+            .await?;
+        self.bottle(name).await
+    }
+
+    async fn environment(&self, name: &str) -> Result<api::Environment, Problem> {
+        self.bottle(name).await?;
+        let Parts { listener, ca_certificate, ca_bundle, .. } = &self.parts;
+        Ok(api::Environment { variables: env::variables(listener.address, ca_certificate, ca_bundle) })
+    }
+
+    async fn usage(&self, query: UsageQuery) -> Result<Vec<UsageRow>, Problem> {
+        self.query(move |reader| reader.usage(&query)).await
+    }
+
+    async fn flows(&self, query: UsageQuery) -> Result<Vec<FlowRow>, Problem> {
+        self.query(move |reader| reader.flows(&query)).await
+    }
+
+    async fn audit(&self, after: i64, limit: u32) -> Result<Vec<audit::Row>, Problem> {
+        self.query(move |reader| reader.audit(after, limit)).await
+    }
+
+    /// A process whose cgroup cannot be told is taken for one of a bottle.
+    async fn holds_process(&self, pid: i32) -> bool {
+        let Ok(pid) = u32::try_from(pid) else { return true };
+        let found = blocking(move || cgroup::path_of(pid)).await;
+        let (Ok((models, _)), Ok(Ok(path))) = (self.models().await, found) else { return true };
+        models.iter().any(|model| path.starts_with(&model.attachment.cgroup))
+    }
+
+    fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+}
+
+/// One bottle as `status` shows it.
+fn show(kernel: &dyn Kernel, model: BottleModel) -> api::Bottle {
+    let BottleModel { attachment, cause, usage, budget } = model;
+    let cgroup =
+        Cgroup::open(Path::new(&attachment.cgroup)).ok().filter(|found| found.id() == attachment.cgroup_id);
+    let pids = cgroup.as_ref().and_then(|cgroup| cgroup.pids().ok()).map_or(0, |pids| pids.len());
+    let state = match (&cgroup, &cause) {
+        (None, _) => api::State::Gone,
+        (Some(_), Some(_)) => api::State::Cut,
+        (Some(_), None) => api::State::Open,
+    };
+    let packets = kernel.counters(attachment.slot).unwrap_or_else(|error| {
+        tracing::warn!(bottle = attachment.name, %error, "packets cannot be read");
+        enforcer_ebpf::Counters::default()
+    });
+    api::Bottle {
+        name: attachment.name,
+        agent: attachment.agent,
+        parent: attachment.parent,
+        cgroup: attachment.cgroup,
+        pids,
+        state,
+        face: cause.is_some().then(|| "silent".into()),
+        cause,
+        policy: attachment.policy,
+        egress: "open".into(),
+        usage,
+        budget,
+        kernel: api::Packets {
+            passed_packets: packets.passed_packets,
+            passed_bytes: packets.passed_bytes,
+            dropped_packets: packets.dropped_packets,
+            dropped_bytes: packets.dropped_bytes,
+        },
+    }
+}
+
+/// Turns the core's changes into events, reading what changed; ends with the core.
+async fn publish(registry: Arc<Registry>, mut changes: broadcast::Receiver<Change>) {
+    let mut known: HashMap<String, api::Bottle> = HashMap::new();
+    let mut last_row =
+        registry.audit(0, 1).await.ok().and_then(|rows| rows.last().map(|row| row.id)).unwrap_or(0);
+    loop {
+        match changes.recv().await {
+            Ok(Change::Usage(row)) => registry.send(Event::Usage(row)),
+            Ok(Change::State) | Err(broadcast::error::RecvError::Lagged(_)) => {
+                registry.publish_states(&mut known).await
+            }
+            Ok(Change::Audit) => last_row = registry.publish_rows(last_row).await,
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
+}
+
+impl Registry {
+    fn send(&self, event: Event) {
+        // an error only says that nobody listens
+        drop(self.events.send(event));
+    }
+
+    async fn publish_states(&self, known: &mut HashMap<String, api::Bottle>) {
+        if self.events.receiver_count() == 0 {
+            return;
+        }
+        let Ok((bottles, _)) = self.bottles().await else { return };
+        for bottle in bottles {
+            if known.get(&bottle.name) != Some(&bottle) {
+                known.insert(bottle.name.clone(), bottle.clone());
+                self.send(Event::State(Box::new(bottle)));
+            }
+        }
+    }
+
+    async fn publish_rows(&self, last: i64) -> i64 {
+        match self.audit(last, EVENT_ROWS).await {
+            Ok(rows) => {
+                let newest = rows.last().map_or(last, |row| row.id);
+                rows.into_iter().for_each(|row| self.send(Event::Audit(Box::new(row))));
+                newest
+            }
+            Err(problem) => {
+                tracing::warn!(problem.error, "audit rows cannot be read for the events");
+                last
+            }
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Problem::failed(format!("the controller failed: {error}")))
+}
+
+/// Removes a cgroup that was made for a bottle; one that still holds processes is left, and said.
+async fn remove_cgroup(path: PathBuf) {
+    let shown = path.display().to_string();
+    let removed = blocking(move || Cgroup::open(&path).and_then(Cgroup::remove)).await;
+    match removed {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the cgroup {shown} stays"),
+        Err(problem) => tracing::warn!(problem.error, "the cgroup {shown} stays"),
+    }
+}
+
+fn check_names(attach: &api::Attach) -> Result<(), Problem> {
+    let names = [Some(&attach.name), attach.agent.as_ref(), attach.parent.as_ref()];
+    names
+        .into_iter()
+        .flatten()
+        .try_for_each(|name| settings::check_name(name).map_err(|error| Problem::usage(error.to_string())))
+}
+
+fn check_egress(egress: Option<&str>) -> Result<(), Problem> {
+    match egress {
+        None | Some("open") => Ok(()),
+        Some(word @ ("allowlist" | "metered")) => Err(not_yet(&format!("egress {word}"))),
+        Some(other) => {
+            Err(Problem::usage(format!("{other} is no egress mode")).with_hint("egress modes: open"))
+        }
+    }
+}
+
+fn check_cut(cut: &api::Cut) -> Result<(), Problem> {
+    match (cut.face.as_deref(), cut.hard) {
+        (None | Some("silent"), false) => Ok(()),
+        (_, true) => Err(not_yet("a hard cut")),
+        (Some("answered"), _) => Err(not_yet("an answered cut")),
+        (Some(other), _) => {
+            Err(Problem::usage(format!("{other} is no face of a cut")).with_hint("faces: silent"))
+        }
+    }
+}
+
+fn not_yet(what: &str) -> Problem {
+    Problem::usage(format!("{what} is not yet in this version"))
+}
+
+/// The room's error in the API's words.
+fn problem(error: impl Into<Failure>) -> Problem {
+    error.into().into()
+}
+
+fn warnings(name: &str, pids: usize) -> Vec<String> {
+    if pids == 0 {
+        return Vec::new();
+    }
+    vec![format!(
+        "{pids} processes were in {name} already: sockets they made before they joined its cgroup are not governed"
+    )]
+}

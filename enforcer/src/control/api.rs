@@ -1,9 +1,11 @@
 //! The JSON of the control API: the documents that `status`, the TUI and scripts read. The contract's names.
 use std::collections::BTreeMap;
 
+use meter_proxy::tokens::{Provenance, Tokens};
 use serde::{Deserialize, Serialize};
 
 use crate::audit::Cause;
+use crate::ledger::Sum;
 
 /// `GET /v1/status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,6 +125,36 @@ pub struct Usage {
     pub flows: u64,
 }
 
+impl Usage {
+    /// Adds one settled exchange.
+    pub fn charge(&mut self, tokens: &Tokens, provenance: Provenance) {
+        self.input = self.input.saturating_add(tokens.input);
+        self.cache_write = self.cache_write.saturating_add(tokens.cache_write);
+        self.cache_read = self.cache_read.saturating_add(tokens.cache_read);
+        self.output = self.output.saturating_add(tokens.output);
+        self.reasoning = self.reasoning.saturating_add(tokens.reasoning);
+        self.total = self.total.saturating_add(tokens.total());
+        if provenance != Provenance::Reported {
+            self.estimated = self.estimated.saturating_add(tokens.total());
+        }
+        self.flows += 1;
+    }
+
+    /// Takes over what the ledger has settled.
+    pub fn load(&mut self, sum: &Sum) {
+        *self = Self {
+            input: sum.tokens.input,
+            cache_write: sum.tokens.cache_write,
+            cache_read: sum.tokens.cache_read,
+            output: sum.tokens.output,
+            reasoning: sum.tokens.reasoning,
+            total: sum.tokens.total(),
+            estimated: sum.estimated,
+            flows: sum.flows,
+        };
+    }
+}
+
 /// A governing budget. All counts are tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Budget {
@@ -229,6 +261,39 @@ pub struct Problem {
     pub hint: Option<String>,
     /// The exit code a command should end with.
     pub exit_code: u8,
+}
+
+impl Problem {
+    /// The order itself is wrong (exit code 2).
+    #[must_use]
+    pub fn usage(error: impl Into<String>) -> Self {
+        Self { error: error.into(), hint: None, exit_code: 2 }
+    }
+
+    /// The order is refused by budget, policy or permission (exit code 4).
+    #[must_use]
+    pub fn refused(error: impl Into<String>) -> Self {
+        Self { error: error.into(), hint: None, exit_code: 4 }
+    }
+
+    /// The order failed (exit code 1).
+    #[must_use]
+    pub fn failed(error: impl Into<String>) -> Self {
+        Self { error: error.into(), hint: None, exit_code: 1 }
+    }
+
+    /// The kernel or the host cannot do it (exit code 5).
+    #[must_use]
+    pub fn host(error: impl Into<String>) -> Self {
+        Self { error: error.into(), hint: None, exit_code: 5 }
+    }
+
+    /// Says what to do about it.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
 }
 
 /// What a bottle needs to trust and reach the meter: `GET /v1/bottles/NAME/env`.

@@ -1,0 +1,174 @@
+//! The core's dealings with the writer: what is submitted, what follows when it is durable, what is owed.
+use std::sync::Arc;
+
+use meter_proxy::protocol::{Refusal, ToMeter};
+use tokio::sync::oneshot;
+
+use super::{Change, Core, Message, answer};
+use crate::audit::{Action, ActionKind, Cause};
+use crate::budget::AccountId;
+use crate::clock::now_ms;
+use crate::control::api::Problem;
+use crate::ledger::{Attachment, AttachmentId, Entry, ExchangeId, LedgerError};
+
+/// What follows once a submission is durable.
+pub(super) enum After {
+    /// The request may leave.
+    Permit {
+        /// The meter that asked.
+        epoch: u64,
+        /// Its exchange.
+        exchange: u64,
+        /// The ledger's name of it.
+        id: ExchangeId,
+    },
+    /// What was held back may be delivered.
+    Settled {
+        /// The meter that settled.
+        epoch: u64,
+        /// Its exchange.
+        exchange: u64,
+    },
+    /// The bottle may be opened for the first time.
+    Attached { attachment: AttachmentId, reply: oneshot::Sender<Result<(), Problem>> },
+    /// The hooks may be taken off.
+    Released { attachment: Box<Attachment>, reply: oneshot::Sender<Result<Attachment, Problem>> },
+    /// The bottle may be opened, if no newer verdict stands.
+    Restored {
+        attachment: AttachmentId,
+        /// The verdict's number when the restore was ordered.
+        verdict: u64,
+        /// Tokens to add to accounts.
+        additions: Vec<(AccountId, u64)>,
+        reply: oneshot::Sender<Result<(), Problem>>,
+    },
+    /// Tell who asked; what was to be done is done already.
+    Report { reply: oneshot::Sender<Result<(), Problem>> },
+    /// Owed entries have been paid, this many.
+    Paid { entries: usize },
+    /// Nothing.
+    Nothing,
+}
+
+/// The writer's answer to one submission.
+pub struct Committed {
+    pub(super) after: After,
+    /// The entries come back when they could not be committed and must be tried again.
+    pub(super) owed: Vec<Entry>,
+    /// Whether the entries add rows to the audit.
+    pub(super) audited: bool,
+    pub(super) result: Result<(), Arc<LedgerError>>,
+}
+
+impl Core {
+    /// Submits what opens something: when it cannot become durable, it is not done and forgotten.
+    pub(super) fn submit(&self, entries: Vec<Entry>, after: After) {
+        self.send_to_writer(entries, Vec::new(), after);
+    }
+
+    /// Submits what has happened already: when it cannot become durable now, it is tried again until it is.
+    pub(super) fn submit_done(&self, entries: Vec<Entry>, after: After) {
+        self.send_to_writer(entries.clone(), entries, after);
+    }
+
+    fn send_to_writer(&self, entries: Vec<Entry>, owed: Vec<Entry>, after: After) {
+        let itself = self.itself.clone();
+        let audited = entries.iter().any(|entry| matches!(entry, Entry::Action(_)));
+        self.writer.submit(
+            entries,
+            Box::new(move |result| {
+                let owed = if result.is_err() { owed } else { Vec::new() };
+                if itself.send(Message::Committed(Committed { after, owed, audited, result })).is_err() {
+                    tracing::debug!("the core has ended; what follows this commit is left to the next start");
+                }
+            }),
+        );
+    }
+
+    pub(super) fn committed(&mut self, committed: Committed) {
+        let Committed { after, owed, audited, result } = committed;
+        if let Err(error) = &result {
+            tracing::error!(%error, "the ledger refused; nothing opens until it answers again");
+            self.closed = Some(error.to_string());
+        } else {
+            if self.owed.is_empty() {
+                self.closed = None;
+            }
+            if audited {
+                self.publish(Change::Audit);
+            }
+        }
+        self.owed.extend(owed);
+        let result = result.map_err(|error| Problem::failed(format!("not recorded, so not done: {error}")));
+        match after {
+            After::Permit { epoch, exchange, id } => self.reserved(epoch, exchange, id, result),
+            After::Settled { epoch, exchange } => {
+                // on an error the meter's own time limit aborts the response: it is never delivered unsettled
+                if result.is_ok() && self.is_current(epoch) {
+                    self.tell_meter(ToMeter::Settled { exchange });
+                }
+            }
+            After::Attached { attachment, reply } => self.attached(attachment, result, reply),
+            After::Released { attachment, reply } => self.released(*attachment, result, reply),
+            After::Restored { attachment, verdict, additions, reply } => {
+                self.restored(attachment, verdict, &additions, result, reply);
+            }
+            After::Report { reply } => answer(reply, result),
+            After::Paid { entries } => {
+                self.paying = false;
+                if result.is_ok() {
+                    self.owed.drain(..entries);
+                    if self.owed.is_empty() {
+                        self.closed = None;
+                    }
+                }
+            }
+            After::Nothing => {}
+        }
+    }
+
+    /// Tries owed entries again, in order.
+    pub(super) fn pay_what_is_owed(&mut self) {
+        if self.owed.is_empty() || self.paying {
+            return;
+        }
+        self.paying = true;
+        let entries: Vec<Entry> = self.owed.iter().cloned().collect();
+        let after = After::Paid { entries: entries.len() };
+        self.submit(entries, after);
+    }
+
+    /// Why nothing may open now, if so.
+    pub(super) fn closed(&self) -> Option<Refusal> {
+        if self.owed.is_empty() {
+            return None;
+        }
+        let reason = self.closed.clone().unwrap_or_else(|| "the ledger is behind".into());
+        Some(Refusal::Closed { reason })
+    }
+
+    /// Records an action of the audit by itself.
+    pub(super) fn record(&self, action: Action) {
+        self.submit_done(vec![Entry::Action(action)], After::Nothing);
+    }
+
+    /// Tells whoever listens that something changed; nobody may.
+    pub(super) fn publish(&self, change: Change) {
+        // an error only says that nobody listens
+        drop(self.changes.send(change));
+    }
+}
+
+/// An action of the controller that worked; change what is different.
+pub(super) fn action(kind: ActionKind, bottle: Option<String>, cause: Option<Cause>, by: &str) -> Action {
+    Action {
+        at: now_ms(),
+        bottle,
+        action: kind,
+        cause,
+        by: by.to_owned(),
+        done: true,
+        detail: None,
+        took_us: None,
+    }
+}

@@ -1,0 +1,227 @@
+//! Attach and detach, as far as sums and verdicts are concerned; the hooks are put on and off by the registry.
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use meter_proxy::protocol::ToMeter;
+use tokio::sync::oneshot;
+
+use super::durable::{After, action};
+use super::requests::reference;
+use super::verdicts::unknown;
+use super::{Bottle, Change, Core, Stage, answer};
+use crate::audit::ActionKind;
+use crate::clock::now_ms;
+use crate::control::api::Problem;
+use crate::ledger::{Attachment, AttachmentId, Entry};
+
+/// Most bottles below one another; deeper chains in the settings are an error there.
+const MAX_ANCESTORS: usize = 64;
+
+/// A bottle that asks to be attached; its cgroup has been checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// Name; checked.
+    pub name: String,
+    /// Agent's name.
+    pub agent: Option<String>,
+    /// Parent's name; by nesting or by the settings without it.
+    pub parent: Option<String>,
+    /// Absolute path of the cgroup.
+    pub cgroup: String,
+    /// Inode of the cgroup.
+    pub cgroup_id: u64,
+    /// Whether the cgroup is removed at detach.
+    pub owns_cgroup: bool,
+    /// Policy (`cutoff`).
+    pub policy: String,
+    /// Launch-time budgets, tokens by provider.
+    pub launch_budget: BTreeMap<String, u64>,
+}
+
+impl Core {
+    /// Gives the bottle a slot. Nothing passes in it before its attach is durable.
+    pub(super) fn admit(&mut self, admission: Admission) -> Result<Attachment, Problem> {
+        self.check_admission(&admission)?;
+        let slot = self.free_slot()?;
+        let parent = admission.parent.clone().or_else(|| self.parent_of(&admission));
+        let ancestors = parent.as_deref().map(|parent| self.ancestors(parent)).unwrap_or_default();
+        self.last_attachment += 1;
+        self.last_generation += 1;
+        let attachment = Attachment {
+            id: self.last_attachment,
+            name: admission.name,
+            agent: admission.agent,
+            parent,
+            ancestors,
+            cgroup: admission.cgroup,
+            cgroup_id: admission.cgroup_id,
+            owns_cgroup: admission.owns_cgroup,
+            slot,
+            generation: self.last_generation,
+            policy: admission.policy,
+            launch_budget: admission.launch_budget.into_iter().collect(),
+            attached_at: now_ms(),
+        };
+        self.enter(attachment.clone(), Stage::Attaching);
+        Ok(attachment)
+    }
+
+    pub(super) fn enter(&mut self, attachment: Attachment, stage: Stage) {
+        let bottle =
+            Bottle { paths: std::collections::HashMap::new(), cause: None, verdict: 0, stage, attachment };
+        self.bottles.insert(bottle.attachment.slot, bottle);
+    }
+
+    fn check_admission(&self, admission: &Admission) -> Result<(), Problem> {
+        for bottle in self.bottles.values().map(|bottle| &bottle.attachment) {
+            if bottle.name == admission.name {
+                return Err(Problem::usage(format!("a bottle named {} is attached already", bottle.name))
+                    .with_hint(format!("choose another name, or enforcer detach {}", bottle.name)));
+            }
+            if bottle.cgroup_id == admission.cgroup_id {
+                return Err(Problem::usage(format!(
+                    "{} is attached already, as bottle {}",
+                    admission.cgroup, bottle.name
+                )));
+            }
+        }
+        if let Some(parent) = &admission.parent
+            && self.slot_of(parent).is_none()
+            && !self.settings.bottles.contains_key(parent)
+        {
+            return Err(Problem::usage(format!(
+                "there is no bottle {parent} to be the parent of {}",
+                admission.name
+            ))
+            .with_hint("a parent is an attached bottle or one that the settings define"));
+        }
+        admission.launch_budget.keys().try_for_each(|provider| self.check_provider(provider))
+    }
+
+    fn free_slot(&self) -> Result<u32, Problem> {
+        (1..enforcer_ebpf::SLOTS)
+            .find(|slot| !self.bottles.contains_key(slot))
+            .ok_or_else(|| Problem::host(format!("all {} slots are taken", enforcer_ebpf::SLOTS - 1)))
+    }
+
+    /// The bottle that the cgroup is nested in (the innermost), else the one that the settings extend.
+    fn parent_of(&self, admission: &Admission) -> Option<String> {
+        let cgroup = Path::new(&admission.cgroup);
+        self.bottles
+            .values()
+            .map(|bottle| &bottle.attachment)
+            .filter(|outer| cgroup.starts_with(&outer.cgroup))
+            .max_by_key(|outer| outer.cgroup.len())
+            .map(|outer| outer.name.clone())
+            .or_else(|| self.settings.bottles.get(&admission.name)?.extends.clone())
+    }
+
+    /// The parent and its ancestors, nearest first: as attached, else as the settings define them.
+    fn ancestors(&self, parent: &str) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        let mut next = Some(parent.to_owned());
+        while let Some(name) = next.filter(|name| !names.contains(name) && names.len() < MAX_ANCESTORS) {
+            next = match self.slot_of(&name).and_then(|slot| self.bottles.get(&slot)) {
+                Some(bottle) => bottle.attachment.parent.clone(),
+                None => self.settings.bottles.get(&name).and_then(|bottle| bottle.extends.clone()),
+            };
+            names.push(name);
+        }
+        names
+    }
+
+    /// The hooks are on and drop everything: record the attach, then open.
+    pub(super) fn guarded(&self, id: AttachmentId, by: String, reply: oneshot::Sender<Result<(), Problem>>) {
+        let Some(bottle) = self.slot_of_attachment(id).and_then(|slot| self.bottles.get(&slot)) else {
+            return answer(reply, Err(Problem::failed("the bottle is not being attached any more")));
+        };
+        let attachment = bottle.attachment.clone();
+        let mut row = action(ActionKind::Attach, Some(attachment.name.clone()), None, &by);
+        row.detail = Some(attachment.cgroup.clone());
+        self.submit(
+            vec![Entry::Attach(attachment), Entry::Action(row)],
+            After::Attached { attachment: id, reply },
+        );
+    }
+
+    pub(super) fn attached(
+        &mut self,
+        id: AttachmentId,
+        result: Result<(), Problem>,
+        reply: oneshot::Sender<Result<(), Problem>>,
+    ) {
+        let Some(slot) = self.slot_of_attachment(id) else {
+            return answer(reply, Err(Problem::failed("the bottle is not being attached any more")));
+        };
+        if result.is_ok() {
+            self.open_first(slot);
+            self.publish(Change::State);
+        }
+        answer(reply, result);
+    }
+
+    /// Opens a bottle for the first time, or cuts it at once when a budget that governs it is used up.
+    pub(super) fn open_first(&mut self, slot: u32) {
+        let used_up =
+            self.governing_accounts(slot).into_iter().find(|(_, id)| self.accounts.account(*id).is_used_up());
+        if let Some(bottle) = self.bottles.get_mut(&slot) {
+            bottle.stage = Stage::Attached;
+        }
+        match used_up {
+            Some((scope, account)) => self.cut_for_budget(slot, scope, account, None, Instant::now()),
+            None => self.kernel.open(slot),
+        }
+    }
+
+    /// Records that the bottle is let go. A repeated order finds it recorded and only takes the hooks off.
+    pub(super) fn release(
+        &mut self,
+        name: &str,
+        force: bool,
+        by: String,
+        reply: oneshot::Sender<Result<Attachment, Problem>>,
+    ) {
+        let found = self.slot_of(name).and_then(|slot| self.bottles.get_mut(&slot));
+        let Some(bottle) = found else { return answer(reply, Err(unknown(name))) };
+        let attachment = bottle.attachment.clone();
+        match bottle.stage {
+            Stage::Attaching => {
+                return answer(reply, Err(Problem::failed(format!("{name} is still being attached"))));
+            }
+            Stage::Detaching => return answer(reply, Ok(attachment)),
+            Stage::Attached => {}
+        }
+        if bottle.cause.is_some() && !force {
+            let problem = Problem::refused(format!("{name} is cut; a detach would open it"))
+                .with_hint(format!("enforcer detach {name} --force"));
+            return answer(reply, Err(problem));
+        }
+        bottle.stage = Stage::Detaching;
+        self.tell_meter(ToMeter::Detached { bottle: reference(&attachment) });
+        let row = action(ActionKind::Detach, Some(name.to_owned()), None, &by);
+        let entries = vec![Entry::Detach { attachment: attachment.id, at: now_ms() }, Entry::Action(row)];
+        self.submit(entries, After::Released { attachment: Box::new(attachment), reply });
+    }
+
+    pub(super) fn released(
+        &mut self,
+        attachment: Attachment,
+        result: Result<(), Problem>,
+        reply: oneshot::Sender<Result<Attachment, Problem>>,
+    ) {
+        if result.is_err()
+            && let Some(bottle) = self.bottles.get_mut(&attachment.slot)
+        {
+            bottle.stage = Stage::Attached;
+        }
+        answer(reply, result.map(|()| attachment));
+    }
+
+    pub(super) fn forget(&mut self, id: AttachmentId) {
+        if let Some(slot) = self.slot_of_attachment(id) {
+            self.bottles.remove(&slot);
+            self.publish(Change::State);
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! The core: one thread that holds every sum and every verdict, and stores verdicts into the kernel's map.
+//!
+//! It never touches the disk and never waits: what must be durable goes to the writer, whose answer comes back
+//! as a message. Closing (a cut) is stored first and committed after; opening (a permit, an attach, a restore)
+//! is committed first and done after. `requests` follows the meter's messages, `verdicts` cuts and restores,
+//! `members` attaches and detaches, `adopt` takes over what an earlier controller left, `durable` talks to the
+//! writer, `view` shows the state.
+mod adopt;
+mod durable;
+mod members;
+mod requests;
+#[cfg(test)]
+mod tests;
+mod verdicts;
+mod view;
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use meter_proxy::protocol::{ToController, ToMeter};
+use tokio::sync::{broadcast, oneshot};
+
+pub use self::adopt::AdoptError;
+use self::durable::Committed;
+pub use self::members::Admission;
+use self::requests::{Live, RefusalLog, Waiting};
+pub use self::view::BottleModel;
+use crate::audit::Cause;
+use crate::budget::{AccountId, Accounts, Path};
+use crate::control::api::{self, Problem};
+use crate::kernel::Kernel;
+use crate::ledger::writer::Writer;
+use crate::ledger::{Attachment, AttachmentId, Entry, ExchangeId, Owner, UsageRow};
+use crate::settings::Settings;
+
+/// How often the core looks at what only time changes: waits at the gate, writes to be tried again.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The slot that stands for the host itself (`unattached: meter`).
+pub const HOST_SLOT: u32 = 0;
+
+/// The controller's end of the running meter's socket: what is put in is sent in order.
+pub type MeterLink = Sender<ToMeter>;
+
+/// Something changed; who listens looks up what he needs.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// A bottle's state, or the meter's.
+    State,
+    /// An exchange was settled.
+    Usage(Box<UsageRow>),
+    /// Rows were added to the audit.
+    Audit,
+}
+
+/// Where the meter listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Listener {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Id in the kernel's entries and flows.
+    pub id: u32,
+}
+
+/// What the core is told and asked. Answers go to the `reply` that comes with a question.
+pub enum Message {
+    /// A new meter process is connected.
+    MeterUp {
+        /// Its turn; grows with each meter process.
+        epoch: u64,
+        /// Its socket.
+        link: MeterLink,
+    },
+    /// The meter said something.
+    Meter {
+        /// Which meter's.
+        epoch: u64,
+        /// What.
+        message: ToController,
+        /// When it was received.
+        received: Instant,
+    },
+    /// The meter process is gone.
+    MeterLost {
+        /// Which.
+        epoch: u64,
+    },
+    /// The writer is done with a submission.
+    Committed(Committed),
+    /// May this bottle be attached? Gives it a slot.
+    Admit {
+        /// What is asked.
+        admission: Admission,
+        /// The attachment to put hooks on for.
+        reply: oneshot::Sender<Result<Attachment, Problem>>,
+    },
+    /// The hooks are on: record it, then open.
+    Guarded {
+        /// Whose.
+        attachment: AttachmentId,
+        /// `controller` or `uid:N`.
+        by: String,
+        /// Done.
+        reply: oneshot::Sender<Result<(), Problem>>,
+    },
+    /// The hooks are off (or could not be put on): its slot and name are free.
+    Forget {
+        /// Whose.
+        attachment: AttachmentId,
+    },
+    /// Let the bottle go: records the detach. The hooks may be taken off when this is answered.
+    Release {
+        /// Name.
+        name: String,
+        /// Also when it is cut.
+        force: bool,
+        /// `controller` or `uid:N`.
+        by: String,
+        /// The attachment to take the hooks off.
+        reply: oneshot::Sender<Result<Attachment, Problem>>,
+    },
+    /// Cut a bottle.
+    Cut {
+        /// Name.
+        name: String,
+        /// How.
+        order: api::Cut,
+        /// `controller` or `uid:N`.
+        by: String,
+        /// When the order came.
+        received: Instant,
+        /// Done and durable.
+        reply: oneshot::Sender<Result<(), Problem>>,
+    },
+    /// Open a bottle.
+    Restore {
+        /// Name.
+        name: String,
+        /// How.
+        order: api::Restore,
+        /// `controller` or `uid:N`.
+        by: String,
+        /// Done.
+        reply: oneshot::Sender<Result<(), Problem>>,
+    },
+    /// What is attached and in which state?
+    View {
+        /// All bottles, by name, and why requests are refused although the meter serves.
+        reply: oneshot::Sender<(Vec<BottleModel>, Option<String>)>,
+    },
+    /// Close the connections to providers of every bottle: the controller is about to stop.
+    CloseUpstreams,
+    /// How many exchanges are under way?
+    UnderWay {
+        /// That many.
+        reply: oneshot::Sender<usize>,
+    },
+    /// End the thread.
+    Stop,
+}
+
+/// One attached bottle.
+struct Bottle {
+    attachment: Attachment,
+    /// Its accounts, by provider; filled as providers are used.
+    paths: HashMap<String, Path>,
+    /// Why it is cut; `None`: open.
+    cause: Option<Cause>,
+    /// Grows with each change of the verdict, so that a restore committed late does not undo a newer cut.
+    verdict: u64,
+    stage: Stage,
+}
+
+/// Where a bottle is between attach and detach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Admitted; hooks are being put on, or their record is being committed.
+    Attaching,
+    /// Guarded; its verdict decides.
+    Attached,
+    /// Recorded as detached; its hooks are being taken off.
+    Detaching,
+}
+
+/// The core's state. See the module's head for who changes what.
+pub struct Core {
+    settings: Arc<Settings>,
+    kernel: Arc<dyn Kernel>,
+    writer: Writer,
+    listener: Listener,
+    itself: Sender<Message>,
+    changes: broadcast::Sender<Change>,
+    meter: Option<(u64, MeterLink)>,
+    accounts: Accounts,
+    /// Accounts whose crossing has been acted upon.
+    crossed: HashSet<AccountId>,
+    /// Tokens added by the operator, for accounts that come into being later.
+    added: HashMap<(Owner, String), u64>,
+    bottles: BTreeMap<u32, Bottle>,
+    host_paths: HashMap<String, Path>,
+    /// Settled figures by bottle's name and provider.
+    usage: HashMap<String, BTreeMap<String, api::Usage>>,
+    exchanges: HashMap<u64, Live>,
+    waiting: VecDeque<Waiting>,
+    refusals: RefusalLog,
+    /// Entries that must become durable but were refused, oldest first; while there are any, nothing opens.
+    owed: VecDeque<Entry>,
+    /// Whether the owed entries are being tried.
+    paying: bool,
+    closed: Option<String>,
+    last_exchange: ExchangeId,
+    last_attachment: AttachmentId,
+    last_generation: u32,
+}
+
+/// A way to talk to the core from any thread.
+#[derive(Clone)]
+pub struct CoreHandle {
+    sender: Sender<Message>,
+}
+
+/// The core ended before it answered: the controller is stopping.
+#[derive(Debug, thiserror::Error)]
+#[error("the controller is stopping")]
+pub struct CoreGone;
+
+impl From<CoreGone> for Problem {
+    fn from(gone: CoreGone) -> Self {
+        Problem::failed(gone.to_string())
+    }
+}
+
+impl CoreHandle {
+    /// Tells the core something; nothing happens when it has ended.
+    pub fn tell(&self, message: Message) {
+        if self.sender.send(message).is_err() {
+            tracing::debug!("the core has ended; a message was not delivered");
+        }
+    }
+
+    /// Asks the core something and awaits its answer.
+    ///
+    /// # Errors
+    /// When the core has ended.
+    pub async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Message) -> Result<T, CoreGone> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(question(reply));
+        answer.await.map_err(|_| CoreGone)
+    }
+}
+
+/// What the core is made of.
+pub struct Parts {
+    /// Budgets and defaults.
+    pub settings: Arc<Settings>,
+    /// Where verdicts are stored.
+    pub kernel: Arc<dyn Kernel>,
+    /// Where facts are made durable.
+    pub writer: Writer,
+    /// Where bottles are sent.
+    pub listener: Listener,
+    /// Who listens to changes.
+    pub changes: broadcast::Sender<Change>,
+}
+
+/// Takes over what the ledger and the kernel hold, then starts the thread.
+///
+/// # Errors
+/// When what is pinned and what is recorded cannot be brought together.
+pub fn start(
+    parts: Parts,
+    snapshot: crate::ledger::Snapshot,
+) -> Result<(CoreHandle, JoinHandle<()>), AdoptError> {
+    let (sender, receiver) = channel();
+    let mut core = Core::new(parts, sender.clone());
+    core.adopt(snapshot)?;
+    let thread = std::thread::Builder::new().name("core".into()).spawn(move || core.run(&receiver))?;
+    Ok((CoreHandle { sender }, thread))
+}
+
+impl Core {
+    fn new(parts: Parts, itself: Sender<Message>) -> Self {
+        Self {
+            settings: parts.settings,
+            kernel: parts.kernel,
+            writer: parts.writer,
+            listener: parts.listener,
+            itself,
+            changes: parts.changes,
+            meter: None,
+            accounts: Accounts::default(),
+            crossed: HashSet::new(),
+            added: HashMap::new(),
+            bottles: BTreeMap::new(),
+            host_paths: HashMap::new(),
+            usage: HashMap::new(),
+            exchanges: HashMap::new(),
+            waiting: VecDeque::new(),
+            refusals: RefusalLog::default(),
+            owed: VecDeque::new(),
+            paying: false,
+            closed: None,
+            last_exchange: 0,
+            last_attachment: 0,
+            last_generation: 0,
+        }
+    }
+
+    fn run(mut self, messages: &Receiver<Message>) {
+        let mut next_tick = Instant::now() + TICK;
+        loop {
+            match messages.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(message) => self.handle(message),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if Instant::now() >= next_tick {
+                self.tick();
+                next_tick = Instant::now() + TICK;
+            }
+        }
+    }
+
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::MeterUp { epoch, link } => self.meter_up(epoch, link),
+            Message::Meter { epoch, message, received } => self.meter_said(epoch, message, received),
+            Message::MeterLost { epoch } => self.meter_lost(epoch),
+            Message::Committed(committed) => self.committed(committed),
+            Message::Admit { admission, reply } => answer(reply, self.admit(admission)),
+            Message::Guarded { attachment, by, reply } => self.guarded(attachment, by, reply),
+            Message::Forget { attachment } => self.forget(attachment),
+            Message::Release { name, force, by, reply } => self.release(&name, force, by, reply),
+            Message::Cut { name, order, by, received, reply } => {
+                self.cut_by_order(&name, order, by, received, reply)
+            }
+            Message::Restore { name, order, by, reply } => self.restore(&name, &order, by, reply),
+            Message::View { reply } => answer(reply, (self.view(), self.closed.clone())),
+            Message::CloseUpstreams => self.close_upstreams(),
+            Message::UnderWay { reply } => answer(reply, self.exchanges.len()),
+            Message::Stop => {}
+        }
+    }
+
+    fn tick(&mut self) {
+        self.give_up_waiting();
+        self.pay_what_is_owed();
+    }
+
+    /// The bottle in this slot, if it is still the one that is meant.
+    fn bottle(&self, bottle: meter_proxy::protocol::BottleRef) -> Option<&Bottle> {
+        self.bottles.get(&bottle.slot).filter(|found| found.attachment.generation == bottle.generation)
+    }
+
+    fn slot_of(&self, name: &str) -> Option<u32> {
+        self.bottles.iter().find(|(_, bottle)| bottle.attachment.name == name).map(|(slot, _)| *slot)
+    }
+
+    fn slot_of_attachment(&self, id: AttachmentId) -> Option<u32> {
+        self.bottles.iter().find(|(_, bottle)| bottle.attachment.id == id).map(|(slot, _)| *slot)
+    }
+
+    fn tell_meter(&self, message: ToMeter) {
+        if let Some((_, link)) = &self.meter
+            && link.send(message).is_err()
+        {
+            tracing::debug!("the meter is gone; its loss is about to be noticed");
+        }
+    }
+}
+
+/// Answers a question; whoever asked may have left.
+fn answer<T>(reply: oneshot::Sender<T>, value: T) {
+    if reply.send(value).is_err() {
+        tracing::debug!("nobody waits for this answer any more");
+    }
+}

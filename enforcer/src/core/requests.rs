@@ -1,0 +1,544 @@
+//! The meter's messages: identify, reserve, progress, settle; and what becomes of them when the meter dies.
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use meter_proxy::protocol::{
+    BottleRef, Identity, Notice, Refusal, Reserve, Settle, ToController, ToMeter, Upstream,
+};
+use meter_proxy::tokens::{Ending, Provenance, Tokens};
+
+use super::durable::{After, action};
+use super::{Change, Core, HOST_SLOT, MeterLink, Stage};
+use crate::audit::ActionKind;
+use crate::budget::{AccountId, Held, Judgement, Path, Scope};
+use crate::clock::now_ms;
+use crate::control::api::Problem;
+use crate::kernel::Flow;
+use crate::ledger::{Attachment, AttachmentId, Entry, ExchangeId, Owner, Reservation, Settlement, UsageRow};
+use crate::settings::{Gate, Unattached};
+
+/// How long a request waits at the gate when only reservations of others stand in its way. Longer than most
+/// non-streamed answers take, shorter than any client's own time limit.
+const GATE_WAIT: Duration = Duration::from_secs(20);
+/// Requests that may wait at the gate; more are refused at once.
+const MAX_WAITING: usize = 4096;
+/// At most one row of the audit per bottle and provider in this time says that a request was refused.
+const REFUSAL_ROWS: Duration = Duration::from_secs(10);
+
+/// One exchange under way.
+pub(super) struct Live {
+    pub(super) id: ExchangeId,
+    pub(super) bottle: BottleRef,
+    name: String,
+    provider: String,
+    path: Path,
+    held: Held,
+    reserved: u64,
+    tokens: Tokens,
+    /// The reservation is durable and the meter was told.
+    permitted: bool,
+    /// The asker left before the reservation was durable.
+    withdrawn: bool,
+}
+
+/// A request that waits at the gate.
+pub(super) struct Waiting {
+    request: Reserve,
+    until: Instant,
+}
+
+/// Refusals that were not written to the audit, by bottle and provider.
+#[derive(Default)]
+pub(super) struct RefusalLog(HashMap<(String, String), (Instant, u64)>);
+
+impl RefusalLog {
+    /// Counts a refusal; says how many went unwritten since the last row when it is time for a row.
+    fn count(&mut self, bottle: &str, provider: &str, now: Instant) -> Option<u64> {
+        let row = self.0.entry((bottle.to_owned(), provider.to_owned()));
+        match row {
+            std::collections::hash_map::Entry::Vacant(row) => {
+                row.insert((now, 0));
+                Some(0)
+            }
+            std::collections::hash_map::Entry::Occupied(mut row) => {
+                let (written, unwritten) = row.get_mut();
+                if now.duration_since(*written) < REFUSAL_ROWS {
+                    *unwritten += 1;
+                    return None;
+                }
+                *written = now;
+                Some(std::mem::take(unwritten))
+            }
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn is_current(&self, epoch: u64) -> bool {
+        self.meter.as_ref().is_some_and(|(current, _)| *current == epoch)
+    }
+
+    pub(super) fn meter_up(&mut self, epoch: u64, link: MeterLink) {
+        self.meter = Some((epoch, link));
+        for (_, bottle) in self.bottles.iter().filter(|(slot, _)| self.shut_by(**slot).is_some()) {
+            self.tell_meter(ToMeter::Cut {
+                bottle: reference(&bottle.attachment),
+                upstream: Upstream::Close,
+            });
+        }
+        self.publish(Change::State);
+    }
+
+    /// The meter settles what it has to close; bottles stay as they are.
+    pub(super) fn close_upstreams(&self) {
+        for bottle in self.bottles.values() {
+            self.tell_meter(ToMeter::Cut {
+                bottle: reference(&bottle.attachment),
+                upstream: Upstream::Close,
+            });
+        }
+    }
+
+    pub(super) fn meter_said(&mut self, epoch: u64, message: ToController, received: Instant) {
+        if !self.is_current(epoch) {
+            return;
+        }
+        match message {
+            ToController::Identify { question, peer, local, listener } => {
+                let identity = self.identify(peer, local, listener);
+                self.tell_meter(ToMeter::Identified { question, identity });
+            }
+            ToController::Reserve(request) => self.reserve(request),
+            ToController::Withdraw { exchange } => self.withdraw(exchange),
+            ToController::Progress { exchange, tokens } => self.progress(exchange, tokens, received),
+            ToController::Settle(settle) => self.settle(epoch, settle, received),
+            ToController::Notice(notice) => self.notice(notice),
+            // answered before the core, by the room that owns the socket
+            ToController::Ready { .. } | ToController::Sign { .. } => {}
+        }
+    }
+
+    fn identify(&self, peer: SocketAddr, local: SocketAddr, listener: u32) -> Option<Identity> {
+        if let Some(flow) = self.kernel.flow(peer, local, listener) {
+            let bottle = BottleRef { slot: flow.slot, generation: flow.generation };
+            let found = self.bottle(bottle).filter(|found| found.stage == Stage::Attached)?;
+            return Some(Identity {
+                bottle,
+                name: found.attachment.name.clone(),
+                original: original(&flow, local),
+            });
+        }
+        (self.settings.unattached == Unattached::Meter).then(|| Identity {
+            bottle: BottleRef { slot: HOST_SLOT, generation: 0 },
+            name: "host".into(),
+            original: None,
+        })
+    }
+
+    fn reserve(&mut self, request: Reserve) {
+        if let Some(refusal) = self.refusal_before_budget(request.bottle) {
+            return self.refuse(&request, refusal);
+        }
+        let path = self.path(request.bottle.slot, &request.provider);
+        match (self.settings.gate, self.accounts.judge(&path)) {
+            (Gate::Off, _) | (_, Judgement::Grant) => self.grant(request, path),
+            (_, Judgement::Wait(..)) if self.waiting.len() < MAX_WAITING => {
+                self.waiting.push_back(Waiting { request, until: Instant::now() + GATE_WAIT });
+            }
+            (_, Judgement::Wait(scope, id) | Judgement::Refuse(scope, id)) => {
+                let refusal = self.budget_refusal(request.bottle.slot, scope, id);
+                self.refuse(&request, refusal);
+            }
+        }
+    }
+
+    fn refusal_before_budget(&self, bottle: BottleRef) -> Option<Refusal> {
+        if bottle.slot == HOST_SLOT {
+            return match self.settings.unattached {
+                Unattached::Meter => self.closed(),
+                Unattached::Refuse => Some(Refusal::Unattached),
+            };
+        }
+        match self.bottle(bottle) {
+            Some(found) if found.stage == Stage::Attached => match self.shut_by(bottle.slot) {
+                Some(cause) => {
+                    Some(Refusal::Cut { bottle: found.attachment.name.clone(), cause: cause.to_string() })
+                }
+                None => self.closed(),
+            },
+            _ => Some(Refusal::Unattached),
+        }
+    }
+
+    fn budget_refusal(&self, slot: u32, scope: Scope, id: AccountId) -> Refusal {
+        let account = self.accounts.account(id);
+        Refusal::Budget {
+            bottle: self.name_of(slot),
+            provider: self.accounts.provider(id).to_owned(),
+            scope: scope.as_str().into(),
+            owner: self.owner_name(id),
+            limit: account.limit().unwrap_or(0),
+            used: account.used(),
+            reserved: account.reserved(),
+            window: "total".into(),
+        }
+    }
+
+    fn refuse(&mut self, request: &Reserve, refusal: Refusal) {
+        let bottle = self.name_of(request.bottle.slot);
+        if let Some(unwritten) = self.refusals.count(&bottle, &request.provider, Instant::now()) {
+            let mut row = action(ActionKind::Refuse, Some(bottle), None, "controller");
+            row.detail = Some(match unwritten {
+                0 => refusal.to_string(),
+                more => format!("{refusal} ({more} more refusals since the last row)"),
+            });
+            self.record(row);
+        }
+        self.tell_meter(ToMeter::Refused { exchange: request.exchange, refusal });
+    }
+
+    fn grant(&mut self, request: Reserve, path: Path) {
+        let Some((epoch, _)) = self.meter else { return };
+        self.last_exchange += 1;
+        let reservation = self.reservation(&request);
+        let held = self.accounts.reserve(&path, request.tokens);
+        self.exchanges.insert(
+            request.exchange,
+            Live {
+                id: self.last_exchange,
+                bottle: request.bottle,
+                name: reservation.bottle.clone(),
+                provider: request.provider,
+                path,
+                held,
+                reserved: request.tokens,
+                tokens: Tokens::default(),
+                permitted: false,
+                withdrawn: false,
+            },
+        );
+        let after = After::Permit { epoch, exchange: request.exchange, id: self.last_exchange };
+        self.submit(vec![Entry::Reserve(reservation)], after);
+    }
+
+    fn reservation(&self, request: &Reserve) -> Reservation {
+        let attachment = self.bottle(request.bottle).map(|bottle| &bottle.attachment);
+        Reservation {
+            id: self.last_exchange,
+            attachment: attachment.map(|attachment| attachment.id),
+            bottle: self.name_of(request.bottle.slot),
+            agent: attachment.and_then(|attachment| attachment.agent.clone()),
+            ancestors: attachment.map(|attachment| attachment.ancestors.clone()).unwrap_or_default(),
+            provider: request.provider.clone(),
+            endpoint: request.endpoint.clone(),
+            model: request.model.clone(),
+            reserved_tokens: request.tokens,
+            window: "total".into(),
+            started_at: now_ms(),
+        }
+    }
+
+    /// The reservation's commit came back: the request may leave, unless the bottle was cut meanwhile.
+    pub(super) fn reserved(
+        &mut self,
+        epoch: u64,
+        exchange: u64,
+        id: ExchangeId,
+        result: Result<(), Problem>,
+    ) {
+        if !self.is_current(epoch) {
+            // the meter that asked died before it was told: the request never left
+            if result.is_ok() {
+                self.submit_done(vec![Entry::Settle(unsent(id))], After::Nothing);
+            }
+            return;
+        }
+        let Some(live) = self.exchanges.get(&exchange) else { return };
+        if let Err(problem) = result {
+            // not durable, so there is nothing to settle
+            self.accounts.settle(&live.path, live.held, 0);
+            self.exchanges.remove(&exchange);
+            let refusal = Refusal::Closed { reason: problem.error };
+            return self.tell_meter(ToMeter::Refused { exchange, refusal });
+        }
+        let withdrawn = live.withdrawn;
+        let refusal = self.refusal_before_budget(live.bottle);
+        if withdrawn || refusal.is_some() {
+            self.settle_unsent(exchange);
+            if let Some(refusal) = refusal.filter(|_| !withdrawn) {
+                self.tell_meter(ToMeter::Refused { exchange, refusal });
+            }
+            return;
+        }
+        if let Some(live) = self.exchanges.get_mut(&exchange) {
+            live.permitted = true;
+        }
+        self.tell_meter(ToMeter::Permit { exchange });
+    }
+
+    /// Settles an exchange whose request never left.
+    fn settle_unsent(&mut self, exchange: u64) {
+        let Some(live) = self.exchanges.remove(&exchange) else { return };
+        let settlement = unsent(live.id);
+        self.charge(&live, &settlement);
+        self.submit_done(vec![Entry::Settle(settlement)], After::Nothing);
+        self.admit_waiting();
+    }
+
+    fn withdraw(&mut self, exchange: u64) {
+        self.waiting.retain(|waiting| waiting.request.exchange != exchange);
+        match self.exchanges.get_mut(&exchange) {
+            // the permit is on its way; the meter settles it as unsent
+            Some(live) if live.permitted => {}
+            Some(live) => live.withdrawn = true,
+            None => {}
+        }
+    }
+
+    fn progress(&mut self, exchange: u64, tokens: Tokens, received: Instant) {
+        let Some(live) = self.exchanges.get_mut(&exchange) else { return };
+        live.tokens = tokens;
+        live.held = self.accounts.progress(&live.path, live.held, tokens.total());
+        let (path, bottle, id) = (live.path.clone(), live.bottle, live.id);
+        self.cut_where_crossed(&path, bottle, id, received);
+    }
+
+    fn settle(&mut self, epoch: u64, settle: Settle, received: Instant) {
+        let Some(live) = self.exchanges.remove(&settle.exchange) else {
+            tracing::warn!(exchange = settle.exchange, "the meter settled an exchange that is not under way");
+            return;
+        };
+        let settlement = Settlement {
+            id: live.id,
+            tokens: settle.tokens,
+            provenance: settle.provenance,
+            ending: settle.ending,
+            http_status: settle.http_status,
+            model: settle.model,
+            raw: settle.raw,
+            ended_at: now_ms(),
+        };
+        self.charge(&live, &settlement);
+        self.cut_where_crossed(&live.path, live.bottle, live.id, received);
+        self.publish(Change::Usage(Box::new(usage_row(&live, &settlement))));
+        self.submit_done(
+            vec![Entry::Settle(settlement)],
+            After::Settled { epoch, exchange: settle.exchange },
+        );
+        self.admit_waiting();
+    }
+
+    /// Moves an exchange from its accounts' in-flight to their settled figures.
+    fn charge(&mut self, live: &Live, settlement: &Settlement) {
+        let total = settlement.tokens.total();
+        self.accounts.settle(&live.path, live.held, total);
+        let usage =
+            self.usage.entry(live.name.clone()).or_default().entry(live.provider.clone()).or_default();
+        usage.charge(&settlement.tokens, settlement.provenance);
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        let bottle = notice.bottle.map(|bottle| self.name_of(bottle.slot));
+        let mut row = action(ActionKind::Meter, bottle, None, "controller");
+        row.detail = Some(notice.detail);
+        self.record(row);
+    }
+
+    /// Something was released: whoever waits at the gate is judged again, first come first served.
+    pub(super) fn admit_waiting(&mut self) {
+        for waiting in std::mem::take(&mut self.waiting) {
+            let path = self.path(waiting.request.bottle.slot, &waiting.request.provider);
+            let bottle = waiting.request.bottle;
+            match (self.refusal_before_budget(bottle), self.accounts.judge(&path)) {
+                (None, Judgement::Wait(..)) => self.waiting.push_back(waiting),
+                _ => self.reserve(waiting.request),
+            }
+        }
+    }
+
+    pub(super) fn give_up_waiting(&mut self) {
+        let now = Instant::now();
+        while self.waiting.front().is_some_and(|waiting| waiting.until <= now) {
+            let Some(Waiting { request, .. }) = self.waiting.pop_front() else { return };
+            let path = self.path(request.bottle.slot, &request.provider);
+            let refusal = match self.accounts.governing(&path) {
+                Some((scope, id)) => self.budget_refusal(request.bottle.slot, scope, id),
+                None => Refusal::Closed { reason: "the budget changed while the request waited".into() },
+            };
+            self.refuse(&request, refusal);
+        }
+    }
+
+    /// Every exchange of a meter that died is settled: never refunded, the reservation at least.
+    pub(super) fn meter_lost(&mut self, epoch: u64) {
+        if !self.is_current(epoch) {
+            return;
+        }
+        self.meter = None;
+        self.waiting.clear();
+        let received = Instant::now();
+        for (_, live) in std::mem::take(&mut self.exchanges) {
+            if !live.permitted {
+                // never left; its commit's answer settles it
+                self.accounts.settle(&live.path, live.held, 0);
+                continue;
+            }
+            let settlement = orphan(live.id, live.tokens, live.reserved);
+            self.charge(&live, &settlement);
+            self.cut_where_crossed(&live.path, live.bottle, live.id, received);
+            self.submit_done(vec![Entry::Settle(settlement)], After::Nothing);
+        }
+        let mut row = action(ActionKind::Meter, None, None, "controller");
+        row.detail = Some("the meter process ended; what was under way is charged as estimated".into());
+        row.done = false;
+        self.record(row);
+        self.publish(Change::State);
+    }
+
+    /// The accounts that an exchange of this slot and provider is charged to, nearest first.
+    pub(super) fn path(&mut self, slot: u32, provider: &str) -> Path {
+        let known = match self.bottles.get(&slot) {
+            Some(bottle) => bottle.paths.get(provider),
+            None => self.host_paths.get(provider),
+        };
+        if let Some(path) = known {
+            return path.clone();
+        }
+        let owners = match self.bottles.get(&slot) {
+            Some(bottle) => owners(&bottle.attachment),
+            None => vec![(Scope::Bottle, Owner::Bottle("host".into())), (Scope::Global, Owner::Global)],
+        };
+        let path: Path =
+            owners.iter().map(|(scope, owner)| (*scope, self.account(owner, provider))).collect();
+        match self.bottles.get_mut(&slot) {
+            Some(bottle) => bottle.paths.insert(provider.to_owned(), path.clone()),
+            None => self.host_paths.insert(provider.to_owned(), path.clone()),
+        };
+        path
+    }
+
+    /// The account of an owner, with its budget as the settings, the launch and the operator define it.
+    pub(super) fn account(&mut self, owner: &Owner, provider: &str) -> AccountId {
+        let before = self.accounts.len();
+        let id = self.accounts.id(owner, provider);
+        if self.accounts.len() > before {
+            if let Some(limit) = self.defined_budget(owner, provider) {
+                self.accounts.set_limit(id, limit);
+            }
+            if let Some(added) = self.added.remove(&(owner.clone(), provider.to_owned())) {
+                self.accounts.add_tokens(id, added);
+            }
+        }
+        id
+    }
+
+    fn defined_budget(&self, owner: &Owner, provider: &str) -> Option<u64> {
+        match owner {
+            Owner::Launch(attachment) => self.launch_budget(*attachment, provider),
+            Owner::Agent(name) => self.settings.agents.get(name)?.budget.get(provider).copied(),
+            Owner::Bottle(name) => self.settings.bottles.get(name)?.budget.get(provider).copied(),
+            Owner::Global => self.settings.budget.get(provider).copied(),
+        }
+    }
+
+    fn launch_budget(&self, attachment: AttachmentId, provider: &str) -> Option<u64> {
+        let slot = self.slot_of_attachment(attachment)?;
+        let budgets = &self.bottles.get(&slot)?.attachment.launch_budget;
+        budgets.iter().find(|(of, _)| of == provider).map(|(_, tokens)| *tokens)
+    }
+
+    pub(super) fn name_of(&self, slot: u32) -> String {
+        match self.bottles.get(&slot) {
+            Some(bottle) => bottle.attachment.name.clone(),
+            None if slot == HOST_SLOT => "host".into(),
+            None => "detached".into(),
+        }
+    }
+
+    /// An account's owner as messages name it.
+    pub(super) fn owner_name(&self, id: AccountId) -> String {
+        match self.accounts.owner(id) {
+            Owner::Launch(attachment) => {
+                self.slot_of_attachment(*attachment).map_or_else(|| "gone".into(), |slot| self.name_of(slot))
+            }
+            Owner::Agent(name) | Owner::Bottle(name) => name.clone(),
+            Owner::Global => "global".into(),
+        }
+    }
+}
+
+/// The owners whose accounts an attachment's exchanges are charged to, nearest first.
+fn owners(attachment: &Attachment) -> Vec<(Scope, Owner)> {
+    let mut owners = vec![(Scope::Launch, Owner::Launch(attachment.id))];
+    owners.extend(attachment.agent.iter().map(|agent| (Scope::Agent, Owner::Agent(agent.clone()))));
+    owners.push((Scope::Bottle, Owner::Bottle(attachment.name.clone())));
+    owners.extend(attachment.ancestors.iter().map(|name| (Scope::Parent, Owner::Bottle(name.clone()))));
+    owners.push((Scope::Global, Owner::Global));
+    owners
+}
+
+/// The settlement of an exchange that nobody can account for any more: what was seen, and the rest of the
+/// reservation as output.
+pub(super) fn orphan(id: ExchangeId, seen: Tokens, reserved: u64) -> Settlement {
+    let rest = reserved.saturating_sub(seen.total());
+    Settlement {
+        id,
+        tokens: Tokens { output: seen.output.saturating_add(rest), ..seen },
+        provenance: Provenance::Estimated,
+        ending: Ending::Orphaned,
+        http_status: None,
+        model: None,
+        raw: None,
+        ended_at: now_ms(),
+    }
+}
+
+/// One settled exchange as `GET /v1/events` shows it.
+fn usage_row(live: &Live, settlement: &Settlement) -> UsageRow {
+    let tokens = &settlement.tokens;
+    let total = tokens.total();
+    UsageRow {
+        bottle: Some(live.name.clone()),
+        provider: Some(live.provider.clone()),
+        model: settlement.model.clone(),
+        flows: 1,
+        input: tokens.input,
+        cache_write: tokens.cache_write,
+        cache_read: tokens.cache_read,
+        output: tokens.output,
+        reasoning: tokens.reasoning,
+        total,
+        estimated: if settlement.provenance == Provenance::Reported { 0 } else { total },
+        ..UsageRow::default()
+    }
+}
+
+/// The settlement of an exchange whose request never left.
+fn unsent(id: ExchangeId) -> Settlement {
+    Settlement {
+        id,
+        tokens: Tokens::default(),
+        provenance: Provenance::Reported,
+        ending: Ending::Unsent,
+        http_status: None,
+        model: None,
+        raw: None,
+        ended_at: now_ms(),
+    }
+}
+
+pub(super) fn reference(attachment: &Attachment) -> BottleRef {
+    BottleRef { slot: attachment.slot, generation: attachment.generation }
+}
+
+/// Where a redirected connection was going; `None` when the program connected to the meter by itself.
+fn original(flow: &Flow, local: SocketAddr) -> Option<SocketAddr> {
+    let mut octets = [0; 16];
+    for (word, chunk) in flow.original_ip.iter().zip(octets.chunks_exact_mut(4)) {
+        chunk.copy_from_slice(&word.to_ne_bytes());
+    }
+    let port = u16::try_from(flow.original_port).ok()?;
+    let original = SocketAddr::new(IpAddr::V6(Ipv6Addr::from(octets)).to_canonical(), port);
+    (original != SocketAddr::new(local.ip().to_canonical(), local.port())).then_some(original)
+}

@@ -1,0 +1,412 @@
+//! The core by its messages: a fake kernel, a real ledger in a temporary file (or one that fails), and the
+//! test in the place of the meter and the registry.
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
+
+use meter_proxy::protocol::{BottleRef, Refusal, Reserve, Settle, Upstream};
+use meter_proxy::tokens::{Ending, Provenance, Tokens};
+
+use super::*;
+use crate::kernel::Guard;
+use crate::kernel::fake::FakeKernel;
+use crate::ledger::sqlite::SqliteLedger;
+use crate::ledger::{FlowRow, Ledger, LedgerError, Reader, Snapshot, UsageQuery};
+
+const SOON: Duration = Duration::from_secs(5);
+
+struct Bench {
+    core: CoreHandle,
+    kernel: Arc<FakeKernel>,
+    orders: Receiver<ToMeter>,
+    reader: Box<dyn Reader>,
+    refusing: Arc<AtomicBool>,
+    _dir: tempfile::TempDir,
+}
+
+/// A ledger that refuses while it is told to.
+struct Moody(SqliteLedger, Arc<AtomicBool>);
+
+impl Ledger for Moody {
+    fn load(&mut self) -> Result<Snapshot, LedgerError> {
+        self.0.load()
+    }
+
+    fn commit(&mut self, entries: &[Entry]) -> Result<(), LedgerError> {
+        if self.1.load(Ordering::SeqCst) {
+            return Err(LedgerError::Database { path: "test".into(), what: "disk full".into() });
+        }
+        self.0.commit(entries)
+    }
+
+    fn reader(&self) -> Result<Box<dyn Reader>, LedgerError> {
+        self.0.reader()
+    }
+}
+
+fn settings(yaml: &str) -> Settings {
+    Settings::parse(yaml, std::path::Path::new("settings.yml")).unwrap()
+}
+
+impl Bench {
+    fn new(yaml: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ledger = SqliteLedger::open(&dir.path().join("ledger.db")).unwrap();
+        let snapshot = ledger.load().unwrap();
+        let reader = ledger.reader().unwrap();
+        let refusing = Arc::new(AtomicBool::new(false));
+        let (writer, _thread) = Writer::spawn(Box::new(Moody(ledger, refusing.clone())));
+        let kernel = Arc::new(FakeKernel::new());
+        let listener = Listener { address: meter_address(), id: 1 };
+        let (changes, _) = broadcast::channel(16);
+        let parts =
+            Parts { settings: Arc::new(settings(yaml)), kernel: kernel.clone(), writer, listener, changes };
+        let (core, _thread) = start(parts, snapshot).unwrap();
+        let (link, orders) = channel();
+        core.tell(Message::MeterUp { epoch: 1, link });
+        Self { core, kernel, orders, reader, refusing, _dir: dir }
+    }
+
+    fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Message) -> T {
+        let (reply, answer) = oneshot::channel();
+        self.core.tell(question(reply));
+        answer.blocking_recv().unwrap()
+    }
+
+    fn attach_as(&self, name: &str, cgroup: &str, launch_budget: &[(&str, u64)]) -> BottleRef {
+        let admission = Admission {
+            name: name.into(),
+            agent: None,
+            parent: None,
+            cgroup: cgroup.into(),
+            cgroup_id: cgroup.bytes().map(u64::from).sum(),
+            owns_cgroup: false,
+            policy: "cutoff".into(),
+            launch_budget: launch_budget
+                .iter()
+                .map(|(provider, tokens)| ((*provider).into(), *tokens))
+                .collect(),
+        };
+        let attachment = self.ask(|reply| Message::Admit { admission, reply }).unwrap();
+        let guard = Guard {
+            slot: attachment.slot,
+            generation: attachment.generation,
+            meter: meter_address(),
+            listener: 1,
+        };
+        self.kernel.attach_id(name, attachment.cgroup_id, guard);
+        let id = attachment.id;
+        self.ask(|reply| Message::Guarded { attachment: id, by: "uid:0".into(), reply }).unwrap();
+        BottleRef { slot: attachment.slot, generation: attachment.generation }
+    }
+
+    fn attach(&self, name: &str) -> BottleRef {
+        self.attach_as(name, &format!("/sys/fs/cgroup/{name}"), &[])
+    }
+
+    fn say(&self, message: ToController) {
+        self.core.tell(Message::Meter { epoch: 1, message, received: Instant::now() });
+    }
+
+    fn reserve(&self, exchange: u64, bottle: BottleRef, tokens: u64) {
+        self.say(ToController::Reserve(Reserve {
+            exchange,
+            bottle,
+            provider: "claude".into(),
+            endpoint: "/v1/messages".into(),
+            model: None,
+            tokens,
+        }));
+    }
+
+    fn settle(&self, exchange: u64, output: u64) {
+        self.say(ToController::Settle(Settle {
+            exchange,
+            tokens: Tokens { output, ..Tokens::default() },
+            provenance: Provenance::Reported,
+            ending: Ending::Completed,
+            http_status: Some(200),
+            model: Some("m".into()),
+            raw: None,
+        }));
+    }
+
+    fn order(&self) -> ToMeter {
+        self.orders.recv_timeout(SOON).expect("an order to the meter")
+    }
+
+    fn no_order(&self) {
+        self.ask(|reply| Message::UnderWay { reply });
+        assert_eq!(self.orders.recv_timeout(Duration::from_millis(30)).ok(), None);
+    }
+
+    fn view(&self, name: &str) -> BottleModel {
+        let (models, _) = self.ask(|reply| Message::View { reply });
+        models.into_iter().find(|model| model.attachment.name == name).unwrap()
+    }
+
+    fn flows(&mut self) -> Vec<FlowRow> {
+        self.reader.flows(&UsageQuery::default()).unwrap()
+    }
+
+    fn actions(&mut self) -> Vec<crate::audit::Row> {
+        self.reader.audit(0, 1_000).unwrap()
+    }
+
+    fn cut(&self, name: &str) -> Result<(), Problem> {
+        let order = api::Cut { reason: Some("too keen".into()), ..api::Cut::default() };
+        let received = Instant::now();
+        self.ask(|reply| Message::Cut { name: name.into(), order, by: "uid:7".into(), received, reply })
+    }
+
+    fn restore(&self, name: &str, add: &[(&str, u64)], force: bool) -> Result<(), Problem> {
+        let add: BTreeMap<String, u64> =
+            add.iter().map(|(provider, tokens)| ((*provider).into(), *tokens)).collect();
+        let order = api::Restore { add, force };
+        self.ask(|reply| Message::Restore { name: name.into(), order, by: "uid:7".into(), reply })
+    }
+}
+
+fn meter_address() -> SocketAddr {
+    "127.0.0.1:7080".parse().unwrap()
+}
+
+#[test]
+fn a_permit_comes_after_its_reservation_is_durable() {
+    let mut bench = Bench::new("budget: { claude: 1000 }");
+    let bottle = bench.attach("b1");
+    bench.reserve(1, bottle, 100);
+    assert_eq!(bench.order(), ToMeter::Permit { exchange: 1 });
+    let flows = bench.flows();
+    assert_eq!((flows[0].status.as_str(), flows[0].reserved), ("open", 100));
+    assert_eq!(bench.view("b1").budget["claude"].reserved, 100);
+
+    bench.settle(1, 70);
+    assert_eq!(bench.order(), ToMeter::Settled { exchange: 1 });
+    let flows = bench.flows();
+    assert_eq!((flows[0].status.as_str(), flows[0].usage.total), ("completed", 70));
+    let budget = &bench.view("b1").budget["claude"];
+    assert_eq!((budget.used, budget.reserved, budget.remaining), (70, 0, 930));
+}
+
+#[test]
+fn crossing_in_the_middle_of_a_stream_cuts_before_anything_is_written() {
+    let mut bench = Bench::new("budget: { claude: 100 }");
+    let bottle = bench.attach("b1");
+    bench.reserve(1, bottle, 10);
+    assert_eq!(bench.order(), ToMeter::Permit { exchange: 1 });
+    bench.refusing.store(true, Ordering::SeqCst);
+    bench.say(ToController::Progress { exchange: 1, tokens: Tokens { output: 99, ..Tokens::default() } });
+    bench.no_order();
+    assert!(bench.kernel.is_open(bottle.slot));
+    bench.say(ToController::Progress { exchange: 1, tokens: Tokens { output: 100, ..Tokens::default() } });
+    assert_eq!(bench.order(), ToMeter::Cut { bottle, upstream: Upstream::Close });
+    assert!(!bench.kernel.is_open(bottle.slot), "cut although the ledger refuses");
+
+    bench.refusing.store(false, Ordering::SeqCst);
+    let cause = bench.view("b1").cause.unwrap();
+    assert_eq!((cause.scope.as_deref(), cause.limit, cause.used), (Some("global"), Some(100), Some(100)));
+    assert_eq!(cause.flow, Some(bench.flows()[0].id));
+    let cut = std::iter::repeat_with(|| {
+        std::thread::sleep(Duration::from_millis(20));
+        bench.actions()
+    })
+    .take(250)
+    .find_map(|rows| rows.into_iter().find(|row| row.action == "cut"))
+    .expect("the cut is recorded once the ledger answers again");
+    assert!(cut.took_us.is_some());
+}
+
+#[test]
+fn a_budget_that_is_used_up_refuses_with_its_figures() {
+    let bench = Bench::new("budget: { claude: 100 }\nbottles: { b1: { budget: { claude: 50 } } }");
+    let bottle = bench.attach("b1");
+    bench.reserve(1, bottle, 10);
+    bench.order();
+    bench.settle(1, 60);
+    assert_eq!(bench.order(), ToMeter::Cut { bottle, upstream: Upstream::Close });
+    assert_eq!(bench.order(), ToMeter::Settled { exchange: 1 });
+    bench.restore("b1", &[], true).unwrap();
+    assert_eq!(bench.order(), ToMeter::Open { bottle });
+    bench.reserve(2, bottle, 10);
+    let ToMeter::Refused { exchange: 2, refusal } = bench.order() else { panic!("not refused") };
+    let Refusal::Budget { scope, owner, limit, used, .. } = &refusal else { panic!("{refusal:?}") };
+    assert_eq!((scope.as_str(), owner.as_str(), *limit, *used), ("bottle", "b1", 50, 60));
+}
+
+#[test]
+fn a_request_waits_while_only_reservations_stand_in_its_way() {
+    let bench = Bench::new("budget: { claude: 100 }");
+    let bottle = bench.attach("b1");
+    bench.reserve(1, bottle, 150);
+    assert_eq!(bench.order(), ToMeter::Permit { exchange: 1 });
+    bench.reserve(2, bottle, 10);
+    bench.no_order();
+    bench.settle(1, 5);
+    assert_eq!(
+        [bench.order(), bench.order()]
+            .map(|order| matches!(order, ToMeter::Settled { exchange: 1 } | ToMeter::Permit { exchange: 2 })),
+        [true, true]
+    );
+}
+
+#[test]
+fn who_hangs_up_at_the_gate_is_forgotten() {
+    let bench = Bench::new("budget: { claude: 100 }");
+    let bottle = bench.attach("b1");
+    bench.reserve(1, bottle, 150);
+    bench.order();
+    bench.reserve(2, bottle, 10);
+    bench.say(ToController::Withdraw { exchange: 2 });
+    bench.settle(1, 5);
+    assert_eq!(bench.order(), ToMeter::Settled { exchange: 1 });
+    bench.no_order();
+    assert_eq!(bench.ask(|reply| Message::UnderWay { reply }), 0);
+}
+
+#[test]
+fn the_global_budget_cuts_whom_it_governs_and_nobody_else() {
+    let bench = Bench::new("budget: { claude: 100 }\nbottles: { own: { budget: { claude: 500 } } }");
+    let (one, two, own) = (bench.attach("one"), bench.attach("two"), bench.attach("own"));
+    bench.reserve(1, one, 10);
+    bench.order();
+    bench.settle(1, 100);
+    let cuts = [bench.order(), bench.order()];
+    for bottle in [one, two] {
+        assert!(cuts.contains(&ToMeter::Cut { bottle, upstream: Upstream::Close }), "{cuts:?}");
+        assert!(!bench.kernel.is_open(bottle.slot));
+    }
+    assert!(bench.kernel.is_open(own.slot));
+    bench.attach_as("late", "/sys/fs/cgroup/late", &[]);
+    assert!(bench.view("late").cause.is_some(), "attached under a used-up budget: cut from the start");
+}
+
+#[test]
+fn a_launch_budget_overrides_and_a_nested_bottle_charges_its_parent() {
+    let bench = Bench::new("bottles: { outer: { budget: { claude: 100 } } }");
+    let outer = bench.attach("outer");
+    let inner = bench.attach_as("inner", "/sys/fs/cgroup/outer/inner", &[("claude", 1_000)]);
+    assert_eq!(bench.view("inner").attachment.parent.as_deref(), Some("outer"));
+    bench.reserve(1, inner, 10);
+    bench.order();
+    bench.settle(1, 100);
+    let orders = [bench.order(), bench.order()];
+    for bottle in [outer, inner] {
+        assert!(orders.contains(&ToMeter::Cut { bottle, upstream: Upstream::Close }), "{orders:?}");
+    }
+    assert!(bench.kernel.is_open(inner.slot), "its own budget has 900 left");
+    assert_eq!(bench.view("inner").budget["claude"].scope, "launch");
+    assert_eq!(bench.order(), ToMeter::Settled { exchange: 1 });
+    bench.reserve(2, inner, 10);
+    assert!(
+        matches!(bench.order(), ToMeter::Refused { refusal: Refusal::Cut { .. }, .. }),
+        "the outer cut holds"
+    );
+    bench.restore("outer", &[("claude", 1_000)], false).unwrap();
+    let orders = [bench.order(), bench.order()];
+    for bottle in [outer, inner] {
+        assert!(orders.contains(&ToMeter::Open { bottle }), "{orders:?}");
+    }
+}
+
+#[test]
+fn restore_opens_what_the_tokens_cover_and_keeps_debt() {
+    let mut bench = Bench::new("budget: { claude: 100 }");
+    let bottle = bench.attach("b1");
+    bench.reserve(1, bottle, 10);
+    bench.order();
+    bench.settle(1, 150);
+    bench.order();
+    bench.order();
+    let problem = bench.restore("b1", &[], false).unwrap_err();
+    assert_eq!(problem.exit_code, 4);
+    assert!(bench.restore("b1", &[("claude", 50)], false).is_err(), "50 only cover the debt");
+    bench.restore("b1", &[("claude", 51)], false).unwrap();
+    assert!(bench.kernel.is_open(bottle.slot));
+    assert_eq!(bench.view("b1").budget["claude"].remaining, 1);
+    let restored = bench.actions().into_iter().rfind(|row| row.action == "restore").unwrap();
+    assert_eq!((restored.by.as_str(), restored.outcome.as_str()), ("uid:7", "done"));
+}
+
+#[test]
+fn restore_is_written_before_anything_opens() {
+    let bench = Bench::new("");
+    let bottle = bench.attach("b1");
+    bench.cut("b1").unwrap();
+    assert_eq!(bench.order(), ToMeter::Cut { bottle, upstream: Upstream::Hold });
+    bench.refusing.store(true, Ordering::SeqCst);
+    assert!(bench.restore("b1", &[], false).is_err());
+    assert!(!bench.kernel.is_open(bottle.slot));
+    assert!(bench.view("b1").cause.is_some());
+}
+
+#[test]
+fn requests_are_refused_while_the_ledger_refuses_and_granted_after() {
+    let bench = Bench::new("");
+    let bottle = bench.attach("b1");
+    bench.reserve(1, bottle, 10);
+    bench.order();
+    bench.refusing.store(true, Ordering::SeqCst);
+    bench.settle(1, 10);
+    bench.reserve(2, bottle, 10);
+    let ToMeter::Refused { exchange: 2, refusal: Refusal::Closed { reason } } = bench.order() else {
+        panic!("granted without a ledger, or delivered unsettled")
+    };
+    assert!(reason.contains("disk full"), "{reason}");
+    bench.refusing.store(false, Ordering::SeqCst);
+    let until = Instant::now() + SOON;
+    while bench.ask(|reply| Message::View { reply }).1.is_some() {
+        assert!(Instant::now() < until, "the owed settlement is never paid");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    bench.reserve(3, bottle, 10);
+    assert_eq!(bench.order(), ToMeter::Permit { exchange: 3 });
+}
+
+#[test]
+fn what_was_under_way_when_the_meter_died_is_charged_at_its_reservation() {
+    let mut bench = Bench::new("budget: { claude: 1000 }");
+    let bottle = bench.attach("b1");
+    bench.reserve(1, bottle, 300);
+    bench.order();
+    bench.say(ToController::Progress {
+        exchange: 1,
+        tokens: Tokens { input: 40, output: 20, ..Tokens::default() },
+    });
+    bench.core.tell(Message::MeterLost { epoch: 1 });
+    assert_eq!(bench.view("b1").budget["claude"].used, 300);
+    assert_eq!(bench.view("b1").usage["claude"].estimated, 300);
+    let until = Instant::now() + SOON;
+    while bench.flows()[0].status == "open" {
+        assert!(Instant::now() < until, "the orphan is never settled");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let flow = bench.flows().remove(0);
+    assert_eq!((flow.status.as_str(), flow.provenance.as_deref()), ("orphaned", Some("estimated")));
+    assert_eq!((flow.usage.input, flow.usage.output), (40, 260));
+}
+
+#[test]
+fn a_stale_generation_is_nobody() {
+    let bench = Bench::new("");
+    let bottle = bench.attach("b1");
+    bench.reserve(1, BottleRef { generation: bottle.generation + 1, ..bottle }, 10);
+    assert_eq!(bench.order(), ToMeter::Refused { exchange: 1, refusal: Refusal::Unattached });
+}
+
+#[test]
+fn a_cut_bottle_is_let_go_only_by_force() {
+    let bench = Bench::new("");
+    let bottle = bench.attach("b1");
+    bench.cut("b1").unwrap();
+    bench.order();
+    let release =
+        |force| bench.ask(|reply| Message::Release { name: "b1".into(), force, by: "uid:0".into(), reply });
+    assert_eq!(release(false).unwrap_err().exit_code, 4);
+    let attachment = release(true).unwrap();
+    assert_eq!(bench.order(), ToMeter::Detached { bottle });
+    assert!(!bench.kernel.is_open(bottle.slot), "closed until the hooks are off");
+    bench.core.tell(Message::Forget { attachment: attachment.id });
+    bench.attach("b1");
+}

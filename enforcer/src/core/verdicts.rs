@@ -1,0 +1,334 @@
+//! Cuts and restores. A cut is stored, then told, then committed; a restore is committed, then stored and told.
+use std::path::Path;
+use std::time::Instant;
+
+use meter_proxy::protocol::{BottleRef, ToMeter, Upstream};
+use tokio::sync::oneshot;
+
+use super::durable::{After, action};
+use super::requests::reference;
+use super::{Change, Core, Stage, answer};
+use crate::audit::{ActionKind, Cause, CauseKind};
+use crate::budget::{self, AccountId, Scope};
+use crate::clock::{now_ms, rfc3339};
+use crate::control::api::{self, Problem};
+use crate::ledger::{AttachmentId, Entry, ExchangeId, Verdict};
+
+impl Core {
+    /// Cuts whatever a charge to these accounts has put over its budget: every bottle that a newly crossed
+    /// account governs, and in any case the bottle that was charged.
+    pub(super) fn cut_where_crossed(
+        &mut self,
+        path: &budget::Path,
+        charged: BottleRef,
+        flow: ExchangeId,
+        received: Instant,
+    ) {
+        for (_, account) in path {
+            if self.accounts.account(*account).is_used_up() && self.crossed.insert(*account) {
+                self.cut_all_governed_by(*account, Some(flow), received);
+            }
+        }
+        let governing = self.accounts.governing(path);
+        if let Some((scope, account)) = governing
+            && self.accounts.account(account).is_used_up()
+            && self.bottle(charged).is_some()
+        {
+            self.cut_for_budget(charged.slot, scope, account, Some(flow), received);
+        }
+    }
+
+    pub(super) fn cut_all_governed_by(
+        &mut self,
+        account: AccountId,
+        flow: Option<ExchangeId>,
+        received: Instant,
+    ) {
+        let provider = self.accounts.provider(account).to_owned();
+        let slots: Vec<u32> = self.bottles.keys().copied().collect();
+        for slot in slots {
+            let path = self.path(slot, &provider);
+            if let Some((scope, governing)) = self.accounts.governing(&path)
+                && governing == account
+            {
+                self.cut_for_budget(slot, scope, account, flow, received);
+            }
+        }
+    }
+
+    pub(super) fn cut_for_budget(
+        &mut self,
+        slot: u32,
+        scope: Scope,
+        account: AccountId,
+        flow: Option<ExchangeId>,
+        received: Instant,
+    ) {
+        let standing = self.bottles.get(&slot).and_then(|bottle| bottle.cause.as_ref());
+        if standing.is_some_and(|cause| cause.kind == CauseKind::Budget) {
+            return;
+        }
+        let cause = self.budget_cause(scope, account, flow);
+        self.cut(slot, cause, Upstream::Close, received, After::Nothing);
+    }
+
+    pub(super) fn budget_cause(&self, scope: Scope, account: AccountId, flow: Option<ExchangeId>) -> Cause {
+        let figures = self.accounts.account(account);
+        Cause {
+            kind: CauseKind::Budget,
+            provider: Some(self.accounts.provider(account).to_owned()),
+            scope: Some(scope.as_str().into()),
+            owner: Some(self.owner_name(account)),
+            limit: figures.limit(),
+            used: Some(figures.used()),
+            flow,
+            at: rfc3339(now_ms()),
+            by: "controller".into(),
+            reason: None,
+        }
+    }
+
+    /// Stores the cut, tells the meter, commits. A bottle that is cut already keeps its first cause.
+    fn cut(&mut self, slot: u32, cause: Cause, upstream: Upstream, received: Instant, after: After) {
+        let Some(bottle) = self.bottles.get_mut(&slot) else { return };
+        let again = bottle.cause.is_some();
+        self.kernel.cut(slot);
+        let took = received.elapsed();
+        bottle.verdict += 1;
+        let standing = bottle.cause.get_or_insert_with(|| cause.clone()).clone();
+        let (name, attachment) = (bottle.attachment.name.clone(), bottle.attachment.id);
+        self.tell_meter_of(slot, upstream);
+        if again && matches!(after, After::Nothing) {
+            return;
+        }
+        let by = cause.by.clone();
+        let mut row = action(ActionKind::Cut, Some(name), Some(cause), &by);
+        row.took_us = Some(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+        row.detail = again.then(|| "was cut already".into());
+        let verdict = Entry::Verdict(Verdict { attachment, cause: Some(standing) });
+        self.submit_done(vec![verdict, Entry::Action(row)], after);
+        self.publish(Change::State);
+    }
+
+    pub(super) fn cut_by_order(
+        &mut self,
+        name: &str,
+        order: api::Cut,
+        by: String,
+        received: Instant,
+        reply: oneshot::Sender<Result<(), Problem>>,
+    ) {
+        let Some(slot) = self.slot_of(name) else { return answer(reply, Err(unknown(name))) };
+        let cause = Cause {
+            kind: CauseKind::Operator,
+            provider: None,
+            scope: None,
+            owner: None,
+            limit: None,
+            used: None,
+            flow: None,
+            at: rfc3339(now_ms()),
+            by,
+            reason: order.reason,
+        };
+        self.cut(slot, cause, Upstream::Hold, received, After::Report { reply });
+    }
+
+    pub(super) fn restore(
+        &mut self,
+        name: &str,
+        order: &api::Restore,
+        by: String,
+        reply: oneshot::Sender<Result<(), Problem>>,
+    ) {
+        match self.prepare_restore(name, order, &by) {
+            Ok((entries, after)) => self.submit(entries, after(reply)),
+            Err(problem) => answer(reply, Err(problem)),
+        }
+    }
+
+    /// Checks the order and composes what is to be committed. Nothing opens and nothing is added before that.
+    fn prepare_restore(
+        &mut self,
+        name: &str,
+        order: &api::Restore,
+        by: &str,
+    ) -> Result<(Vec<Entry>, impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> After + use<>), Problem>
+    {
+        let slot = self.slot_of(name).ok_or_else(|| unknown(name))?;
+        let additions = self.additions(slot, name, order)?;
+        if !order.force {
+            self.refuse_what_stays_used_up(slot, name, &additions)?;
+        }
+        let Some(bottle) = self.bottles.get(&slot) else { return Err(unknown(name)) };
+        let (attachment, verdict) = (bottle.attachment.id, bottle.verdict);
+        let mut entries: Vec<Entry> = additions
+            .iter()
+            .map(|(account, tokens)| Entry::AddTokens {
+                owner: self.accounts.owner(*account).clone(),
+                provider: self.accounts.provider(*account).to_owned(),
+                tokens: *tokens,
+                at: now_ms(),
+            })
+            .collect();
+        entries.push(Entry::Verdict(Verdict { attachment, cause: None }));
+        let mut row = action(ActionKind::Restore, Some(name.to_owned()), bottle.cause.clone(), by);
+        row.detail = self.describe(&additions, order.force);
+        entries.push(Entry::Action(row));
+        Ok((entries, move |reply| After::Restored { attachment, verdict, additions, reply }))
+    }
+
+    /// The accounts that the order adds to: for each provider, the one that governs this bottle.
+    fn additions(
+        &mut self,
+        slot: u32,
+        name: &str,
+        order: &api::Restore,
+    ) -> Result<Vec<(AccountId, u64)>, Problem> {
+        let mut additions = Vec::new();
+        for (provider, tokens) in &order.add {
+            self.check_provider(provider)?;
+            let path = self.path(slot, provider);
+            let (_, account) = self.accounts.governing(&path).ok_or_else(|| {
+                Problem::usage(format!("no budget for {provider} governs {name}: there is nothing to add to"))
+                    .with_hint(format!("leave out --add {provider}=…"))
+            })?;
+            additions.push((account, *tokens));
+        }
+        Ok(additions)
+    }
+
+    pub(super) fn check_provider(&self, provider: &str) -> Result<(), Problem> {
+        if self.settings.providers.iter().any(|known| known.name == provider) {
+            return Ok(());
+        }
+        let known: Vec<&str> = self.settings.providers.iter().map(|known| known.name.as_str()).collect();
+        Err(Problem::usage(format!("there is no provider {provider}"))
+            .with_hint(format!("known providers: {}", known.join(", "))))
+    }
+
+    fn refuse_what_stays_used_up(
+        &mut self,
+        slot: u32,
+        name: &str,
+        additions: &[(AccountId, u64)],
+    ) -> Result<(), Problem> {
+        for (_, account) in self.governing_accounts(slot) {
+            let added: u64 =
+                additions.iter().filter(|(to, _)| *to == account).map(|(_, tokens)| *tokens).sum();
+            let figures = self.accounts.account(account);
+            let limit = figures.limit().unwrap_or(u64::MAX).saturating_add(added);
+            if figures.used() >= limit {
+                let (provider, used) = (self.accounts.provider(account), figures.used());
+                let short = (used - limit).saturating_add(1);
+                return Err(Problem::refused(format!(
+                    "{name} stays cut: {used} of {limit} {provider} tokens are used"
+                ))
+                .with_hint(format!(
+                    "add at least {short} tokens: enforcer restore {name} --add {provider}=TOKENS; or --force, \
+                     which opens the network while requests stay refused"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The governing account of every provider that has one here.
+    pub(super) fn governing_accounts(&mut self, slot: u32) -> Vec<(Scope, AccountId)> {
+        let providers: Vec<String> =
+            self.settings.providers.iter().map(|provider| provider.name.clone()).collect();
+        providers
+            .iter()
+            .filter_map(|provider| {
+                let path = self.path(slot, provider);
+                self.accounts.governing(&path)
+            })
+            .collect()
+    }
+
+    fn describe(&self, additions: &[(AccountId, u64)], force: bool) -> Option<String> {
+        let mut words: Vec<String> = additions
+            .iter()
+            .map(|(account, tokens)| {
+                let provider = self.accounts.provider(*account);
+                format!("{tokens} {provider} tokens added to the budget of {}", self.owner_name(*account))
+            })
+            .collect();
+        if force {
+            words.push("forced".into());
+        }
+        (!words.is_empty()).then(|| words.join("; "))
+    }
+
+    /// The restore is durable: what was added counts, and the bottle opens unless it was cut again meanwhile.
+    pub(super) fn restored(
+        &mut self,
+        attachment: AttachmentId,
+        verdict: u64,
+        additions: &[(AccountId, u64)],
+        result: Result<(), Problem>,
+        reply: oneshot::Sender<Result<(), Problem>>,
+    ) {
+        if let Err(problem) = result {
+            return answer(reply, Err(problem));
+        }
+        for (account, tokens) in additions {
+            self.accounts.add_tokens(*account, *tokens);
+            if !self.accounts.account(*account).is_used_up() {
+                self.crossed.remove(account);
+            }
+        }
+        let opened = self.open_restored(attachment, verdict);
+        self.admit_waiting();
+        self.publish(Change::State);
+        answer(reply, opened);
+    }
+
+    fn open_restored(&mut self, attachment: AttachmentId, verdict: u64) -> Result<(), Problem> {
+        let gone = || Problem::failed("the bottle was detached meanwhile");
+        let slot = self.slot_of_attachment(attachment).ok_or_else(gone)?;
+        let bottle = self.bottles.get_mut(&slot).ok_or_else(gone)?;
+        if bottle.verdict != verdict {
+            // the cut came while the restore was being written: the ledger must say so again
+            let entry = Verdict { attachment, cause: bottle.cause.clone() };
+            let name = bottle.attachment.name.clone();
+            self.submit_done(vec![Entry::Verdict(entry)], After::Nothing);
+            return Err(Problem::refused(format!("{name} was cut again while it was being restored")));
+        }
+        bottle.cause = None;
+        bottle.verdict += 1;
+        if bottle.stage == Stage::Attached {
+            self.kernel.open(slot);
+            self.tell_meter_of(slot, Upstream::Hold);
+        }
+        Ok(())
+    }
+
+    /// Tells the meter how this bottle and those nested in its cgroup stand now.
+    fn tell_meter_of(&self, slot: u32, upstream: Upstream) {
+        let Some(changed) = self.bottles.get(&slot) else { return };
+        for (slot, bottle) in &self.bottles {
+            if Path::new(&bottle.attachment.cgroup).starts_with(&changed.attachment.cgroup) {
+                let bottle = reference(&bottle.attachment);
+                self.tell_meter(match self.shut_by(*slot) {
+                    Some(_) => ToMeter::Cut { bottle, upstream },
+                    None => ToMeter::Open { bottle },
+                });
+            }
+        }
+    }
+
+    /// Why nothing of this bottle passes: its own verdict, or that of a bottle whose cgroup holds it.
+    pub(super) fn shut_by(&self, slot: u32) -> Option<&Cause> {
+        let inner = Path::new(&self.bottles.get(&slot)?.attachment.cgroup);
+        self.bottles
+            .values()
+            .filter(|outer| inner.starts_with(&outer.attachment.cgroup))
+            .find_map(|outer| outer.cause.as_ref())
+    }
+}
+
+pub(super) fn unknown(name: &str) -> Problem {
+    Problem::usage(format!("there is no bottle {name}"))
+        .with_hint("enforcer status lists the attached bottles")
+}

@@ -1,0 +1,164 @@
+//! What the meter knows of each bottle: whether it is open, its connections, its way to providers.
+//!
+//! The controller decides; here its word is kept and spread by a watch channel. Not here: what each part of
+//! the meter does when a bottle changes.
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+
+use crate::forward::Upstreams;
+use crate::protocol::{BottleRef, Upstream};
+use crate::settings::Settings;
+
+/// Most connections of one bottle at a time.
+pub const MAX_CONNECTIONS_PER_BOTTLE: usize = 6_144;
+/// Most unlisted endpoints of one bottle that are noticed by name.
+const MAX_NOTICED: usize = 256;
+
+/// Locks, also after a holder panicked: every critical section here leaves the data whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the controller last said of a bottle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Traffic flows.
+    Open,
+    /// Silently cut: nothing is read from providers; closed when the hold of this number runs out.
+    Held(u64),
+    /// Cut: connections to providers are closed.
+    Closed,
+    /// No bottle any more: every connection is closed.
+    Detached,
+}
+
+/// One bottle, shared by its connections.
+pub struct Bottle {
+    /// The controller's word for it.
+    pub id: BottleRef,
+    /// Its connections to providers, shared with no other bottle.
+    pub upstreams: Upstreams,
+    /// One permit a connection.
+    pub connections: Arc<Semaphore>,
+    standing: watch::Sender<Standing>,
+    noticed: Mutex<HashSet<String>>,
+}
+
+impl Bottle {
+    fn new(id: BottleRef, settings: &watch::Receiver<Arc<Settings>>) -> Self {
+        Self {
+            id,
+            upstreams: Upstreams::new(settings.clone()),
+            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS_PER_BOTTLE)),
+            standing: watch::Sender::new(Standing::Open),
+            noticed: Mutex::default(),
+        }
+    }
+
+    /// The standing now.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        *self.standing.borrow()
+    }
+
+    /// Follows the standing; the present one counts as seen.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
+    /// Whether this is the first time that `what` is noticed; nothing is, past the bound.
+    pub fn notice_once(&self, what: &str) -> bool {
+        let mut noticed = lock(&self.noticed);
+        noticed.len() < MAX_NOTICED && noticed.insert(what.to_owned())
+    }
+
+    /// Changes the standing, unless the bottle is detached already. Says whether it changed.
+    fn become_if(&self, next: Standing, from: impl Fn(Standing) -> bool) -> bool {
+        self.standing.send_if_modified(|standing| {
+            let change = *standing != Standing::Detached && from(*standing);
+            if change {
+                *standing = next;
+            }
+            change
+        })
+    }
+}
+
+/// All bottles that the meter has heard of.
+pub struct Bottles {
+    known: Mutex<Known>,
+    settings: watch::Receiver<Arc<Settings>>,
+}
+
+#[derive(Default)]
+struct Known {
+    bottles: HashMap<BottleRef, Arc<Bottle>>,
+    holds: u64,
+}
+
+impl Bottles {
+    /// Begins with none.
+    #[must_use]
+    pub fn new(settings: watch::Receiver<Arc<Settings>>) -> Self {
+        Self { known: Mutex::default(), settings }
+    }
+
+    /// The bottle, made known when it was not. Called in the order of the controller's messages, so that a
+    /// detached one never comes back.
+    pub fn enter(&self, id: BottleRef) -> Arc<Bottle> {
+        let mut known = lock(&self.known);
+        let bottle = known.bottles.entry(id).or_insert_with(|| Arc::new(Bottle::new(id, &self.settings)));
+        Arc::clone(bottle)
+    }
+
+    /// Cuts a bottle. A held one is closed when the settings' hold has run out.
+    pub fn cut(&self, id: BottleRef, upstream: Upstream) {
+        let bottle = self.enter(id);
+        match upstream {
+            Upstream::Close => {
+                bottle.become_if(Standing::Closed, |standing| standing != Standing::Closed);
+            }
+            Upstream::Hold => {
+                let held = Standing::Held(self.next_hold());
+                if bottle.become_if(held, |standing| standing == Standing::Open) {
+                    tokio::spawn(close_after(bottle, held, self.settings.borrow().hold));
+                }
+            }
+        }
+    }
+
+    /// Opens a bottle.
+    pub fn open(&self, id: BottleRef) {
+        self.enter(id).become_if(Standing::Open, |standing| standing != Standing::Open);
+    }
+
+    /// Forgets a bottle and closes its connections.
+    pub fn detach(&self, id: BottleRef) {
+        if let Some(bottle) = lock(&self.known).bottles.remove(&id) {
+            bottle.become_if(Standing::Detached, |_| true);
+        }
+    }
+
+    /// Lets every bottle dial anew: what was dialled under an older configuration is not used again.
+    pub fn forget_upstreams(&self) {
+        for bottle in lock(&self.known).bottles.values() {
+            bottle.upstreams.forget();
+        }
+    }
+
+    fn next_hold(&self) -> u64 {
+        let mut known = lock(&self.known);
+        known.holds += 1;
+        known.holds
+    }
+}
+
+/// Closes the bottle when the same hold still stands.
+async fn close_after(bottle: Arc<Bottle>, held: Standing, hold: Duration) {
+    tokio::time::sleep(hold).await;
+    bottle.become_if(Standing::Closed, |standing| standing == held);
+}

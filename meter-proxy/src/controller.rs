@@ -1,0 +1,552 @@
+//! The meter's end of the socket to the controller: questions and their answers, settlements, running counts.
+//!
+//! Every task of the meter speaks to the controller through [`Controller`]; one task writes, one reads. Not
+//! here: what is asked and why.
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use crate::bottles::{Bottle, Bottles, lock};
+use crate::protocol::{
+    self, BottleRef, Config, Identity, Leaf, Notice, ProtocolError, Refusal, Reserve, Settle, ToController,
+    ToMeter,
+};
+use crate::settings::{Settings, SettingsError};
+use crate::tokens::{Ending, Provenance, Tokens};
+
+/// Most messages of exchanges that wait for the socket; each exchange under way holds one place.
+const MAX_EXCHANGES: usize = 32_768;
+/// Most other messages that wait for the socket.
+const MAX_QUESTIONS: usize = 1_024;
+/// Running counts are sent this often at most, unless one grew much.
+const PROGRESS_EVERY: Duration = Duration::from_millis(20);
+/// Longest wait for an answer that the controller gives from memory.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why the controller cannot be asked any more, or what it said wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum ControllerError {
+    /// It closed the socket or died.
+    #[error("the controller is gone")]
+    Gone,
+    /// It did not answer in time.
+    #[error("the controller did not answer within {} s", ANSWER_TIMEOUT.as_secs())]
+    Silent,
+    /// The socket failed or carried something else than messages.
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+    /// The first messages were not listeners and a configuration.
+    #[error("the controller did not begin with listeners and a configuration")]
+    Beginning,
+    /// The listeners are no sockets that can be used.
+    #[error("a listening socket cannot be used: {0}")]
+    Listener(std::io::Error),
+    /// The configuration cannot be applied.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// There is no leaf certificate.
+    #[error("no certificate: {0}")]
+    NotSigned(String),
+}
+
+/// A listening socket and the controller's id of it.
+pub struct Listener {
+    /// Id to name in `Identify`.
+    pub id: u32,
+    /// The socket.
+    pub socket: TcpListener,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+/// Whose connection it is, as the controller knows.
+pub struct Known {
+    /// What the controller said.
+    pub identity: Identity,
+    /// The bottle, as it stood when the answer came.
+    pub bottle: Arc<Bottle>,
+}
+
+/// A place in the queue to the controller, held by an exchange so that its end can be told without waiting.
+pub type Slot = mpsc::OwnedPermit<ToController>;
+
+/// Speaks to the controller.
+pub struct Controller {
+    exchanges: mpsc::Sender<ToController>,
+    questions: mpsc::Sender<ToController>,
+    numbers: AtomicU64,
+    desk: Arc<Desk>,
+}
+
+/// What is under way between the tasks of the meter and the two tasks of the socket.
+#[derive(Default)]
+struct Desk {
+    identified: Waiting<Option<Known>>,
+    signed: Waiting<Result<Leaf, String>>,
+    decided: Waiting<Result<(), Refusal>>,
+    settled: Waiting<()>,
+    progress: Mutex<Progress>,
+    progressed: Notify,
+}
+
+/// Running counts that are not sent yet: the latest of each exchange.
+#[derive(Default)]
+struct Progress {
+    latest: HashMap<u64, Tokens>,
+    urgent: bool,
+    last_sent: Option<Instant>,
+}
+
+/// Tasks that wait for an answer, by number.
+struct Waiting<T>(Mutex<HashMap<u64, oneshot::Sender<T>>>);
+
+impl<T> Default for Waiting<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T> Waiting<T> {
+    fn expect(&self, number: u64) -> oneshot::Receiver<T> {
+        let (answer, awaited) = oneshot::channel();
+        lock(&self.0).insert(number, answer);
+        awaited
+    }
+
+    fn forget(&self, number: u64) {
+        lock(&self.0).remove(&number);
+    }
+
+    /// Hands the answer over; false when nobody waits for it.
+    fn answer(&self, number: u64, answer: T) -> bool {
+        let asker = lock(&self.0).remove(&number);
+        asker.is_some_and(|asker| asker.send(answer).is_ok())
+    }
+}
+
+impl Controller {
+    fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    async fn ask(&self, question: ToController) -> Result<(), ControllerError> {
+        self.questions.send(question).await.map_err(|_| ControllerError::Gone)
+    }
+
+    /// Says that connections are accepted.
+    ///
+    /// # Errors
+    /// When the controller is gone.
+    pub async fn ready(&self) -> Result<(), ControllerError> {
+        self.ask(ToController::Ready { pid: std::process::id() }).await
+    }
+
+    /// Asks whose connection this is; `None`: nobody's.
+    ///
+    /// # Errors
+    /// When the controller is gone or silent.
+    pub async fn identify(
+        &self,
+        peer: SocketAddr,
+        local: SocketAddr,
+        listener: u32,
+    ) -> Result<Option<Known>, ControllerError> {
+        let question = self.number();
+        let awaited = self.desk.identified.expect(question);
+        self.ask(ToController::Identify { question, peer, local, listener }).await?;
+        answered(awaited, || self.desk.identified.forget(question)).await
+    }
+
+    /// Asks for a leaf certificate for `host`.
+    ///
+    /// # Errors
+    /// When the controller is gone or silent, or signs none.
+    pub async fn sign(&self, host: String) -> Result<Leaf, ControllerError> {
+        let question = self.number();
+        let awaited = self.desk.signed.expect(question);
+        self.ask(ToController::Sign { question, host }).await?;
+        answered(awaited, || self.desk.signed.forget(question)).await?.map_err(ControllerError::NotSigned)
+    }
+
+    /// Tells the operator something; lost when the controller cannot keep up, and logged then.
+    pub fn notice(&self, bottle: Option<BottleRef>, detail: &str) {
+        let detail = printable(detail);
+        if let Err(error) = self.questions.try_send(ToController::Notice(Notice { bottle, detail })) {
+            tracing::warn!(%error, "a notice could not be sent");
+        }
+    }
+
+    /// Sends a running count; the latest of each exchange wins. `urgent`: do not wait for the next round.
+    pub fn progress(&self, exchange: u64, tokens: Tokens, urgent: bool) {
+        let mut progress = lock(&self.desk.progress);
+        progress.latest.insert(exchange, tokens);
+        progress.urgent |= urgent;
+        drop(progress);
+        self.desk.progressed.notify_one();
+    }
+
+    /// Asks for leave to forward. The question is withdrawn when it is dropped before the answer.
+    ///
+    /// # Errors
+    /// When the controller is gone.
+    pub async fn reserve(self: &Arc<Self>, reserve: Reserve) -> Result<Reservation, ControllerError> {
+        let exchange = reserve.exchange;
+        let gone = |_| ControllerError::Gone;
+        let slot = self.exchanges.clone().reserve_owned().await.map_err(gone)?;
+        let place = self.exchanges.reserve().await.map_err(|_| ControllerError::Gone)?;
+        let awaited = self.desk.decided.expect(exchange);
+        place.send(ToController::Reserve(reserve));
+        Ok(Reservation { exchange, awaited, slot: Some(slot), controller: Arc::clone(self) })
+    }
+
+    /// A number for an exchange, unique on this socket.
+    #[must_use]
+    pub fn next_exchange(&self) -> u64 {
+        self.number()
+    }
+
+    /// Sends the end of an exchange and returns what completes when it is durable.
+    pub fn settle(&self, slot: Slot, settle: Settle) -> Settling {
+        let exchange = settle.exchange;
+        let awaited = self.desk.settled.expect(exchange);
+        self.end(slot, settle);
+        Settling { exchange, awaited, desk: Arc::clone(&self.desk) }
+    }
+
+    /// Sends the end of an exchange; nobody waits for it to be durable.
+    pub fn end(&self, slot: Slot, settle: Settle) {
+        // A running count must not follow the final one.
+        lock(&self.desk.progress).latest.remove(&settle.exchange);
+        drop(slot.send(ToController::Settle(settle)));
+    }
+}
+
+/// Waits for an answer that comes from memory; `forget` clears the question when none came.
+async fn answered<T>(awaited: oneshot::Receiver<T>, forget: impl FnOnce()) -> Result<T, ControllerError> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, awaited).await {
+        Ok(answer) => answer.map_err(|_| ControllerError::Gone),
+        Err(_) => {
+            forget();
+            Err(ControllerError::Silent)
+        }
+    }
+}
+
+/// A question for leave that is not answered yet.
+pub struct Reservation {
+    exchange: u64,
+    awaited: oneshot::Receiver<Result<(), Refusal>>,
+    slot: Option<Slot>,
+    controller: Arc<Controller>,
+}
+
+impl Reservation {
+    /// Waits for the answer: the slot to tell the end with, or the refusal. How long the wait may be is the
+    /// controller's to decide.
+    pub async fn decided(mut self) -> Result<Result<Slot, Refusal>, ControllerError> {
+        match (&mut self.awaited).await {
+            Ok(Ok(())) => self.slot.take().map(Ok).ok_or(ControllerError::Gone),
+            Ok(Err(refusal)) => {
+                self.slot = None;
+                Ok(Err(refusal))
+            }
+            Err(_) => {
+                self.slot = None;
+                Err(ControllerError::Gone)
+            }
+        }
+    }
+}
+
+impl Drop for Reservation {
+    /// Withdraws the question. A permit that had come already is settled: nothing was sent.
+    fn drop(&mut self) {
+        let Some(slot) = self.slot.take() else { return };
+        self.awaited.close();
+        match self.awaited.try_recv() {
+            Ok(Ok(())) => self.controller.end(slot, unsent(self.exchange)),
+            Ok(Err(_)) => {}
+            Err(_) => {
+                self.controller.desk.decided.forget(self.exchange);
+                drop(slot.send(ToController::Withdraw { exchange: self.exchange }));
+            }
+        }
+    }
+}
+
+/// The settlement of an exchange whose request never left.
+fn unsent(exchange: u64) -> Settle {
+    Settle {
+        exchange,
+        tokens: Tokens::default(),
+        provenance: Provenance::Reported,
+        ending: Ending::Unsent,
+        http_status: None,
+        model: None,
+        raw: None,
+    }
+}
+
+/// A settlement that is sent and not known to be durable.
+pub struct Settling {
+    exchange: u64,
+    awaited: oneshot::Receiver<()>,
+    desk: Arc<Desk>,
+}
+
+impl Settling {
+    /// Waits until it is durable; false when the controller is gone.
+    pub async fn durable(mut self) -> bool {
+        (&mut self.awaited).await.is_ok()
+    }
+}
+
+impl Drop for Settling {
+    fn drop(&mut self) {
+        self.desk.settled.forget(self.exchange);
+    }
+}
+
+/// The socket before anything is started: its first messages are read in order.
+pub struct Link {
+    socket: Arc<AsyncFd<OwnedFd>>,
+    buffer: Vec<u8>,
+}
+
+impl Link {
+    /// Takes the socket.
+    ///
+    /// # Errors
+    /// When it cannot be polled.
+    pub fn new(socket: OwnedFd) -> Result<Self, ControllerError> {
+        rustix::io::ioctl_fionbio(&socket, true).map_err(|error| ProtocolError::Io(error.into()))?;
+        #[allow(
+            deprecated,
+            reason = "its successor is unsafe, for types that may close their descriptor early"
+        )]
+        let socket = AsyncFd::new(socket).map_err(ProtocolError::Io)?;
+        Ok(Self { socket: Arc::new(socket), buffer: Vec::new() })
+    }
+
+    /// Reads the listeners and the configuration that the controller begins with.
+    ///
+    /// # Errors
+    /// When it begins otherwise, or with something that cannot be used.
+    pub async fn beginning(&mut self) -> Result<(Vec<Listener>, Config), ControllerError> {
+        let (ToMeter::Listeners { ids }, sockets) = self.receive().await? else {
+            return Err(ControllerError::Beginning);
+        };
+        let (ToMeter::Config(config), _) = self.receive().await? else {
+            return Err(ControllerError::Beginning);
+        };
+        if ids.is_empty() || ids.len() != sockets.len() {
+            return Err(ControllerError::Beginning);
+        }
+        let listeners = ids.into_iter().zip(sockets).map(|(id, socket)| {
+            let socket = TcpListener::from(socket);
+            socket.set_nonblocking(true).map_err(ControllerError::Listener)?;
+            let address = socket.local_addr().map_err(ControllerError::Listener)?;
+            Ok::<_, ControllerError>(Listener { id, socket, address })
+        });
+        Ok((listeners.collect::<Result<_, _>>()?, config))
+    }
+
+    /// Starts the task that writes, and returns the handle to speak with and the reader.
+    #[must_use]
+    pub fn start(self) -> (Arc<Controller>, Inbox) {
+        let (exchanges, exchanges_out) = mpsc::channel(MAX_EXCHANGES);
+        let (questions, questions_out) = mpsc::channel(MAX_QUESTIONS);
+        let desk = Arc::new(Desk::default());
+        let outbox = Outbox {
+            socket: Arc::clone(&self.socket),
+            exchanges: exchanges_out,
+            questions: questions_out,
+            desk: Arc::clone(&desk),
+        };
+        tokio::spawn(outbox.run());
+        let controller = Arc::new(Controller {
+            exchanges,
+            questions,
+            numbers: AtomicU64::new(1),
+            desk: Arc::clone(&desk),
+        });
+        (Arc::clone(&controller), Inbox { link: self, controller })
+    }
+
+    async fn receive(&mut self) -> Result<(ToMeter, Vec<OwnedFd>), ControllerError> {
+        loop {
+            let mut ready = self.socket.readable().await.map_err(ProtocolError::Io)?;
+            match protocol::receive::<ToMeter>(self.socket.get_ref().as_fd(), &mut self.buffer) {
+                Err(ProtocolError::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    ready.clear_ready();
+                }
+                Ok(Some(message)) => return Ok(message),
+                Ok(None) => return Err(ControllerError::Gone),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// The task that writes to the socket.
+struct Outbox {
+    socket: Arc<AsyncFd<OwnedFd>>,
+    exchanges: mpsc::Receiver<ToController>,
+    questions: mpsc::Receiver<ToController>,
+    desk: Arc<Desk>,
+}
+
+impl Outbox {
+    /// Writes until the socket fails; the reader hears of that too, and ends the meter.
+    async fn run(mut self) {
+        loop {
+            let written = tokio::select! {
+                biased;
+                Some(message) = self.exchanges.recv() => self.write(&message).await,
+                Some(message) = self.questions.recv() => self.write(&message).await,
+                counts = self.desk.due() => self.write_counts(counts).await,
+            };
+            if let Err(error) = written {
+                tracing::error!(%error, "the controller cannot be told");
+                // Closing our queues makes every asker hear that the controller is gone.
+                return;
+            }
+        }
+    }
+
+    async fn write_counts(&self, counts: HashMap<u64, Tokens>) -> Result<(), ProtocolError> {
+        for (exchange, tokens) in counts {
+            self.write(&ToController::Progress { exchange, tokens }).await?;
+        }
+        Ok(())
+    }
+
+    async fn write(&self, message: &ToController) -> Result<(), ProtocolError> {
+        loop {
+            let mut ready = self.socket.writable().await?;
+            match protocol::send(self.socket.get_ref().as_fd(), message, &[]) {
+                Err(ProtocolError::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    ready.clear_ready();
+                }
+                other => return other,
+            }
+        }
+    }
+}
+
+impl Desk {
+    /// Completes with the running counts when it is time to send them. Takes them only when it completes.
+    async fn due(&self) -> HashMap<u64, Tokens> {
+        loop {
+            let wait_until = {
+                let mut progress = lock(&self.progress);
+                let due = progress.last_sent.map_or_else(Instant::now, |sent| sent + PROGRESS_EVERY);
+                if !progress.latest.is_empty() && (progress.urgent || due <= Instant::now()) {
+                    progress.urgent = false;
+                    progress.last_sent = Some(Instant::now());
+                    return std::mem::take(&mut progress.latest);
+                }
+                (!progress.latest.is_empty()).then_some(due)
+            };
+            match wait_until {
+                None => self.progressed.notified().await,
+                Some(due) => tokio::select! {
+                    () = self.progressed.notified() => {}
+                    () = tokio::time::sleep_until(due) => {}
+                },
+            }
+        }
+    }
+}
+
+/// The controller's messages, handled in their order.
+pub struct Inbox {
+    link: Link,
+    controller: Arc<Controller>,
+}
+
+impl Inbox {
+    /// Handles messages until the controller is gone; returns why.
+    pub async fn run(
+        mut self,
+        bottles: &Bottles,
+        settings: &watch::Sender<Arc<Settings>>,
+        own: &[SocketAddr],
+    ) -> ControllerError {
+        loop {
+            let message = match self.link.receive().await {
+                Ok((message, _)) => message,
+                Err(error) => return error,
+            };
+            match message {
+                ToMeter::Config(config) => match Settings::apply(config, own) {
+                    Ok(applied) => {
+                        settings.send_replace(Arc::new(applied));
+                        bottles.forget_upstreams();
+                    }
+                    Err(error) => return error.into(),
+                },
+                ToMeter::Listeners { .. } => return ControllerError::Beginning,
+                ToMeter::Cut { bottle, upstream } => bottles.cut(bottle, upstream),
+                ToMeter::Open { bottle } => bottles.open(bottle),
+                ToMeter::Detached { bottle } => bottles.detach(bottle),
+                answer => self.hand_over(answer, bottles),
+            }
+        }
+    }
+
+    /// Gives an answer to the task that waits for it.
+    fn hand_over(&self, answer: ToMeter, bottles: &Bottles) {
+        let desk = &self.controller.desk;
+        let awaited = match answer {
+            ToMeter::Identified { question, identity } => {
+                let known =
+                    identity.map(|identity| Known { bottle: bottles.enter(identity.bottle), identity });
+                desk.identified.answer(question, known)
+            }
+            ToMeter::Signed { question, leaf } => desk.signed.answer(question, leaf),
+            ToMeter::Permit { exchange } => {
+                let awaited = desk.decided.answer(exchange, Ok(()));
+                if !awaited {
+                    self.return_permit(exchange);
+                }
+                awaited
+            }
+            ToMeter::Refused { exchange, refusal } => desk.decided.answer(exchange, Err(refusal)),
+            ToMeter::Settled { exchange } => desk.settled.answer(exchange, ()),
+            ToMeter::Listeners { .. }
+            | ToMeter::Config(_)
+            | ToMeter::Cut { .. }
+            | ToMeter::Open { .. }
+            | ToMeter::Detached { .. } => true,
+        };
+        if !awaited {
+            tracing::debug!("an answer came that nobody waits for any more");
+        }
+    }
+
+    /// Settles a permit that crossed its withdrawal.
+    fn return_permit(&self, exchange: u64) {
+        let exchanges = self.controller.exchanges.clone();
+        tokio::spawn(async move {
+            if exchanges.send(ToController::Settle(unsent(exchange))).await.is_err() {
+                tracing::debug!("a permit that nobody wanted could not be returned: the controller is gone");
+            }
+        });
+    }
+}
+
+/// The text with control characters and bidirectional marks replaced, at most 1,024 characters of it.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    let bidi =
+        |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().take(1_024).map(|c| if c.is_control() || bidi(c) { '\u{fffd}' } else { c }).collect()
+}

@@ -1,0 +1,120 @@
+//! Connections to the outside: names resolved, each address judged, then dialled; TLS where it is asked for.
+//!
+//! The address that was judged is the one that is dialled, so a name cannot change its mind in between. Not
+//! here: who may ask, and connections that are kept (`forward`).
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::hosts::{Authority, Host};
+use crate::settings::Settings;
+
+/// Longest wait for a name, a connection or a TLS handshake, each.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why there is no connection. Nothing of a request has left then.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// Every address of the host is one that clients may not reach.
+    #[error("{0} leads to an address that the meter does not connect to")]
+    Forbidden(Host),
+    /// The address of the request names no host.
+    #[error("no host: {0}")]
+    NoHost(String),
+    /// A step failed or took too long.
+    #[error("{authority}: {step}: {error}")]
+    Failed {
+        /// Whom.
+        authority: Authority,
+        /// What was tried.
+        step: &'static str,
+        /// What came of it.
+        error: io::Error,
+    },
+}
+
+/// Who chose the host that is dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chosen {
+    /// The settings: it may be private.
+    BySettings,
+    /// A client: it may not, unless allowed.
+    ByClient,
+}
+
+/// Connects to `authority`, trying its addresses in the resolver's order.
+///
+/// # Errors
+/// When no address may be dialled, or none answers.
+pub async fn connect(
+    authority: &Authority,
+    chosen: Chosen,
+    settings: &Settings,
+) -> Result<TcpStream, DialError> {
+    let may_dial = |address: SocketAddr| match chosen {
+        Chosen::BySettings => !settings.addresses.is_own(address),
+        Chosen::ByClient => settings.addresses.allows(address),
+    };
+    let mut last = None;
+    for address in resolve(authority).await?.into_iter().filter(|address| may_dial(*address)) {
+        match within(TcpStream::connect(address)).await {
+            Ok(stream) => {
+                stream.set_nodelay(true).map_err(|error| failed(authority, "connect", error))?;
+                return Ok(stream);
+            }
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.map_or_else(
+        || DialError::Forbidden(authority.host.clone()),
+        |error| failed(authority, "connect", error),
+    ))
+}
+
+/// Speaks TLS on a connection to `authority`, whose name the certificate must carry.
+///
+/// # Errors
+/// When the handshake fails.
+pub async fn secure(
+    stream: TcpStream,
+    authority: &Authority,
+    settings: &Settings,
+) -> Result<TlsStream<TcpStream>, DialError> {
+    let name = match &authority.host {
+        Host::Name(name) => ServerName::try_from(name.clone())
+            .map_err(|error| failed(authority, "TLS", io::Error::other(error)))?,
+        Host::Address(address) => ServerName::IpAddress((*address).into()),
+    };
+    let connector = TlsConnector::from(Arc::clone(&settings.tls));
+    within(connector.connect(name, stream)).await.map_err(|error| failed(authority, "TLS", error))
+}
+
+/// All addresses of the host; at least one.
+async fn resolve(authority: &Authority) -> Result<Vec<SocketAddr>, DialError> {
+    let name = match &authority.host {
+        Host::Address(address) => return Ok(vec![SocketAddr::new(IpAddr::clone(address), authority.port)]),
+        Host::Name(name) => name,
+    };
+    let found: Vec<SocketAddr> = within(tokio::net::lookup_host((name.as_str(), authority.port)))
+        .await
+        .map_err(|error| failed(authority, "name resolution", error))?
+        .collect();
+    if found.is_empty() {
+        return Err(failed(authority, "name resolution", io::ErrorKind::NotFound.into()));
+    }
+    Ok(found)
+}
+
+async fn within<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(STEP_TIMEOUT, step).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+fn failed(authority: &Authority, step: &'static str, error: io::Error) -> DialError {
+    DialError::Failed { authority: authority.clone(), step, error }
+}

@@ -1,0 +1,309 @@
+//! Requests on their way to a provider: headers that end here removed, the rest untouched, connections kept
+//! for each bottle and authority.
+//!
+//! Not here: leave to forward (`gate`), and the answer's body (`tail`).
+use std::error::Error as _;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::uri::Scheme;
+use http::{Request, Response, Uri, Version};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::client::legacy::{self, Client};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+use crate::bottles::lock;
+use crate::dial::{self, Chosen, DialError};
+use crate::gate::Leave;
+use crate::hosts::Authority;
+use crate::refuse::{Reason, Refused};
+use crate::route::Destination;
+use crate::settings::Settings;
+use crate::tokens::Ending;
+
+/// Idle connections to one authority that a bottle keeps.
+const MAX_IDLE: usize = 16;
+/// How long it keeps them.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Most of an answer that waits in the meter, and its longest head, bytes.
+const MAX_BUFFER_BYTES: usize = 32 * 1024;
+
+/// The connections of one bottle to providers. Those that the settings chose and those that clients chose are
+/// kept apart: the address of the first was not judged.
+pub struct Upstreams {
+    settings: watch::Receiver<Arc<Settings>>,
+    clients: Mutex<Clients>,
+}
+
+struct Clients {
+    by_settings: Client<Connector, Outgoing>,
+    by_client: Client<Connector, Outgoing>,
+}
+
+impl Upstreams {
+    /// Begins with no connection.
+    #[must_use]
+    pub fn new(settings: watch::Receiver<Arc<Settings>>) -> Self {
+        let clients = Mutex::new(Clients::new(&settings));
+        Self { settings, clients }
+    }
+
+    /// Drops the idle connections; those in use end with their answers.
+    pub fn forget(&self) {
+        *lock(&self.clients) = Clients::new(&self.settings);
+    }
+
+    fn client(&self, chosen: Chosen) -> Client<Connector, Outgoing> {
+        let clients = lock(&self.clients);
+        match chosen {
+            Chosen::BySettings => clients.by_settings.clone(),
+            Chosen::ByClient => clients.by_client.clone(),
+        }
+    }
+}
+
+impl Clients {
+    fn new(settings: &watch::Receiver<Arc<Settings>>) -> Self {
+        let client = |chosen| {
+            Client::builder(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .pool_timer(TokioTimer::new())
+                .pool_max_idle_per_host(MAX_IDLE)
+                .pool_idle_timeout(IDLE_TIMEOUT)
+                .http1_max_buf_size(MAX_BUFFER_BYTES)
+                .build(Connector { chosen, settings: settings.clone() })
+        };
+        Self { by_settings: client(Chosen::BySettings), by_client: client(Chosen::ByClient) }
+    }
+}
+
+/// Forwards a request that has leave. Returns the leave with the answer's head; its body is still to come.
+///
+/// # Errors
+/// When the provider cannot be reached or breaks off before it answers. The leave is settled then.
+pub async fn forward(
+    mut leave: Leave,
+    upstreams: &Upstreams,
+    destination: &Destination,
+    request: Parts,
+    body: Outgoing,
+) -> Result<(Leave, Response<Incoming>), Refused> {
+    let refused = |reason| Refused { reason, dialect: destination.dialect() };
+    let request = outgoing(destination, request, body)
+        .map_err(|_| refused(Reason::Malformed("the request cannot be forwarded as it is")))?;
+    if let Leave::Metered(permit) = &mut leave {
+        permit.sent = true;
+    }
+    match upstreams.client(destination.chosen).request(request).await {
+        Ok(mut answer) => {
+            strip_hop_by_hop(answer.headers_mut());
+            Ok((leave, answer))
+        }
+        Err(error) => {
+            give_up(leave, &error);
+            Err(refused(reason(&error)))
+        }
+    }
+}
+
+/// Settles what got no answer: nothing is charged when there was no connection.
+fn give_up(leave: Leave, error: &legacy::Error) {
+    if let Leave::Metered(mut permit) = leave {
+        let ending = if error.is_connect() { Ending::Unsent } else { Ending::UpstreamBroke };
+        crate::settle::end(&mut permit, ending);
+    }
+}
+
+/// Why there is no answer, from the innermost error that says something.
+fn reason(error: &legacy::Error) -> Reason {
+    let mut source = error.source();
+    while let Some(inner) = source {
+        match inner.downcast_ref::<DialError>() {
+            Some(forbidden @ DialError::Forbidden(_)) => return Reason::Forbidden(forbidden.to_string()),
+            Some(failed) => return Reason::Upstream(failed.to_string()),
+            None => source = inner.source(),
+        }
+    }
+    Reason::Upstream("the connection broke".to_owned())
+}
+
+/// The request as it leaves.
+fn outgoing(
+    destination: &Destination,
+    mut request: Parts,
+    body: Outgoing,
+) -> Result<Request<Outgoing>, http::Error> {
+    request.uri = destination.uri()?;
+    request.version = Version::HTTP_11;
+    request.extensions = http::Extensions::new();
+    let takes_trailers = request.headers.get(header::TE).is_some_and(|te| te == "trailers");
+    strip_hop_by_hop(&mut request.headers);
+    request.headers.remove(header::EXPECT);
+    if takes_trailers {
+        request.headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    request.headers.insert(header::HOST, HeaderValue::from_str(&destination.host_header())?);
+    Ok(Request::from_parts(request, body))
+}
+
+/// Headers that end at a proxy: RFC 9110, 7.6.1, and what proxies are told alone.
+static HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Removes what is not for the other side, what `Connection` names included. Lengths and hosts stay whatever
+/// it names: they frame and address the message.
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .filter(|name| name != header::CONTENT_LENGTH && name != header::HOST)
+        .collect();
+    for name in named.iter().chain(HOP_BY_HOP.iter()) {
+        headers.remove(name);
+    }
+}
+
+/// A request's body: what the gate has read of it, then the rest as it comes.
+pub struct Outgoing {
+    begun: Option<Bytes>,
+    rest: Option<Incoming>,
+}
+
+impl Outgoing {
+    /// A body of which nothing was read.
+    #[must_use]
+    pub fn whole(body: Incoming) -> Self {
+        Self { begun: None, rest: (!body.is_end_stream()).then_some(body) }
+    }
+
+    /// A body of which `begun` was read; no `rest` when that is all of it.
+    #[must_use]
+    pub fn begun(begun: Bytes, rest: Option<Incoming>) -> Self {
+        Self { begun: (!begun.is_empty()).then_some(begun), rest }
+    }
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(begun) = self.begun.take() {
+            return Poll::Ready(Some(Ok(Frame::data(begun))));
+        }
+        match &mut self.rest {
+            Some(rest) => Pin::new(rest).poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.begun.is_none() && self.rest.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let begun = self.begun.as_ref().map_or(0, |begun| u64::try_from(begun.len()).unwrap_or(u64::MAX));
+        let rest = self.rest.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint);
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(begun));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(begun));
+        }
+        hint
+    }
+}
+
+/// A connection to an upstream, with TLS or without.
+trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+impl Connection for Box<dyn Wire> {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+/// Dials for the pool, under the settings in force.
+#[derive(Clone)]
+struct Connector {
+    chosen: Chosen,
+    settings: watch::Receiver<Arc<Settings>>,
+}
+
+impl Connector {
+    async fn connect(self, uri: Uri) -> Result<TokioIo<Box<dyn Wire>>, DialError> {
+        let settings = Arc::clone(&self.settings.borrow());
+        let tls = uri.scheme() == Some(&Scheme::HTTPS);
+        let named = uri.authority().map_or("", |authority| authority.as_str());
+        let authority = Authority::parse(named, Some(if tls { 443 } else { 80 }))
+            .map_err(|error| DialError::NoHost(error.to_string()))?;
+        let stream = dial::connect(&authority, self.chosen, &settings).await?;
+        let wire: Box<dyn Wire> =
+            if tls { Box::new(dial::secure(stream, &authority, &settings).await?) } else { Box::new(stream) };
+        Ok(TokioIo::new(wire))
+    }
+}
+
+impl tower_service::Service<Uri> for Connector {
+    type Response = TokioIo<Box<dyn Wire>>;
+    type Error = DialError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, DialError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), DialError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        Box::pin(self.clone().connect(uri))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_that_end_here_are_removed_and_no_others() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "keep-alive, X-Mine"),
+            ("connection", "content-length"),
+            ("content-length", "3"),
+            ("x-mine", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-authorization", "Basic x"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("accept-encoding", "gzip, br"),
+            ("authorization", "Bearer x"),
+        ] {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        strip_hop_by_hop(&mut headers);
+        let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["accept-encoding", "authorization", "content-length"]);
+    }
+}

@@ -1,0 +1,65 @@
+//! Whose connection this is: asked once for each connection, and kept with it.
+//!
+//! Not here: how the controller knows (from the kernel).
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::Meter;
+use crate::bottles::{Bottle, Standing};
+use crate::controller::ControllerError;
+use crate::protocol::Refusal;
+
+/// A connection's client. Its place among the connections is free again when the last holder is gone.
+pub struct Client {
+    /// The bottle it sits in.
+    pub bottle: Arc<Bottle>,
+    /// Name of the bottle.
+    pub name: String,
+    _places: [OwnedSemaphorePermit; 2],
+}
+
+impl Client {
+    /// Why nothing passes now; `None` while the bottle is open.
+    #[must_use]
+    pub fn refusal_when_cut(&self) -> Option<Refusal> {
+        let cut = |cause: &str| Refusal::Cut { bottle: self.name.clone(), cause: cause.to_owned() };
+        match self.bottle.standing() {
+            Standing::Open => None,
+            Standing::Held(_) | Standing::Closed => Some(cut("the operator or its budget stopped it")),
+            Standing::Detached => Some(Refusal::Unattached),
+        }
+    }
+}
+
+/// What became of the question.
+pub enum Answer {
+    /// It belongs to a bottle.
+    Client(Arc<Client>),
+    /// It belongs to none.
+    Unattached,
+    /// Its bottle has as many connections as it may.
+    TooMany,
+}
+
+/// Asks whose connection this is. `place` is its place among all connections.
+///
+/// # Errors
+/// When the controller is gone or silent.
+pub async fn identify(
+    meter: &Meter,
+    peer: SocketAddr,
+    local: SocketAddr,
+    listener: u32,
+    place: OwnedSemaphorePermit,
+) -> Result<Answer, ControllerError> {
+    let Some(known) = meter.controller.identify(peer, local, listener).await? else {
+        return Ok(Answer::Unattached);
+    };
+    let Ok(own_place) = Arc::clone(&known.bottle.connections).try_acquire_owned() else {
+        return Ok(Answer::TooMany);
+    };
+    let (bottle, name) = (known.bottle, known.identity.name);
+    Ok(Answer::Client(Arc::new(Client { bottle, name, _places: [place, own_place] })))
+}

@@ -1,0 +1,140 @@
+//! Tunnels: a CONNECT to a metered name is opened by our own certificate, every other is spliced.
+//!
+//! Inside an opened tunnel requests go the same way as outside. Not here: the request path itself.
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::request::Parts;
+use http::{Request, Response};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use rustls::ServerConfig;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+
+use crate::bottles::{Bottle, Standing};
+use crate::dial::{self, Chosen, DialError};
+use crate::hosts::{Authority, Host};
+use crate::identify::Client;
+use crate::refuse::{self, Reason, Refused};
+use crate::route::Entrance;
+use crate::tail::AnswerBody;
+use crate::{Meter, accept};
+
+/// The one port of metered names that is opened.
+const HTTPS: u16 = 443;
+/// Longest wait for a client's TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a spliced tunnel that wait in the meter, each way.
+const SPLICE_BUFFER_BYTES: usize = 8 * 1024;
+
+/// Answers a CONNECT, and carries on with what comes through it.
+///
+/// # Errors
+/// When it names no host and port, or one that may not or cannot be reached.
+pub async fn connect(
+    meter: &Arc<Meter>,
+    client: &Arc<Client>,
+    entrance: &Entrance,
+    request: &mut Parts,
+) -> Result<Response<AnswerBody>, Refused> {
+    if matches!(entrance, Entrance::Tunnel { .. }) {
+        return Err(Refused::plain(Reason::Malformed("there is no CONNECT inside a tunnel")));
+    }
+    let named = request.uri.authority().map_or("", |authority| authority.as_str());
+    let authority = Authority::parse(named, None)
+        .map_err(|_| Refused::plain(Reason::Malformed("CONNECT needs a host and a port")))?;
+    let settings = Arc::clone(&meter.settings.borrow());
+    let upgrade = hyper::upgrade::on(Request::from_parts(std::mem::replace(request, empty()), ()));
+    match (&authority.host, settings.provider_at(&authority.host)) {
+        (Host::Name(name), Some(_)) if authority.port == HTTPS => {
+            let tls = meter.certs.for_host(&meter.controller, name).await;
+            let tls = tls.map_err(|error| Refused::plain(Reason::Upstream(error.to_string())))?;
+            tokio::spawn(open(Arc::clone(meter), Arc::clone(client), authority, tls, upgrade));
+        }
+        (_, Some(_)) => {
+            let what = format!("{authority} is metered, and reached on port {HTTPS} only");
+            return Err(Refused::plain(Reason::Forbidden(what)));
+        }
+        (_, None) => {
+            if let Some(refusal) = client.refusal_when_cut() {
+                return Err(Refused::by_controller(refusal, None));
+            }
+            let upstream =
+                dial::connect(&authority, Chosen::ByClient, &settings).await.map_err(unreachable)?;
+            tokio::spawn(splice(Arc::clone(client), upgrade, upstream));
+        }
+    }
+    Ok(refuse::tunnel_open())
+}
+
+fn empty() -> Parts {
+    Request::new(()).into_parts().0
+}
+
+fn unreachable(error: DialError) -> Refused {
+    Refused::plain(match error {
+        DialError::Forbidden(_) => Reason::Forbidden(error.to_string()),
+        DialError::NoHost(_) | DialError::Failed { .. } => Reason::Upstream(error.to_string()),
+    })
+}
+
+/// Speaks TLS as the host that the tunnel goes to, and serves the requests inside. Boxed: it serves what may
+/// open it.
+fn open(
+    meter: Arc<Meter>,
+    client: Arc<Client>,
+    authority: Authority,
+    tls: Arc<ServerConfig>,
+    upgrade: OnUpgrade,
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(async move {
+        let handshake = async {
+            let upgraded = upgrade.await.map_err(std::io::Error::other)?;
+            TlsAcceptor::from(tls).accept(TokioIo::new(upgraded)).await
+        };
+        let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return tracing::debug!(%error, %authority, "no TLS with a client"),
+            Err(_) => return tracing::debug!(%authority, "a client did not finish its TLS handshake"),
+        };
+        let named = stream.get_ref().1.server_name().map(str::parse::<Host>);
+        let name_agrees = named.is_none_or(|named| named.as_ref() == Ok(&authority.host));
+        accept::serve(meter, client, Entrance::Tunnel { authority, name_agrees }, stream).await;
+    })
+}
+
+/// Copies both ways until either side ends, or the bottle is cut for good; nothing moves while it is held.
+async fn splice(client: Arc<Client>, upgrade: OnUpgrade, mut upstream: TcpStream) {
+    let upgraded: Upgraded = match upgrade.await {
+        Ok(upgraded) => upgraded,
+        Err(error) => return tracing::debug!(%error, "a tunnel was not taken up"),
+    };
+    let mut downstream = TokioIo::new(upgraded);
+    let copy = tokio::io::copy_bidirectional_with_sizes(
+        &mut downstream,
+        &mut upstream,
+        SPLICE_BUFFER_BYTES,
+        SPLICE_BUFFER_BYTES,
+    );
+    tokio::pin!(copy);
+    let mut standing = client.bottle.watch();
+    while stays_open(&client.bottle, &mut standing).await {
+        tokio::select! {
+            ended = &mut copy => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a tunnel broke");
+                }
+                return;
+            }
+            changed = standing.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Waits while the bottle is held; false when it is closed or gone.
+async fn stays_open(bottle: &Bottle, standing: &mut tokio::sync::watch::Receiver<Standing>) -> bool {
+    let settled = standing.wait_for(|standing| !matches!(standing, Standing::Held(_))).await;
+    settled.is_ok() && bottle.standing() == Standing::Open
+}

@@ -1,0 +1,259 @@
+//! Every answer that the meter gives itself: the one file where status codes and bodies are chosen.
+//!
+//! The shapes are those that the providers' own clients show and do not retry; measured with Claude Code,
+//! Codex and the SDKs. Not here: when something is refused.
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
+use http_body_util::{Either, Full};
+use serde_json::{Value, json};
+
+use crate::controller::printable;
+use crate::protocol::{Dialect, Refusal};
+use crate::tail::AnswerBody;
+
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+const CODEX_PROMO: HeaderName = HeaderName::from_static("x-codex-promo-message");
+/// Longest message in a header, bytes.
+const MAX_HEADER_MESSAGE_BYTES: usize = 512;
+
+/// Why the meter answers itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The controller said no, or the bottle is cut.
+    Refusal(Box<Refusal>),
+    /// The request cannot be understood.
+    Malformed(&'static str),
+    /// The request's body did not come in time.
+    Slow,
+    /// The endpoint bills without reporting usage.
+    Unmeterable(&'static str),
+    /// The destination is one that the meter does not connect to.
+    Forbidden(String),
+    /// No provider is meant.
+    NoProvider(String),
+    /// The names in the request do not agree.
+    Misdirected,
+    /// An upgrade to a protocol that is not metered.
+    Upgrade,
+    /// The provider cannot be reached, or broke off before it answered.
+    Upstream(String),
+}
+
+impl From<Refusal> for Reason {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refusal(Box::new(refusal))
+    }
+}
+
+/// An answer of the meter's own, in the shape of a provider when one is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Why.
+    pub reason: Reason,
+    /// Whose clients read it.
+    pub dialect: Option<Dialect>,
+}
+
+impl Refused {
+    /// An answer to whom the controller refuses.
+    #[must_use]
+    pub fn by_controller(refusal: Refusal, dialect: Option<Dialect>) -> Self {
+        Self { reason: refusal.into(), dialect }
+    }
+
+    /// An answer in no provider's shape.
+    #[must_use]
+    pub fn plain(reason: Reason) -> Self {
+        Self { reason, dialect: None }
+    }
+
+    /// An answer to the clients of `dialect`.
+    #[must_use]
+    pub fn shaped(reason: Reason, dialect: Dialect) -> Self {
+        Self { reason, dialect: Some(dialect) }
+    }
+
+    /// The answer.
+    #[must_use]
+    pub fn response(&self) -> Response<AnswerBody> {
+        let message = printable(&self.message());
+        let body = match self.dialect {
+            Some(Dialect::Anthropic) => {
+                json!({"type": "error", "error": {"type": self.anthropic_type(), "message": message}})
+            }
+            Some(Dialect::Openai | Dialect::OpenaiChat) => {
+                json!({"error": {"message": message, "type": self.openai_type(), "param": null, "code": null}})
+            }
+            None => json!({"error": {"type": self.plain_type(), "message": message}}),
+        };
+        let mut response = json_response(self.status(), &body);
+        if !matches!(self.reason, Reason::Upstream(_)) {
+            response.headers_mut().insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+        if self.is_usage_limit() {
+            response.headers_mut().insert(CODEX_PROMO, header_text(&message));
+        }
+        response
+    }
+
+    fn status(&self) -> StatusCode {
+        match (&self.reason, self.dialect) {
+            (Reason::Forbidden(_), _) => StatusCode::FORBIDDEN,
+            (Reason::Refusal(refusal), _) if **refusal == Refusal::Unattached => StatusCode::FORBIDDEN,
+            (Reason::Refusal(_), Some(Dialect::Anthropic)) => StatusCode::PAYMENT_REQUIRED,
+            (Reason::Refusal(_), Some(_)) => StatusCode::TOO_MANY_REQUESTS,
+            (Reason::Refusal(_), None) => StatusCode::FORBIDDEN,
+            (Reason::Malformed(_) | Reason::Unmeterable(_), _) => StatusCode::BAD_REQUEST,
+            (Reason::Slow, _) => StatusCode::REQUEST_TIMEOUT,
+            (Reason::NoProvider(_), _) => StatusCode::NOT_FOUND,
+            (Reason::Misdirected, _) => StatusCode::MISDIRECTED_REQUEST,
+            (Reason::Upgrade, _) => StatusCode::UPGRADE_REQUIRED,
+            (Reason::Upstream(_), _) => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    fn message(&self) -> String {
+        match &self.reason {
+            Reason::Refusal(refusal) => refusal.to_string(),
+            Reason::Malformed(what) => format!("Enforcer: {what}."),
+            Reason::Slow => "Enforcer: the request's body did not come in time.".to_owned(),
+            Reason::Unmeterable(why) => format!("Enforcer: this request is not forwarded: {why}."),
+            Reason::Forbidden(what) => format!("Enforcer: {what}."),
+            Reason::NoProvider(name) => {
+                format!("Enforcer: there is no provider {name:?} at the start of the path.")
+            }
+            Reason::Misdirected => "Enforcer: the host names of this request do not agree.".to_owned(),
+            Reason::Upgrade => "Enforcer: WebSocket is not metered; ask by plain HTTP.".to_owned(),
+            Reason::Upstream(what) => format!("Enforcer: the provider did not answer: {what}."),
+        }
+    }
+
+    /// Whether the client is to read that its tokens are used up.
+    fn is_usage_limit(&self) -> bool {
+        self.status() == StatusCode::TOO_MANY_REQUESTS
+    }
+
+    fn anthropic_type(&self) -> &'static str {
+        match (&self.reason, self.status()) {
+            (_, StatusCode::PAYMENT_REQUIRED) => "billing_error",
+            (_, StatusCode::FORBIDDEN) => "permission_error",
+            (_, StatusCode::NOT_FOUND) => "not_found_error",
+            (Reason::Upstream(_), _) => "api_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    fn openai_type(&self) -> &'static str {
+        match &self.reason {
+            _ if self.is_usage_limit() => "usage_limit_reached",
+            Reason::Upstream(_) => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    fn plain_type(&self) -> &'static str {
+        match &self.reason {
+            Reason::Refusal(_) | Reason::Forbidden(_) => "forbidden",
+            Reason::NoProvider(_) => "not_found",
+            Reason::Upstream(_) => "upstream_error",
+            _ => "invalid_request",
+        }
+    }
+}
+
+/// The answer to a CONNECT that is accepted.
+#[must_use]
+pub fn tunnel_open() -> Response<AnswerBody> {
+    Response::new(Either::Left(Full::default()))
+}
+
+fn json_response(status: StatusCode, body: &Value) -> Response<AnswerBody> {
+    let mut response = Response::new(Either::Left(Full::new(Bytes::from(body.to_string()))));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if status == StatusCode::UPGRADE_REQUIRED {
+        // RFC 9110, 15.5.22: the answer names what to use instead.
+        response.headers_mut().insert(http::header::UPGRADE, HeaderValue::from_static("HTTP/1.1"));
+        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+    response
+}
+
+/// The message as a header can carry it: printable ASCII, cut at [`MAX_HEADER_MESSAGE_BYTES`].
+fn header_text(message: &str) -> HeaderValue {
+    let ascii: String = message
+        .chars()
+        .take(MAX_HEADER_MESSAGE_BYTES)
+        .map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' })
+        .collect();
+    HeaderValue::from_str(&ascii).unwrap_or_else(|_| HeaderValue::from_static("Enforcer: refused"))
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    fn budget(bottle: &str) -> Reason {
+        Reason::from(Refusal::Budget {
+            bottle: bottle.into(),
+            provider: "claude".into(),
+            scope: "bottle".into(),
+            owner: bottle.into(),
+            limit: 10,
+            used: 12,
+            reserved: 0,
+            window: "total".into(),
+        })
+    }
+
+    async fn read(refused: Refused) -> (StatusCode, http::HeaderMap, Value) {
+        let (head, body) = refused.response().into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        (head.status, head.headers, serde_json::from_slice(&bytes).unwrap())
+    }
+
+    #[tokio::test]
+    async fn each_dialect_hears_of_a_budget_in_its_own_shape() {
+        let (status, headers, body) = read(Refused::shaped(budget("b1"), Dialect::Anthropic)).await;
+        assert_eq!(status, 402);
+        assert_eq!(headers["x-should-retry"], "false");
+        assert_eq!(body["error"]["type"], "billing_error");
+        assert_eq!(body["type"], "error");
+        assert!(body["error"]["message"].as_str().unwrap().contains("12 of 10 claude tokens"));
+
+        let (status, headers, body) = read(Refused::shaped(budget("b1"), Dialect::Openai)).await;
+        assert_eq!(status, 429);
+        assert_eq!(headers["x-should-retry"], "false");
+        assert!(!headers.contains_key("retry-after"));
+        assert_eq!(body["error"]["type"], "usage_limit_reached");
+        assert_eq!(headers["x-codex-promo-message"], body["error"]["message"].as_str().unwrap());
+    }
+
+    #[tokio::test]
+    async fn no_control_character_of_a_name_gets_through() {
+        let (_, headers, body) =
+            read(Refused::shaped(budget("b\u{1b}]52\r\nx: y\u{202e}"), Dialect::Openai)).await;
+        let message = body["error"]["message"].as_str().unwrap();
+        assert!(!message.chars().any(|c| c.is_control() || c == '\u{202e}'), "{message:?}");
+        assert!(headers["x-codex-promo-message"].to_str().unwrap().contains("b?]52??x: y?"));
+    }
+
+    #[tokio::test]
+    async fn an_unreachable_provider_may_be_asked_again() {
+        let (status, headers, body) =
+            read(Refused::shaped(Reason::Upstream("x".into()), Dialect::Anthropic)).await;
+        assert_eq!((status.as_u16(), &body["error"]["type"]), (502, &json!("api_error")));
+        assert!(!headers.contains_key("x-should-retry"));
+    }
+
+    #[tokio::test]
+    async fn a_peer_of_no_bottle_is_forbidden_whatever_it_speaks() {
+        for dialect in [None, Some(Dialect::Anthropic), Some(Dialect::Openai)] {
+            let refused = Refused::by_controller(Refusal::Unattached, dialect);
+            assert_eq!(read(refused).await.0, 403);
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! The configuration that the controller pushed, parsed and ready to be asked.
+//!
+//! Not here: the settings file (the controller reads it), and any default of it.
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+
+use crate::hosts::{AddressPolicy, Authority, Host, HostError, HostPattern};
+use crate::protocol::{Config, Dialect, Provider};
+
+/// Why a pushed configuration cannot be applied. The meter then ends: it never serves with half of one.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// A host pattern or a range of addresses is none.
+    #[error("configuration: {what}: {source}")]
+    Host {
+        /// The text.
+        what: String,
+        /// What it is not.
+        source: HostError,
+    },
+    /// An upstream is no `http(s)://host[:port][/path]`.
+    #[error("configuration: {0} is no upstream address")]
+    Upstream(String),
+    /// The extra roots are no certificates.
+    #[error("configuration: extra roots: {0}")]
+    Roots(String),
+}
+
+/// Where a provider's requests go when the settings name an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// Whether TLS is spoken.
+    pub tls: bool,
+    /// Whom to dial.
+    pub authority: Authority,
+    /// Put before each path; no final slash.
+    pub path: String,
+}
+
+/// One metered provider.
+#[derive(Debug)]
+pub struct Metered {
+    /// Key of its budget.
+    pub name: String,
+    /// How it reports usage.
+    pub dialect: Dialect,
+    /// Names that are metered.
+    pub hosts: Vec<HostPattern>,
+    /// Serves every way in, when it is given.
+    pub upstream: Option<Base>,
+    /// Where the gateway goes without it: the first host, when that is one host.
+    pub first_host: Option<Host>,
+}
+
+/// The configuration in force.
+pub struct Settings {
+    providers: Vec<Arc<Metered>>,
+    /// TLS towards upstreams.
+    pub tls: Arc<ClientConfig>,
+    /// Whether running counts are sent.
+    pub midstream: bool,
+    /// How long a silently cut exchange is kept.
+    pub hold: Duration,
+    /// Longest wait for a durable settlement.
+    pub settle_timeout: Duration,
+    /// What names chosen by clients may lead to.
+    pub addresses: AddressPolicy,
+}
+
+impl Settings {
+    /// Parses what was pushed; `own` are the meter's listening addresses.
+    ///
+    /// # Errors
+    /// When any part of it cannot be read; nothing is applied then.
+    pub fn apply(config: Config, own: &[SocketAddr]) -> Result<Self, SettingsError> {
+        let allow_private = config.allow_private.iter().map(|range| named(range, range.parse()));
+        Ok(Self {
+            tls: Arc::new(upstream_tls(&config.extra_roots_pem)?),
+            addresses: AddressPolicy {
+                allow_private: allow_private.collect::<Result<_, _>>()?,
+                own: own.to_vec(),
+            },
+            midstream: config.midstream,
+            hold: Duration::from_millis(config.hold_ms),
+            settle_timeout: Duration::from_millis(config.settle_timeout_ms),
+            providers: config.providers.into_iter().map(metered).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The provider whose name the gateway's path begins with.
+    #[must_use]
+    pub fn provider_named(&self, name: &str) -> Option<&Arc<Metered>> {
+        self.providers.iter().find(|provider| provider.name == name)
+    }
+
+    /// The provider that `host` belongs to.
+    #[must_use]
+    pub fn provider_at(&self, host: &Host) -> Option<&Arc<Metered>> {
+        self.providers.iter().find(|provider| provider.hosts.iter().any(|pattern| pattern.matches(host)))
+    }
+}
+
+/// Parses one provider.
+fn metered(provider: Provider) -> Result<Arc<Metered>, SettingsError> {
+    let hosts = provider.hosts.iter().map(|host| named(host, HostPattern::parse(host)));
+    Ok(Arc::new(Metered {
+        hosts: hosts.collect::<Result<_, _>>()?,
+        first_host: provider.hosts.first().and_then(|host| host.parse().ok()),
+        upstream: provider.upstream.as_deref().map(base).transpose()?,
+        name: provider.name,
+        dialect: provider.dialect,
+    }))
+}
+
+/// Parses an upstream address; a query or a fragment is refused.
+fn base(text: &str) -> Result<Base, SettingsError> {
+    let wrong = || SettingsError::Upstream(text.to_owned());
+    let (tls, rest) = match text.split_once("://").ok_or_else(wrong)? {
+        ("http", rest) => (false, rest),
+        ("https", rest) => (true, rest),
+        _ => return Err(wrong()),
+    };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    if path.contains(['?', '#']) {
+        return Err(wrong());
+    }
+    let authority = Authority::parse(authority, Some(if tls { 443 } else { 80 })).map_err(|_| wrong())?;
+    Ok(Base { tls, authority, path: path.trim_end_matches('/').to_owned() })
+}
+
+/// TLS 1.2 and 1.3 with the system's roots and the extra ones, HTTP/1.1 only.
+fn upstream_tls(extra_roots_pem: &str) -> Result<ClientConfig, SettingsError> {
+    let mut roots = RootCertStore::empty();
+    let native = rustls_native_certs::load_native_certs();
+    for error in &native.errors {
+        tracing::warn!(%error, "a system root certificate cannot be read");
+    }
+    roots.add_parsable_certificates(native.certs);
+    for certificate in CertificateDer::pem_slice_iter(extra_roots_pem.as_bytes()) {
+        let certificate = certificate.map_err(|error| SettingsError::Roots(error.to_string()))?;
+        roots.add(certificate).map_err(|error| SettingsError::Roots(error.to_string()))?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut tls = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| SettingsError::Roots(error.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(tls)
+}
+
+/// Says which text was wrong.
+fn named<T>(what: &str, parsed: Result<T, HostError>) -> Result<T, SettingsError> {
+    parsed.map_err(|source| SettingsError::Host { what: what.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        Config {
+            providers: vec![Provider {
+                name: "claude".into(),
+                dialect: Dialect::Anthropic,
+                hosts: vec!["api.anthropic.com".into()],
+                upstream: Some("https://api.anthropic.com/base/".into()),
+            }],
+            extra_roots_pem: String::new(),
+            midstream: true,
+            hold_ms: 1,
+            settle_timeout_ms: 1,
+            allow_private: vec!["10.0.0.0/8".into()],
+        }
+    }
+
+    #[test]
+    fn a_provider_is_found_by_name_and_by_host() {
+        let settings = Settings::apply(config(), &[]).unwrap();
+        let upstream = settings.provider_named("claude").unwrap().upstream.clone().unwrap();
+        assert_eq!(
+            (upstream.authority.to_string().as_str(), upstream.path.as_str()),
+            ("api.anthropic.com:443", "/base")
+        );
+        assert!(settings.provider_at(&"API.anthropic.com".parse().unwrap()).is_some());
+        assert!(settings.provider_at(&"anthropic.com".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused() {
+        let refused = |change: fn(&mut Config)| {
+            let mut config = config();
+            change(&mut config);
+            Settings::apply(config, &[]).is_err()
+        };
+        assert!(refused(|config| config.allow_private = vec!["10/8".into()]));
+        assert!(refused(|config| config.providers[0].hosts = vec!["a b".into()]));
+        assert!(refused(|config| config.providers[0].upstream = Some("ftp://a".into())));
+        assert!(refused(|config| config.providers[0].upstream = Some("http://a/?q".into())));
+        assert!(refused(|config| {
+            config.extra_roots_pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".into();
+        }));
+    }
+}

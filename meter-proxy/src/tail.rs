@@ -1,0 +1,336 @@
+//! The answer on its way to the client: bytes pass untouched, usage is seen, and the end is held back until its
+//! settlement is durable. Streaming → Settling → Passing.
+//!
+//! However the answer ends — at its end, by a hang-up on either side, by a cut — it is settled once. Not here:
+//! what usage looks like (`exchange`).
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Response;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http_body_util::{BodyExt, Either, Full};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+
+use crate::Meter;
+use crate::accept::Flight;
+use crate::bottles::{Bottle, Standing};
+use crate::gate::{Leave, Permit};
+use crate::settle;
+use crate::tokens::Ending;
+
+/// The body of every answer: the meter's own, or a provider's.
+pub type AnswerBody = Either<Full<Bytes>, Tail>;
+
+/// Most that is held back, bytes. An answer whose end is longer than this is broken off.
+const MAX_HELD_BYTES: usize = 1024 * 1024;
+/// How long the usage is read for after the client left close to the end.
+const READ_ON: Duration = Duration::from_secs(2);
+/// Growth of the running count that is told at once, tokens.
+const URGENT_GROWTH: u64 = 64;
+
+/// Why an answer is broken off.
+#[derive(Debug, thiserror::Error)]
+pub enum TailError {
+    /// The provider's side broke.
+    #[error("the provider broke off: {0}")]
+    Upstream(#[from] hyper::Error),
+    /// The bottle was cut.
+    #[error("the bottle was cut")]
+    Cut,
+    /// The settlement did not become durable in time.
+    #[error("the settlement is not durable")]
+    NotDurable,
+    /// The end of the answer is longer than what may be held back.
+    #[error("the end of the answer is too long to be held back")]
+    TooLong,
+}
+
+type Waiting<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+enum Phase {
+    /// Bytes pass, and are seen.
+    Streaming(Box<Permit>),
+    /// The settlement is sent; nothing passes until it is durable.
+    Settling(Waiting<bool>),
+    /// Settled, or free: what is held goes out, then the rest passes.
+    Passing,
+    /// Nothing more comes.
+    Done,
+}
+
+/// The body of a provider's answer.
+pub struct Tail {
+    upstream: Option<Incoming>,
+    phase: Phase,
+    held: VecDeque<Frame<Bytes>>,
+    held_bytes: usize,
+    /// The usage-bearing end has begun: nothing passes any more.
+    holding: bool,
+    /// One frame is kept back until the next: only the end tells that a plain answer has ended.
+    look_ahead: bool,
+    told_tokens: u64,
+    midstream: bool,
+    settle_timeout: Duration,
+    bottle: Arc<Bottle>,
+    reopened: Option<Waiting<()>>,
+    _flight: Flight,
+}
+
+/// Makes a provider's answer the client's. An answer without a body is settled before its head is sent; when
+/// that settlement is not durable in time, the body fails.
+pub async fn tail(
+    meter: &Meter,
+    bottle: Arc<Bottle>,
+    flight: Flight,
+    leave: Leave,
+    answer: Response<Incoming>,
+) -> Response<AnswerBody> {
+    let (head, upstream) = answer.into_parts();
+    let settings = meter.settings.borrow().clone();
+    let mut tail = Tail {
+        upstream: Some(upstream),
+        phase: Phase::Passing,
+        held: VecDeque::new(),
+        held_bytes: 0,
+        holding: false,
+        look_ahead: false,
+        told_tokens: 0,
+        midstream: settings.midstream,
+        settle_timeout: settings.settle_timeout,
+        bottle,
+        reopened: None,
+        _flight: flight,
+    };
+    if let Leave::Metered(mut permit) = leave {
+        let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        permit.status = Some(head.status.as_u16());
+        permit.exchange.head(head.status.as_u16(), text(CONTENT_TYPE), text(CONTENT_ENCODING));
+        tail.look_ahead = !permit.exchange.is_stream();
+        tail.phase = Phase::Streaming(permit);
+        tail.settle_if_empty().await;
+    }
+    Response::from_parts(head, Either::Right(tail))
+}
+
+impl Tail {
+    /// Settles an answer that has no body: nobody would poll it.
+    async fn settle_if_empty(&mut self) {
+        if !self.upstream.as_ref().is_some_and(Body::is_end_stream) {
+            return;
+        }
+        self.settle(Ending::Completed);
+        if let Phase::Settling(durable) = &mut self.phase {
+            let durable = durable.await;
+            self.phase = Phase::Settling(Box::pin(std::future::ready(durable)));
+            if durable {
+                self.upstream = None;
+                self.phase = Phase::Done;
+            }
+        }
+    }
+
+    /// Sends the settlement; from here on it is waited for.
+    fn settle(&mut self, ending: Ending) {
+        let Phase::Streaming(permit) = std::mem::replace(&mut self.phase, Phase::Passing) else { return };
+        if let Some(settling) = settle::settle(permit, ending) {
+            let bounded = tokio::time::timeout(self.settle_timeout, settling.durable());
+            self.phase = Phase::Settling(Box::pin(async { bounded.await.unwrap_or(false) }));
+        }
+    }
+
+    /// Ends the answer with an error: upstream is closed at once, and settled if it was not.
+    fn break_off(
+        &mut self,
+        ending: Ending,
+        error: TailError,
+    ) -> Poll<Option<Result<Frame<Bytes>, TailError>>> {
+        if let Phase::Streaming(mut permit) = std::mem::replace(&mut self.phase, Phase::Done) {
+            settle::end(&mut permit, ending);
+        }
+        self.upstream = None;
+        self.held.clear();
+        tracing::debug!(%error, "an answer is broken off");
+        Poll::Ready(Some(Err(error)))
+    }
+
+    /// Waits while the bottle is held. Ready with whether anything may pass at all.
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        loop {
+            match self.bottle.standing() {
+                Standing::Open => {
+                    self.reopened = None;
+                    return Poll::Ready(true);
+                }
+                Standing::Closed | Standing::Detached => return Poll::Ready(false),
+                Standing::Held(_) => {
+                    let reopened = self.reopened.get_or_insert_with(|| not_held(Arc::clone(&self.bottle)));
+                    ready!(reopened.as_mut().poll(cx));
+                    self.reopened = None;
+                }
+            }
+        }
+    }
+
+    /// One frame from upstream, seen. `None` in the result: it is held back.
+    fn see(&mut self, frame: Frame<Bytes>) -> Result<Option<Frame<Bytes>>, TailError> {
+        let Phase::Streaming(permit) = &mut self.phase else { return Ok(Some(frame)) };
+        let mut terminal = false;
+        if let Some(bytes) = frame.data_ref() {
+            let step = permit.exchange.feed(bytes);
+            self.holding |= step.hold;
+            terminal = step.terminal;
+            if step.changed && self.midstream && !terminal {
+                let tokens = permit.exchange.tokens();
+                let urgent = tokens.total().saturating_sub(self.told_tokens) >= URGENT_GROWTH;
+                if urgent {
+                    self.told_tokens = tokens.total();
+                }
+                permit.controller.progress(permit.number, tokens, urgent);
+            }
+        }
+        if terminal {
+            self.hold(frame)?;
+            self.settle(Ending::Completed);
+            return Ok(None);
+        }
+        if self.holding || self.look_ahead {
+            self.hold(frame)?;
+            return Ok(if self.holding { None } else { self.release_all_but_one() });
+        }
+        Ok(Some(frame))
+    }
+
+    fn hold(&mut self, frame: Frame<Bytes>) -> Result<(), TailError> {
+        self.held_bytes += frame.data_ref().map_or(0, Bytes::len);
+        self.held.push_back(frame);
+        if self.held_bytes > MAX_HELD_BYTES { Err(TailError::TooLong) } else { Ok(()) }
+    }
+
+    fn release(&mut self) -> Option<Frame<Bytes>> {
+        let frame = self.held.pop_front()?;
+        self.held_bytes -= frame.data_ref().map_or(0, Bytes::len);
+        Some(frame)
+    }
+
+    fn release_all_but_one(&mut self) -> Option<Frame<Bytes>> {
+        if self.held.len() > 1 { self.release() } else { None }
+    }
+
+    /// The end of upstream: what streams is settled, what was settled is done.
+    fn at_end(&mut self) {
+        self.upstream = None;
+        match self.phase {
+            Phase::Streaming(_) => self.settle(Ending::Completed),
+            _ => self.phase = Phase::Done,
+        }
+    }
+}
+
+/// Completes when the bottle is held no more.
+fn not_held(bottle: Arc<Bottle>) -> Waiting<()> {
+    Box::pin(async move {
+        let mut standing = bottle.watch();
+        // Fails only when the bottle's own sender is gone, and this task holds the bottle.
+        drop(standing.wait_for(|standing| !matches!(standing, Standing::Held(_))).await);
+    })
+}
+
+impl Body for Tail {
+    type Data = Bytes;
+    type Error = TailError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, TailError>>> {
+        let this = &mut *self;
+        loop {
+            if !matches!(this.phase, Phase::Done) && !ready!(this.poll_open(cx)) {
+                return this.break_off(Ending::Cut, TailError::Cut);
+            }
+            match &mut this.phase {
+                Phase::Done => return Poll::Ready(None),
+                Phase::Settling(durable) => match ready!(durable.as_mut().poll(cx)) {
+                    true => this.phase = Phase::Passing,
+                    false => return this.break_off(Ending::Completed, TailError::NotDurable),
+                },
+                Phase::Passing if !this.held.is_empty() => return Poll::Ready(this.release().map(Ok)),
+                Phase::Passing | Phase::Streaming(_) => {
+                    let Some(upstream) = &mut this.upstream else {
+                        this.at_end();
+                        continue;
+                    };
+                    match ready!(Pin::new(upstream).poll_frame(cx)) {
+                        None => this.at_end(),
+                        Some(Err(error)) => return this.break_off(Ending::UpstreamBroke, error.into()),
+                        Some(Ok(frame)) => match this.see(frame) {
+                            Ok(None) => {}
+                            Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
+                            Err(error) => return this.break_off(Ending::UpstreamBroke, error),
+                        },
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self.phase {
+            Phase::Done => true,
+            Phase::Passing => self.held.is_empty() && self.upstream.as_ref().is_none_or(Body::is_end_stream),
+            Phase::Streaming(_) | Phase::Settling(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.upstream {
+            Some(upstream) if self.held.is_empty() => upstream.size_hint(),
+            _ => SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for Tail {
+    /// The client left, or the connection was closed by a cut. Close to the end the usage is still read.
+    fn drop(&mut self) {
+        let Phase::Streaming(mut permit) = std::mem::replace(&mut self.phase, Phase::Done) else { return };
+        let Some(upstream) = self.upstream.take() else { return };
+        let ending = permit.ending_if_dropped();
+        if upstream.is_end_stream() {
+            settle::end(&mut permit, Ending::Completed);
+        } else if self.holding
+            && ending == Ending::ClientGone
+            && tokio::runtime::Handle::try_current().is_ok()
+        {
+            tokio::spawn(read_on(permit, upstream));
+        } else {
+            settle::end(&mut permit, ending);
+        }
+    }
+}
+
+/// Reads what is left of an answer whose usage has begun to come, for a bounded time.
+async fn read_on(mut permit: Box<Permit>, mut upstream: Incoming) {
+    let bottle = Arc::clone(&permit.bottle);
+    let rest = async {
+        while let Some(Ok(frame)) = upstream.frame().await {
+            let step = frame.data_ref().map(|bytes| permit.exchange.feed(bytes)).unwrap_or_default();
+            if step.terminal {
+                return true;
+            }
+        }
+        upstream.is_end_stream()
+    };
+    let mut standing = bottle.watch();
+    let ended = tokio::select! {
+        ended = rest => ended,
+        _ = standing.changed() => false,
+        () = tokio::time::sleep(READ_ON) => false,
+    };
+    let ending = if ended { Ending::Completed } else { permit.ending_if_dropped() };
+    settle::end(&mut permit, ending);
+}

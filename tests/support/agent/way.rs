@@ -1,0 +1,106 @@
+//! The way to the provider: its gateway's base URL, or its own name through a proxy's CONNECT.
+use anyhow::{Context as _, bail};
+use http::Uri;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::{Api, Mode, Options, Provider};
+
+/// Where to dial and what to say there.
+pub(super) struct Way {
+    /// Address and port to dial.
+    pub first_hop: String,
+    /// Authority to CONNECT to.
+    pub connect: Option<String>,
+    /// Name to check the certificate against.
+    pub tls_name: Option<String>,
+    /// The `Host` header.
+    pub host_header: String,
+    /// The request's path.
+    pub path: String,
+}
+
+impl Way {
+    /// As the options and the environment say.
+    pub fn new(options: &Options) -> anyhow::Result<Self> {
+        match options.mode {
+            Mode::Gateway => gateway(options),
+            Mode::Connect => through_proxy(options),
+        }
+    }
+}
+
+/// The API asked for, or the provider's own.
+pub(super) fn api_of(options: &Options) -> Api {
+    options.api.unwrap_or(match options.provider {
+        Provider::Claude => Api::Messages,
+        Provider::Codex => Api::Responses,
+    })
+}
+
+/// Path of the API below `/v1`.
+fn endpoint(api: Api) -> &'static str {
+    match api {
+        Api::Messages => "/messages",
+        Api::Chat => "/chat/completions",
+        Api::Responses => "/responses",
+    }
+}
+
+/// Anthropic's base URL lacks the `/v1`, OpenAI's has it.
+fn gateway(options: &Options) -> anyhow::Result<Way> {
+    let (variable, version) = match options.provider {
+        Provider::Claude => ("ANTHROPIC_BASE_URL", "/v1"),
+        Provider::Codex => ("OPENAI_BASE_URL", ""),
+    };
+    let base = match &options.base_url {
+        Some(base) => base.clone(),
+        None => std::env::var(variable).with_context(|| format!("gateway mode needs {variable}"))?,
+    };
+    let base: Uri = base.parse().with_context(|| format!("{base} is no URL"))?;
+    let authority = base.authority().with_context(|| format!("{base} names no host"))?;
+    let tls = base.scheme_str() == Some("https");
+    let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
+    Ok(Way {
+        first_hop: format!("{}:{port}", authority.host()),
+        connect: None,
+        tls_name: tls.then(|| authority.host().trim_matches(['[', ']']).to_owned()),
+        host_header: authority.to_string(),
+        path: format!("{}{version}{}", base.path().trim_end_matches('/'), endpoint(api_of(options))),
+    })
+}
+
+fn through_proxy(options: &Options) -> anyhow::Result<Way> {
+    let proxy = options.proxy.as_deref().context("connect mode needs --proxy or HTTPS_PROXY")?;
+    let proxy: Uri = proxy.parse().with_context(|| format!("{proxy} is no URL"))?;
+    let hop = proxy.authority().with_context(|| format!("{proxy} names no host"))?;
+    let own = match options.provider {
+        Provider::Claude => "api.anthropic.com",
+        Provider::Codex => "api.openai.com",
+    };
+    let asked = options.authority.as_deref().unwrap_or(own);
+    let asked: http::uri::Authority = asked.parse().with_context(|| format!("{asked} is no host"))?;
+    Ok(Way {
+        first_hop: format!("{}:{}", hop.host(), hop.port_u16().unwrap_or(80)),
+        connect: Some(format!("{}:{}", asked.host(), asked.port_u16().unwrap_or(443))),
+        tls_name: Some(asked.host().trim_matches(['[', ']']).to_owned()),
+        host_header: asked.to_string(),
+        path: format!("/v1{}", endpoint(api_of(options))),
+    })
+}
+
+/// Asks the proxy at the other end of `stream` for a way to `authority`.
+pub(super) async fn ask_connect(stream: &mut TcpStream, authority: &str) -> anyhow::Result<()> {
+    const LONGEST_HEAD_BYTES: usize = 8192;
+    stream.write_all(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes()).await?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") && head.len() < LONGEST_HEAD_BYTES {
+        head.push(stream.read_u8().await.context("the proxy closed instead of answering CONNECT")?);
+    }
+    let head = String::from_utf8_lossy(&head);
+    let status_line = head.lines().next().unwrap_or_default();
+    if status_line.split(' ').nth(1) != Some("200") {
+        bail!("the proxy refused CONNECT {authority}: {status_line}");
+    }
+    Ok(())
+}
