@@ -384,7 +384,7 @@ fn root_what_the_command_leaves_behind_stays_guarded() {
     let output = stage.run(&["--user", "nobody", "--name", "b1", "--", "sh", "-c", script]);
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{stderr}");
-    assert!(stderr.contains("1 processes still run in bottle b1; it stays attached"), "{stderr}");
+    assert!(stderr.contains("1 process still runs in bottle b1; it stays attached"), "{stderr}");
     assert_eq!(stage.fake.names(), ["b1"]);
 }
 
@@ -395,6 +395,24 @@ fn root_as_root_is_said() {
         stage.command(&["--", "true"]).env_remove("SUDO_UID").env_remove("SUDO_USER").output().unwrap();
     assert!(output.status.success());
     assert!(text(&output.stderr).contains("runs as root"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn root_without_root_it_is_refused_before_anything_is_made() {
+    let stage = Stage::new();
+    let binary = stage.home.path().join("enforcer");
+    fs::copy(env!("CARGO_BIN_EXE_enforcer"), &binary).unwrap();
+    let socket = stage.home.path().join("run/control.sock").display().to_string();
+    let output = Command::new("setpriv")
+        .args(["--reuid", "65534", "--regid", "65534", "--groups", &CONTROL_GROUP.to_string()])
+        .arg(binary)
+        .args(["--socket", &socket, "run", "--", "true"])
+        .output()
+        .unwrap();
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{stderr}");
+    assert!(stderr.contains("run needs root"), "{stderr}");
+    assert!(stage.fake.names().is_empty());
 }
 
 #[test]

@@ -129,9 +129,12 @@ fn finish(control: &Blocking, name: &str) -> Result<(), Failure> {
             return Ok(control.wait(control.client().detach(name, true))?);
         }
         if Instant::now() > deadline {
-            say(&format!(
-                "{left} processes still run in bottle {name}; it stays attached (enforcer detach {name} --force)"
-            ));
+            let who = if left == 1 {
+                "1 process still runs".to_owned()
+            } else {
+                format!("{left} processes still run")
+            };
+            say(&format!("{who} in bottle {name}; it stays attached (enforcer detach {name} --force)"));
             return Ok(());
         }
         std::thread::sleep(LEFTOVERS_POLL);

@@ -55,7 +55,7 @@ fn bottles(bottles: &[api::Bottle]) -> String {
     }
     let causes = bottles.iter().filter_map(|bottle| {
         let cause = bottle.cause.as_ref()?;
-        Some(format!("{}: {}\n", scrub(&bottle.name), scrub(&because(cause))))
+        Some(format!("{}: {}, {}\n", scrub(&bottle.name), scrub(&because(cause)), scrub(&cause.at)))
     });
     table.render() + &causes.collect::<String>()
 }
@@ -78,7 +78,7 @@ fn row(bottle: &api::Bottle, provider: Option<&str>) -> [String; 10] {
     ]
 }
 
-/// Why a bottle is cut, in words.
+/// Why a bottle is cut, in words; not when.
 pub(super) fn because(cause: &Cause) -> String {
     let mut words = match cause.kind {
         CauseKind::Budget => format!(
@@ -99,7 +99,7 @@ pub(super) fn because(cause: &Cause) -> String {
     if let Some(reason) = &cause.reason {
         words.push_str(&format!(": {reason}"));
     }
-    format!("{words}, {}", cause.at)
+    words
 }
 
 #[cfg(test)]
