@@ -129,9 +129,14 @@ fn a_settings_file_is_checked_with_its_place() {
 #[test]
 fn a_name_on_the_command_line_does_not_reach_the_terminal_raw() {
     let home = TempDir::new().unwrap();
-    let output = enforcer(&home, &["settings", "check", "\u{1b}]52;c;eA==\u{7}.yml"]);
-    assert_eq!(output.status.code(), Some(2));
-    assert!(!output.stderr.contains(&0x1b) && !output.stderr.contains(&7), "{output:?}");
+    let name = "a\u{202e}b\u{1b}]52;c;eA==\u{7}";
+    for arguments in [["settings", "check", name], ["status", "--json", name]] {
+        let output = enforcer(&home, &arguments);
+        assert_eq!(output.status.code(), Some(2));
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.contains("a\u{fffd}b"), "{stderr}");
+        assert!(!stderr.contains(['\u{202e}', '\u{1b}', '\u{7}']), "{stderr}");
+    }
 }
 
 #[test]
