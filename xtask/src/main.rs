@@ -1,4 +1,5 @@
 //! Development tasks. Parses the command and hands it to its file; builds and runs before any eBPF tool exists.
+mod bench;
 mod ci;
 #[allow(dead_code, reason = "the build script of `enforcer` uses the other half of this file")]
 mod ebpf;
@@ -21,6 +22,8 @@ enum Task {
     Setup,
     /// Set up, build and run every test
     Test(test::Options),
+    /// Measure one part and print its figures
+    Bench(bench::Options),
     /// What continuous integration runs: formatting, lints, then the tests
     Ci,
 }
@@ -29,6 +32,7 @@ fn main() -> Result<()> {
     match Arguments::parse().task {
         Task::Setup => setup::run(),
         Task::Test(options) => test::run(&options),
+        Task::Bench(options) => bench::run(&options),
         Task::Ci => ci::run(),
     }
 }
