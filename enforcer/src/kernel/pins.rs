@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_has_a_root_of_its_own() {
+    fn each_instance_has_its_own_directory() {
         assert_eq!(Pins::of(None).root(), Path::new("/sys/fs/bpf/enforcer"));
         assert_eq!(Pins::of(Some("t.1")).root(), Path::new("/sys/fs/bpf/enforcer-t%2E1"));
         assert_eq!(Pins::of(None).link("a", "egress"), Path::new("/sys/fs/bpf/enforcer/bottles/a/egress"));
