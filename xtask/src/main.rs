@@ -1,9 +1,12 @@
 //! Development tasks. Parses the command and hands it to its file; builds and runs before any eBPF tool exists.
+mod bench;
 mod ci;
 #[allow(dead_code, reason = "the build script of `enforcer` uses the other half of this file")]
 mod ebpf;
 mod setup;
 mod test;
+
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -21,14 +24,27 @@ enum Task {
     Setup,
     /// Set up, build and run every test
     Test(test::Options),
+    /// Measure one part and print its figures
+    Bench(bench::Options),
     /// What continuous integration runs: formatting, lints, then the tests
     Ci,
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().task {
+fn main() -> ExitCode {
+    match run(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
         Task::Setup => setup::run(),
         Task::Test(options) => test::run(&options),
+        Task::Bench(options) => bench::run(&options),
         Task::Ci => ci::run(),
     }
 }

@@ -135,10 +135,11 @@ fn install_packages(packages: &[&str]) -> Result<()> {
     announce(apt.env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
-/// Whether the package index can name every package.
+/// Whether the package index is enough to install every package.
 fn known(packages: &[&str]) -> Result<bool> {
-    let output = Command::new("apt-cache").args(["show", "--quiet"]).args(packages).output();
-    Ok(output.context("cannot start apt-cache")?.status.success())
+    let mut apt = Command::new("apt-get");
+    apt.args(["install", "--simulate", "--no-install-recommends"]).args(packages);
+    Ok(apt.output().context("cannot start apt-get")?.status.success())
 }
 
 /// Says what is run, runs it, and fails when it fails.

@@ -55,9 +55,12 @@ impl FakeKernel {
     }
 
     /// As if a process of the slot had connected from `peer` to the meter at `local`.
+    ///
+    /// # Panics
+    /// When nothing is attached with this slot.
     pub fn connect(&self, slot: u32, peer: SocketAddr, local: SocketAddr) {
         let mut state = self.state();
-        let Some(entry) = state.slots.get(&slot).cloned() else { return };
+        let Some(entry) = state.slots.get(&slot).cloned() else { panic!("slot {slot} is not attached") };
         let flow = Flow {
             original_ip: address_words(local.ip()),
             original_port: local.port().into(),

@@ -113,7 +113,17 @@ impl Loader {
         }
         pins::mount_bpffs()?;
         let pins = Pins::of(instance);
-        pins.prepare()?;
+        let fresh = pins.prepare()?;
+        Self::load(pins.clone()).or_else(|error| {
+            if fresh {
+                pins.remove_all()?;
+            }
+            Err(error)
+        })
+    }
+
+    /// Loads into the prepared directories.
+    fn load(pins: Pins) -> Result<Self, KernelError> {
         check_shapes(&pins)?;
         let mut ebpf = EbpfLoader::new()
             .default_map_pin_directory(pins.root())
@@ -156,18 +166,15 @@ impl Loader {
     }
 
     /// Whether a controller died while attaching or detaching this bottle: a hook is missing, and the slot is not
-    /// in use. (Missing hooks of a slot in use are an error, found when they are opened.)
+    /// in use. A hook missing from a slot in use is an error, found when it is opened.
     fn is_unfinished(&self, name: &str) -> Result<bool, KernelError> {
-        let whole = HOOKS.iter().all(|hook| self.pins.link(name, hook.pin).exists());
-        if whole {
-            return Ok(false);
+        let pinned = HOOKS.iter().filter(|hook| self.pins.link(name, hook.pin).exists()).count();
+        if pinned == 0 || pinned == HOOKS.len() {
+            return Ok(pinned == 0);
         }
-        if self.pins.bottle(name).join("slot").is_symlink() {
-            let slot = self.pins.slot(name)?;
-            check_slot(slot)?;
-            return Ok(!self.table.is_live(slot));
-        }
-        Ok(true)
+        let slot = self.pins.slot(name)?;
+        check_slot(slot)?;
+        Ok(!self.table.is_live(slot))
     }
 
     /// Runs the programs loaded now behind a bottle's links; its verdict stays what the table says.

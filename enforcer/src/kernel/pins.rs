@@ -53,19 +53,21 @@ impl Pins {
         self.bottle(name).join(hook)
     }
 
-    /// Makes the directories, and refuses what a controller of another version has pinned there.
-    pub fn prepare(&self) -> Result<(), KernelError> {
-        let fresh = !self.root.exists();
+    /// Makes the directories, and refuses what a controller of another version has pinned there. Whether there
+    /// was nothing yet.
+    pub fn prepare(&self) -> Result<bool, KernelError> {
+        let version = self.root.join("abi");
+        let fresh =
+            !version.is_symlink() && !self.root.join("BOTTLES").exists() && self.bottles()?.is_empty();
         for directory in [self.root.clone(), self.root.join("progs"), self.root.join("bottles")] {
             make_directory(&directory).map_err(|source| failed("cannot make", &directory, source))?;
         }
-        let version = self.root.join("abi");
         if fresh {
             let made = symlink(ABI_VERSION.to_string(), &version);
-            return made.map_err(|source| failed("cannot pin", &version, source));
+            return made.map(|()| true).map_err(|source| failed("cannot pin", &version, source));
         }
         match fs::read_link(&version) {
-            Ok(there) if there == Path::new(&ABI_VERSION.to_string()) => Ok(()),
+            Ok(there) if there == Path::new(&ABI_VERSION.to_string()) => Ok(false),
             Ok(there) => Err(KernelError::Pins {
                 what: format!(
                     "version {} of the maps is pinned, this controller has {ABI_VERSION}",
@@ -156,7 +158,10 @@ pub fn mount_bpffs() -> Result<(), KernelError> {
 
 /// Detaches every link of a directory, then removes the directory.
 fn remove_links(directory: &Path) -> Result<(), KernelError> {
-    for path in list(directory)? {
+    let mut paths = list(directory)?;
+    // the slot goes last: as long as a hook is there, it is known whose it is
+    paths.sort_by_key(|path| path.is_symlink());
+    for path in paths {
         if !path.is_symlink() {
             let link = sys::open_pin(&path).map_err(|source| failed("cannot open", &path, source))?;
             sys::link_detach(link.as_fd()).map_err(|source| failed("cannot detach", &path, source))?;
@@ -237,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_has_a_root_of_its_own() {
+    fn each_instance_has_its_own_directory() {
         assert_eq!(Pins::of(None).root(), Path::new("/sys/fs/bpf/enforcer"));
         assert_eq!(Pins::of(Some("t.1")).root(), Path::new("/sys/fs/bpf/enforcer-t%2E1"));
         assert_eq!(Pins::of(None).link("a", "egress"), Path::new("/sys/fs/bpf/enforcer/bottles/a/egress"));

@@ -1,0 +1,202 @@
+//! What the kernel plane costs: loading, attaching, a packet, and the flip from the store to the last packet.
+//!
+//! Run by `cargo xtask bench kernel`, as root. Prints figures and judges none of them; needs no harness.
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on has nothing to report")]
+use std::fs::OpenOptions;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use aya::programs::{ProgramInfo, loaded_programs};
+use aya::sys::{Stats, enable_stats};
+use enforcer::bottle::cgroup::{self, Cgroup};
+use enforcer::kernel::loader::{Loader, unpin_all};
+use enforcer::kernel::{Guard, Kernel as _};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{ForkResult, Pid, fork};
+
+const LOADS: usize = 50;
+const BOTTLES: u32 = 200;
+const FLIPS: usize = 2_000;
+/// Packets are counted for this long.
+const PACKETS_FOR: Duration = Duration::from_secs(2);
+
+fn main() {
+    let bench = Bench::new();
+    bench.load();
+    bench.attach();
+    bench.packet_and_flip();
+}
+
+/// The pins and cgroups of this run, removed at its end.
+struct Bench {
+    instance: String,
+    cgroup: PathBuf,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let instance = format!("bench-{}", std::process::id());
+        let cgroup = cgroup::mount().unwrap().join(format!("enforcer-{instance}"));
+        drop(Cgroup::create(&cgroup).unwrap());
+        Self { instance, cgroup }
+    }
+
+    fn open(&self) -> Loader {
+        Loader::open(Some(&self.instance)).unwrap()
+    }
+
+    fn load(&self) {
+        let rounds = (0..LOADS).map(|_| {
+            unpin_all(Some(&self.instance)).unwrap();
+            nanoseconds(|| drop(self.open()))
+        });
+        report("load and pin the programs", rounds.collect());
+    }
+
+    fn attach(&self) {
+        let loader = self.open();
+        let cgroups: Vec<Cgroup> =
+            (1..=BOTTLES).map(|n| Cgroup::create(&self.cgroup.join(n.to_string())).unwrap()).collect();
+        let rounds = (1..=BOTTLES).zip(&cgroups).map(|(slot, cgroup)| {
+            nanoseconds(|| loader.attach(&slot.to_string(), cgroup, guard(slot)).unwrap())
+        });
+        report("attach a bottle", rounds.collect());
+        let rounds =
+            (1..=BOTTLES).map(|slot| nanoseconds(|| loader.detach(&slot.to_string(), slot).unwrap()));
+        report("detach a bottle", rounds.collect());
+        drop(loader);
+        let adopting = (0..LOADS).map(|_| nanoseconds(|| drop(self.open())));
+        report("adopt what is pinned", adopting.collect());
+    }
+
+    fn packet_and_flip(&self) {
+        let loader = self.open();
+        let cgroup = Cgroup::open(&self.cgroup).unwrap();
+        loader.attach("b", &cgroup, guard(1)).unwrap();
+        loader.open(1);
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let times = shared_times();
+        let sender = Sender::start(&self.cgroup, receiver.local_addr().unwrap(), times);
+        std::thread::sleep(Duration::from_millis(200));
+        packet();
+        let mut leaked = 0;
+        let rounds = (0..FLIPS).map(|_| {
+            loader.open(1);
+            std::thread::sleep(Duration::from_micros(500));
+            let before = now();
+            loader.cut(1);
+            let after = now();
+            std::thread::sleep(Duration::from_micros(500));
+            leaked += usize::from(times.began.load(Ordering::SeqCst) > after);
+            times.returned.load(Ordering::SeqCst).saturating_sub(before)
+        });
+        report("flip: before the store to the return of the last send", rounds.collect());
+        println!(
+            "flip: rounds with a send that began after the cut had returned, and passed: {leaked} of {FLIPS}"
+        );
+        drop(sender);
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        unpin_all(Some(&self.instance)).unwrap();
+        Cgroup::open(&self.cgroup).unwrap().remove().unwrap();
+    }
+}
+
+/// Time in the egress program by the kernel's own statistics (which add some 30 ns to every run).
+fn packet() {
+    let egress = || -> ProgramInfo {
+        let newest = loaded_programs()
+            .filter_map(Result::ok)
+            .filter(|program| program.name_as_str() == Some("enforcer_egress"));
+        newest.max_by_key(ProgramInfo::id).unwrap()
+    };
+    let statistics = enable_stats(Stats::RunTime).unwrap();
+    let before = egress();
+    std::thread::sleep(PACKETS_FOR);
+    let after = egress();
+    drop(statistics);
+    let runs = after.run_count() - before.run_count();
+    let time = after.run_time() - before.run_time();
+    println!(
+        "egress of an open bottle: mean {} ns a packet, n {runs}",
+        time.as_nanos() / u128::from(runs.max(1))
+    );
+}
+
+/// When the last packet that passed began and ended, monotonic nanoseconds, written by the sender.
+struct Times {
+    began: AtomicU64,
+    returned: AtomicU64,
+}
+
+/// Memory shared with the sender.
+fn shared_times() -> &'static Times {
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a fresh mapping, never unmapped, zeroed, and large enough for two words.
+    unsafe {
+        let address = libc::mmap(std::ptr::null_mut(), size_of::<Times>(), protection, flags, -1, 0);
+        assert_ne!(address, libc::MAP_FAILED);
+        &*address.cast::<Times>()
+    }
+}
+
+/// A process in the bottle that sends datagrams as fast as it can.
+struct Sender(Pid);
+
+impl Sender {
+    fn start(cgroup: &std::path::Path, to: SocketAddr, times: &'static Times) -> Self {
+        let procs = OpenOptions::new().write(true).open(cgroup.join("cgroup.procs")).unwrap();
+        // SAFETY: this process has one thread.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Parent { child } => Self(child),
+            ForkResult::Child => {
+                nix::unistd::write(&procs, b"0").unwrap();
+                let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+                loop {
+                    let began = now();
+                    if socket.send_to(b"x", to).is_ok() {
+                        times.returned.store(now(), Ordering::SeqCst);
+                        times.began.store(began, Ordering::SeqCst);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        kill(self.0, Signal::SIGKILL).unwrap();
+        waitpid(self.0, None).unwrap();
+    }
+}
+
+fn guard(slot: u32) -> Guard {
+    Guard { slot, generation: 1, meter: SocketAddr::from(([127, 0, 0, 1], 1)), listener: 1 }
+}
+
+fn now() -> u64 {
+    let time = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap());
+    u64::try_from(time.as_nanos()).unwrap()
+}
+
+fn nanoseconds(action: impl FnOnce()) -> u64 {
+    let start = Instant::now();
+    action();
+    u64::try_from(start.elapsed().as_nanos()).unwrap()
+}
+
+/// Prints median and 99th percentile, microseconds.
+fn report(what: &str, mut rounds: Vec<u64>) {
+    rounds.sort_unstable();
+    let at = |percent: usize| Duration::from_nanos(rounds[(rounds.len() - 1) * percent / 100]);
+    println!("{what}: median {:?}, p99 {:?}, n {}", at(50), at(99), rounds.len());
+}
