@@ -271,6 +271,7 @@ fn instance_name(path: &Path) -> String {
     let mut rest = hasher.finish();
     let mut name = String::with_capacity(INSTANCE_LEN);
     for _ in 0..INSTANCE_LEN {
+        // below 36, so it always fits
         let digit = usize::try_from(rest % 36).unwrap_or_default();
         name.push(char::from(DIGITS[digit]));
         rest /= 36;

@@ -19,6 +19,8 @@ use super::{
 /// Providers that are part of the design and not of this version.
 const COMING_PROVIDERS: [&str; 2] = ["gemini", "bedrock"];
 
+const SUPPORTED_DIALECTS: &str = "dialect anthropic, openai or openai-chat";
+
 /// The settings that the file asks for.
 pub(super) fn settings(file: File, places: &Places) -> Result<Settings, Fault> {
     refuse_unsupported(&file, places)?;
@@ -119,31 +121,33 @@ fn providers(entries: BTreeMap<String, ProviderEntry>, places: &Places) -> Resul
 
 fn new_provider(name: String, entry: ProviderEntry, places: &Places) -> Result<Provider, Fault> {
     let at = places.key(&["providers", &name]);
-    if entry.dialect.is_none() {
-        return Err(Fault::new(at, format!("provider {name:?} has no dialect"))
-            .hint("dialect: anthropic, openai or openai-chat"));
-    }
+    let Some(word) = entry.dialect else {
+        return Err(Fault::new(at, format!("provider {name:?} has no dialect")).hint(SUPPORTED_DIALECTS));
+    };
     if !filled(entry.hosts.as_ref()) && entry.upstream.is_none() {
         return Err(Fault::new(at, format!("provider {name:?} has neither hosts nor an upstream")));
     }
-    // the dialect is replaced below: it was given
-    let mut provider = Provider { name, dialect: Dialect::Openai, hosts: Vec::new(), upstream: None };
+    let dialect = dialect(word, &name, places)?;
+    let mut provider = Provider { name, dialect, hosts: Vec::new(), upstream: None };
     override_provider(&mut provider, entry, places)?;
     Ok(provider)
+}
+
+fn dialect(word: DialectWord, provider: &str, places: &Places) -> Result<Dialect, Fault> {
+    match word {
+        DialectWord::Anthropic => Ok(Dialect::Anthropic),
+        DialectWord::Openai => Ok(Dialect::Openai),
+        DialectWord::OpenaiChat => Ok(Dialect::OpenaiChat),
+        DialectWord::Gemini | DialectWord::Bedrock => {
+            Err(not_yet(places, &["providers", provider, "dialect"], SUPPORTED_DIALECTS))
+        }
+    }
 }
 
 fn override_provider(provider: &mut Provider, entry: ProviderEntry, places: &Places) -> Result<(), Fault> {
     let name = provider.name.clone();
     if let Some(word) = entry.dialect {
-        provider.dialect = match word {
-            DialectWord::Anthropic => Dialect::Anthropic,
-            DialectWord::Openai => Dialect::Openai,
-            DialectWord::OpenaiChat => Dialect::OpenaiChat,
-            DialectWord::Gemini | DialectWord::Bedrock => {
-                let path = ["providers", &name, "dialect"];
-                return Err(not_yet(places, &path, "anthropic, openai or openai-chat"));
-            }
-        };
+        provider.dialect = dialect(word, &name, places)?;
     }
     if let Some(hosts) = entry.hosts {
         for (index, host) in hosts.iter().enumerate() {

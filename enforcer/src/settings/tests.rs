@@ -302,7 +302,7 @@ fn errors_name_line_and_column_and_what_to_do() {
       => s.yml:1:17: "10.0.0.1" is no range of addresses (10.0.0.0/8, fd00::/8)
     providers:
       new: { hosts: [a.example] }
-      => s.yml:2:3: provider "new" has no dialect [dialect: anthropic, openai or openai-chat]
+      => s.yml:2:3: provider "new" has no dialect [dialect anthropic, openai or openai-chat]
     providers:
       new: { dialect: openai }
       => s.yml:2:3: provider "new" has neither hosts nor an upstream
