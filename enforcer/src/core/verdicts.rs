@@ -14,6 +14,16 @@ use crate::clock::{now_ms, rfc3339};
 use crate::control::api::{self, Problem};
 use crate::ledger::{AttachmentId, Entry, ExchangeId, Verdict};
 
+/// A restore that was found right, before it is durable.
+struct Restoring {
+    entries: Vec<Entry>,
+    attachment: AttachmentId,
+    /// The verdict's number when the restore was ordered.
+    verdict: u64,
+    /// Tokens to add to accounts.
+    additions: Vec<(AccountId, u64)>,
+}
+
 impl Core {
     /// Cuts whatever a charge to these accounts has put over its budget: every bottle that a newly crossed
     /// account governs, and in any case the bottle that was charged.
@@ -142,19 +152,15 @@ impl Core {
         reply: oneshot::Sender<Result<(), Problem>>,
     ) {
         match self.prepare_restore(name, order, &by) {
-            Ok((entries, after)) => self.submit(entries, after(reply)),
+            Ok(Restoring { entries, attachment, verdict, additions }) => {
+                self.submit(entries, After::Restored { attachment, verdict, additions, reply });
+            }
             Err(problem) => answer(reply, Err(problem)),
         }
     }
 
     /// Checks the order and composes what is to be committed. Nothing opens and nothing is added before that.
-    fn prepare_restore(
-        &mut self,
-        name: &str,
-        order: &api::Restore,
-        by: &str,
-    ) -> Result<(Vec<Entry>, impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> After + use<>), Problem>
-    {
+    fn prepare_restore(&mut self, name: &str, order: &api::Restore, by: &str) -> Result<Restoring, Problem> {
         let slot = self.slot_of(name).ok_or_else(|| unknown(name))?;
         let additions = self.additions(slot, name, order)?;
         if !order.force {
@@ -175,7 +181,7 @@ impl Core {
         let mut row = action(ActionKind::Restore, Some(name.to_owned()), bottle.cause.clone(), by);
         row.detail = self.describe(&additions, order.force);
         entries.push(Entry::Action(row));
-        Ok((entries, move |reply| After::Restored { attachment, verdict, additions, reply }))
+        Ok(Restoring { entries, attachment, verdict, additions })
     }
 
     /// The accounts that the order adds to: for each provider, the one that governs this bottle.
