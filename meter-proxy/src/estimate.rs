@@ -1,1 +1,158 @@
-//! In the making.
+//! Guesses at token counts from bytes, for what a provider has not (yet) reported.
+//!
+//! Two guesses with two aims: the running count of output errs low, so that no agent is cut early by a guess;
+//! the input estimate is what real text comes to. Neither is a tokenizer.
+use memchr::{memchr, memchr2};
+
+/// Bytes of decoded UTF-8 output that count as one token. English prose and code come to 3.5–4.5 bytes a
+/// token, so this errs low on purpose.
+pub const OUTPUT_BYTES_PER_TOKEN: u64 = 6;
+/// Bytes of request text that count as one token of input.
+pub const INPUT_BYTES_PER_TOKEN: u64 = 4;
+/// Most tokens that an unread request is taken for: the common context window. Its bytes may be images.
+pub const MAX_UNREAD_INPUT: u64 = 200_000;
+/// Output reserved for an answer that is not streamed, when the request names no limit; tokens.
+pub const DEFAULT_OUTPUT_ALLOWANCE: u64 = 1_024;
+/// Most output reserved for an answer that is not streamed, tokens: limits are set generously and rarely met.
+pub const MAX_OUTPUT_ALLOWANCE: u64 = 4_096;
+
+/// A base64 value shorter than this, in bytes, is counted as text.
+const MIN_MEDIA_BYTES: usize = 64;
+
+/// Tokens of `text_bytes` bytes of output. Errs low.
+#[must_use]
+pub fn output_tokens(text_bytes: u64) -> u64 {
+    text_bytes / OUTPUT_BYTES_PER_TOKEN
+}
+
+/// Tokens of a JSON request: its strings and keys, without base64 media (`data` values and `data:` URLs).
+/// Takes anything; what is no JSON is guessed at just the same.
+#[must_use]
+pub fn input_tokens(body: &[u8]) -> u64 {
+    let mut text_bytes = 0;
+    let mut rest = body;
+    let mut media_key = false;
+    while let Some(open) = memchr(b'"', rest) {
+        let (string, after) = split_string(&rest[open + 1..]);
+        if !(is_data_url(string) || media_key && is_base64(string)) {
+            text_bytes += string.len() as u64;
+        }
+        media_key = string == b"data" && after.trim_ascii_start().starts_with(b":");
+        rest = after;
+    }
+    text_bytes.div_ceil(INPUT_BYTES_PER_TOKEN)
+}
+
+/// Tokens of a request of which only the length is known.
+#[must_use]
+pub fn unread_input_tokens(content_length: u64) -> u64 {
+    content_length.div_ceil(INPUT_BYTES_PER_TOKEN).min(MAX_UNREAD_INPUT)
+}
+
+/// Bytes of UTF-8 that a JSON string stands for; 0 for any other JSON value. `json` is one valid JSON value.
+#[must_use]
+pub fn text_bytes(json: &str) -> u64 {
+    let Some(quoted) = json.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else { return 0 };
+    let mut rest = quoted.as_bytes();
+    let mut decoded = 0;
+    while let Some(at) = memchr(b'\\', rest) {
+        let (bytes, length) = escape_bytes(&rest[at..]);
+        decoded += at + bytes;
+        rest = rest.get(at + length..).unwrap_or_default();
+    }
+    (decoded + rest.len()) as u64
+}
+
+/// Bytes of UTF-8 that the escape at the start of `text` stands for, and the escape's own length. Each half of
+/// a surrogate pair counts as half of the four bytes.
+fn escape_bytes(text: &[u8]) -> (usize, usize) {
+    if text.get(1) != Some(&b'u') {
+        return (1, 2);
+    }
+    let code = text
+        .get(2..6)
+        .and_then(|digits| std::str::from_utf8(digits).ok())
+        .and_then(|digits| u16::from_str_radix(digits, 16).ok())
+        .unwrap_or_default();
+    let bytes = match code {
+        0..0x80 => 1,
+        0x80..0x800 | 0xd800..0xe000 => 2,
+        _ => 3,
+    };
+    (bytes, 6)
+}
+
+/// Splits behind a string's closing quote: its content, still escaped, and what follows.
+fn split_string(text: &[u8]) -> (&[u8], &[u8]) {
+    let mut at = 0;
+    while let Some(found) = memchr2(b'"', b'\\', &text[at..]) {
+        let end = at + found;
+        if text[end] == b'"' {
+            return (&text[..end], &text[end + 1..]);
+        }
+        at = (end + 2).min(text.len());
+    }
+    (text, b"")
+}
+
+fn is_data_url(string: &[u8]) -> bool {
+    string.starts_with(b"data:") && string.len() >= MIN_MEDIA_BYTES
+}
+
+/// Whether a value's beginning is base64 and nothing else; spaces tell text.
+fn is_base64(string: &[u8]) -> bool {
+    string.get(..MIN_MEDIA_BYTES).is_some_and(|start| {
+        start.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+/=-_\\".contains(byte))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_bytes_are_those_of_the_decoded_string() {
+        for text in ["", "plain", "tab\tquote\"back\\", "é€𝄞", "a\u{0}b"] {
+            let json = serde_json::to_string(text).unwrap();
+            assert_eq!(text_bytes(&json), text.len() as u64, "{json}");
+        }
+        assert_eq!(text_bytes(r#""\u00e9\u20ac\ud834\udd1e\u0041""#), "é€𝄞A".len() as u64);
+        assert_eq!(text_bytes(r#""\ud834""#), 2, "half a pair is no error");
+        for other in ["null", "5", "[]", "{\"a\":\"bcd\"}"] {
+            assert_eq!(text_bytes(other), 0, "{other}");
+        }
+    }
+
+    #[test]
+    fn media_is_no_text() {
+        let picture = "iVBORw0KGgo".repeat(1_000);
+        let text = r#"{"role":"user","content":"twelve bytes"}"#;
+        let table = [
+            format!(r#"{{"type":"base64","data":"{picture}"}}"#),
+            format!(r#"{{"type":"base64","data" : "{picture}"}}"#),
+            format!(r#"{{"url":"data:image/png;base64,{picture}"}}"#),
+        ];
+        let bare = input_tokens(text.as_bytes());
+        for media in table {
+            let tokens = input_tokens(format!("[{text},{media}]").as_bytes());
+            assert!(tokens > bare && tokens < bare + 10, "{tokens} tokens for {}", &media[..40]);
+        }
+        let prose = "words of a file ".repeat(1_000);
+        assert!(input_tokens(format!(r#"{{"data":"{prose}"}}"#).as_bytes()) >= 4_000, "text in data counts");
+        assert!(input_tokens(format!(r#"{{"note":"{picture}"}}"#).as_bytes()) > 2_000, "only data is media");
+    }
+
+    #[test]
+    fn input_is_a_quarter_of_the_text() {
+        assert_eq!(input_tokens(br#""12345678""#), 2);
+        assert_eq!(input_tokens(br#""123\"5678""#), 3, "escapes do not end a string");
+        assert_eq!(input_tokens(b"\"never closed\\"), 4);
+        assert_eq!(input_tokens(b""), 0);
+    }
+
+    #[test]
+    fn an_unread_request_is_bounded() {
+        assert_eq!(unread_input_tokens(4_001), 1_001);
+        assert_eq!(unread_input_tokens(u64::MAX), MAX_UNREAD_INPUT);
+    }
+}

@@ -1,48 +1,27 @@
-//! One metered request and its answer, as a pure state machine.
+//! One metered request and its answer, as a pure state machine: bytes in, figures out.
+//!
+//! It sees a copy of what passes and changes nothing. Not here: connections, time, the socket to the
+//! controller; the caller delivers, holds back and settles as it is told.
+use crate::decode::Decoder;
+use crate::estimate;
+use crate::sse::{Event, Parser};
 use crate::tokens::{Ending, Provenance, Tokens};
-use crate::usage::Shape;
+use crate::usage::tally::Tally;
+use crate::usage::{self, Shape};
 
-/// What the gate needs to know of a request.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
-    /// The model asked for.
-    pub model: Option<String>,
-    /// Whether the answer was asked for as a stream.
-    pub streamed: bool,
-    /// Input estimate, tokens.
-    pub input_estimate: u64,
-    /// Output that is reserved beforehand, tokens; 0 for streams.
-    pub output_allowance: u64,
-}
+pub use crate::facts::Facts;
 
-impl Facts {
-    /// What the gate reserves, tokens.
-    #[must_use]
-    pub fn reservation(&self) -> u64 {
-        self.input_estimate.saturating_add(self.output_allowance)
-    }
-
-    /// Reads a request. `body` is what was kept of it, still encoded; `complete` says that it is all of it.
-    #[must_use]
-    pub fn of_request(
-        _shape: Shape,
-        _body: &[u8],
-        _complete: bool,
-        _content_encoding: &str,
-        _content_length: Option<u64>,
-    ) -> Self {
-        Self::default()
-    }
-}
+/// Longest decoded JSON answer that is read, in bytes; of a longer one the usage is not found.
+pub const MAX_DOCUMENT_BYTES: usize = 16 * 1024 * 1024;
 
 /// What a chunk meant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Step {
     /// [`Exchange::tokens`] changed.
     pub changed: bool,
-    /// From this chunk on nothing may reach the client until the settlement is durable.
+    /// From this chunk on nothing may reach the client until the settlement is durable; stays `true`.
     pub hold: bool,
-    /// The final figures are known: settle now.
+    /// The final figures are known: settle now. `true` once. Never for JSON, which is judged at its end.
     pub terminal: bool,
 }
 
@@ -55,55 +34,253 @@ pub struct Figures {
     pub provenance: Provenance,
     /// How the exchange ended, as the exchange itself judges it.
     pub ending: Ending,
-    /// The model that answered.
+    /// The model that answered, as the provider names it, printable characters only.
     pub model: Option<String>,
-    /// The provider's usage JSON, compact, latest first; at most [`crate::protocol::MAX_RAW_BYTES`].
+    /// The provider's usage JSON, compact: the latest object, or an array of the latest and the first one;
+    /// at most [`crate::protocol::MAX_RAW_BYTES`].
     pub raw: Option<String>,
     /// What the operator should know of these figures, one line.
     pub alarm: Option<String>,
 }
 
+/// The answer's body, by its form.
+enum Body {
+    /// The head has not come.
+    Waiting,
+    /// An event stream.
+    Stream(Parser),
+    /// One JSON document: what was decoded of it.
+    Document(Vec<u8>),
+    /// A document longer than [`MAX_DOCUMENT_BYTES`].
+    Overlong,
+    /// Of an unlisted endpoint, and neither JSON nor an event stream.
+    Ignored,
+}
+
 /// One metered request and its answer.
 pub struct Exchange {
-    _facts: Facts,
+    facts: Facts,
+    /// Whether the endpoint is known to bill.
+    listed: bool,
+    shape: Shape,
+    status: Option<u16>,
+    body: Body,
+    /// `None`: the body cannot be decoded (any more).
+    decoder: Option<Decoder>,
+    /// Bytes that passed after decoding had failed.
+    undecoded_bytes: u64,
+    /// An event was too long to be read.
+    hidden_event: bool,
+    tally: Tally,
+    terminal_told: bool,
 }
 
 impl Exchange {
     /// Begins with what is known of the request.
     #[must_use]
-    pub fn new(_shape: Shape, facts: Facts) -> Self {
-        Self { _facts: facts }
+    pub fn new(shape: Shape, facts: Facts) -> Self {
+        Self {
+            facts,
+            listed: shape != Shape::Any,
+            shape,
+            status: None,
+            body: Body::Waiting,
+            decoder: None,
+            undecoded_bytes: 0,
+            hidden_event: false,
+            tally: Tally::default(),
+            terminal_told: false,
+        }
     }
 
-    /// The head of the answer.
-    pub fn head(&mut self, _status: u16, _content_type: &str, _content_encoding: &str) {}
+    /// The head of the answer: status, and the values of `Content-Type` and `Content-Encoding`, empty when
+    /// missing.
+    pub fn head(&mut self, status: u16, content_type: &str, content_encoding: &str) {
+        self.status = Some(status);
+        self.body = self.body_of(&content_type.to_ascii_lowercase());
+        if matches!(self.body, Body::Ignored) {
+            return;
+        }
+        match Decoder::new(content_encoding) {
+            Ok(decoder) => self.decoder = Some(decoder),
+            Err(why) => self.tally.alarm(why.to_string()),
+        }
+    }
 
-    /// Whether the answer is an event stream; otherwise the caller withholds the last bytes itself.
+    /// Whether the answer is an event stream; of any other the caller withholds the last bytes itself.
     #[must_use]
     pub fn is_stream(&self) -> bool {
-        false
+        matches!(self.body, Body::Stream(_))
     }
 
-    /// Bytes of the answer as they pass, still encoded.
-    pub fn feed(&mut self, _bytes: &[u8]) -> Step {
-        Step::default()
+    /// Takes bytes of the answer as they pass, still encoded.
+    pub fn feed(&mut self, bytes: &[u8]) -> Step {
+        let before = self.tokens();
+        self.read(bytes);
+        let terminal =
+            self.tally.terminal && !std::mem::replace(&mut self.terminal_told, self.tally.terminal);
+        Step { changed: self.tokens() != before, hold: self.tally.hold, terminal }
     }
 
-    /// Figures so far.
+    /// Figures so far: the provider's, output topped up with the running count. Input is the provider's word
+    /// alone, so that no agent is cut early by a guess.
     #[must_use]
     pub fn tokens(&self) -> Tokens {
-        Tokens::default()
+        self.tally.tokens()
     }
 
-    /// The final figures; call once.
+    /// The final figures; call once. `ending` is how the caller saw it end.
     pub fn end(&mut self, ending: Ending) -> Figures {
+        self.close_body(ending);
+        let (tokens, provenance, ending) = self.judge(ending);
         Figures {
-            tokens: self.tokens(),
-            provenance: Provenance::Estimated,
+            tokens,
+            provenance,
             ending,
-            model: None,
-            raw: None,
-            alarm: None,
+            model: self.tally.model.take(),
+            raw: self.tally.raw(),
+            alarm: self.tally.alarms(),
+        }
+    }
+
+    /// Servers that mislabel a stream still answer a request for one with one, unless they say it is JSON.
+    fn body_of(&self, content_type: &str) -> Body {
+        let json = content_type.contains("json");
+        let asked_for_stream = self.listed && self.facts.streamed && self.is_success();
+        if content_type.starts_with("text/event-stream") || asked_for_stream && !json {
+            Body::Stream(Parser::new())
+        } else if self.listed || json {
+            Body::Document(Vec::new())
+        } else {
+            Body::Ignored
+        }
+    }
+
+    fn is_success(&self) -> bool {
+        self.status.is_some_and(|status| (200..300).contains(&status))
+    }
+
+    /// Decodes a copy and reads what it makes readable.
+    fn read(&mut self, bytes: &[u8]) {
+        let Self { decoder: Some(decoder), body, shape, tally, hidden_event, .. } = self else {
+            self.undecoded_bytes = self.undecoded_bytes.saturating_add(bytes.len() as u64);
+            return;
+        };
+        let decoded = decoder.feed(bytes, &mut |piece| match body {
+            Body::Stream(parser) => {
+                parser.feed(piece, |event| *hidden_event |= on_event(event, shape, tally))
+            }
+            Body::Document(kept) if kept.len() + piece.len() > MAX_DOCUMENT_BYTES => *body = Body::Overlong,
+            Body::Document(kept) => kept.extend_from_slice(piece),
+            Body::Waiting | Body::Overlong | Body::Ignored => {}
+        });
+        if let Err(why) = decoded {
+            self.decoder = None;
+            self.tally.alarm(why.to_string());
+        }
+    }
+
+    /// Reads what only the end completes: the last event, or the document.
+    fn close_body(&mut self, ending: Ending) {
+        let (shape, tally) = (&mut self.shape, &mut self.tally);
+        match &mut self.body {
+            Body::Stream(parser) => {
+                parser.end(|event| self.hidden_event |= on_event(event, shape, tally));
+                // some compatible servers never send [DONE]
+                tally.terminal |= ending == Ending::Completed
+                    && *shape == Shape::OpenaiChat
+                    && tally.finished
+                    && tally.whole;
+            }
+            Body::Document(kept) if self.decoder.is_some() => {
+                let is_json = usage::document(shape, kept, tally);
+                let worth_an_alarm = self.listed && ending == Ending::Completed;
+                if !is_json && worth_an_alarm && self.is_success() {
+                    self.tally.alarm("the answer is not JSON");
+                }
+            }
+            Body::Overlong if self.listed => self.tally.alarm("the answer is too long to be read"),
+            _ => {}
+        }
+    }
+
+    /// Decides what is charged, on whose word, and how the exchange really ended.
+    fn judge(&mut self, ending: Ending) -> (Tokens, Provenance, Ending) {
+        let reported = self.tally.report.tokens();
+        if ending == Ending::Unsent {
+            return (Tokens::default(), Provenance::Reported, ending);
+        }
+        if self.status.is_some() && !self.is_success() {
+            return (reported, Provenance::Reported, Ending::UpstreamError);
+        }
+        if !self.listed && !self.tally.report.is_known() {
+            return (Tokens::default(), Provenance::Reported, ending);
+        }
+        if self.is_settled_by_report() {
+            return (reported, Provenance::Reported, ending);
+        }
+        let ending = if self.broke_off(ending) { Ending::UpstreamBroke } else { ending };
+        let (tokens, provenance) = self.guess();
+        if ending == Ending::Completed {
+            self.tally.alarm(match provenance {
+                Provenance::Estimated => "a successful answer without usage",
+                _ => "a successful answer without its final usage",
+            });
+        }
+        (tokens, provenance, ending)
+    }
+
+    /// Whether the provider's figures cover the whole answer. No inference is free, so zeros settle nothing.
+    fn is_settled_by_report(&self) -> bool {
+        let Tally { report, whole, terminal, failed, .. } = &self.tally;
+        let complete = report.input.is_some() && report.output.is_some();
+        *terminal && *whole && !*failed && complete && report.tokens().total() > 0
+    }
+
+    /// Whether a stream that seemed to end well lacks its last event. One that could not be read to its end
+    /// may have had it.
+    fn broke_off(&self, ending: Ending) -> bool {
+        let ended_well = self.tally.terminal && !self.tally.failed;
+        let unread = self.decoder.is_none() || self.hidden_event;
+        ending == Ending::Completed && self.is_stream() && !ended_well && !unread
+    }
+
+    /// The safe side: what the provider stated, and for the rest the estimates. Without evidence of output,
+    /// an answer that is not streamed is charged its whole reservation.
+    fn guess(&self) -> (Tokens, Provenance) {
+        let stated = self.tally.report.tokens();
+        let known = stated.total() > 0;
+        let mut tokens = stated;
+        if tokens.input + tokens.cache_read + tokens.cache_write == 0 {
+            tokens.input = self.facts.input_estimate;
+        }
+        if self.is_stream() {
+            let undecoded = estimate::output_tokens(self.undecoded_bytes);
+            tokens.output = stated.output.max(self.tally.counted_output().saturating_add(undecoded));
+        } else if !known || self.tally.report.output.is_none() {
+            tokens.output = stated.output.max(self.facts.output_allowance);
+        }
+        (tokens, if known { Provenance::Partial } else { Provenance::Estimated })
+    }
+}
+
+/// Reads one event; `true` when it was too long to be read.
+fn on_event(event: Event<'_>, shape: &mut Shape, tally: &mut Tally) -> bool {
+    match event {
+        Event::Data(data) => {
+            usage::event(shape, data, tally);
+            false
+        }
+        Event::Oversized => {
+            if *shape != Shape::Any {
+                tally.alarm("an event of the stream is too long to be read");
+            }
+            // the figures may have been in it; later ones, being cumulative, make up for it
+            tally.whole = false;
+            true
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,8 @@ pub mod estimate;
 #[cfg(feature = "proxy")]
 pub mod exchange;
 #[cfg(feature = "proxy")]
+pub mod facts;
+#[cfg(feature = "proxy")]
 pub mod hosts;
 #[cfg(feature = "proxy")]
 pub mod privileges;

@@ -1,1 +1,272 @@
-//! In the making.
+//! Splits a byte stream into server-sent events, however it is cut into chunks.
+//!
+//! Follows the event stream format of the HTML standard: LF, CR and CRLF line ends, a leading BOM, comments,
+//! several `data` lines an event. Other fields than `data` are not kept: every dialect repeats the event's
+//! name inside its JSON. Not here: what an event means.
+use memchr::memchr2;
+
+/// Longest event in bytes; a longer one is skipped to its end and reported as [`Event::Oversized`].
+pub const MAX_EVENT_BYTES: usize = 4 * 1024 * 1024;
+
+/// Buffers larger than this, in bytes, are given back after the event that needed them.
+const KEPT_BUFFER_BYTES: usize = 16 * 1024;
+
+const BOM: &[u8] = b"\xef\xbb\xbf";
+
+/// What the parser found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// The data of one event, its lines joined by LF; never empty.
+    Data(&'a [u8]),
+    /// An event longer than [`MAX_EVENT_BYTES`] was skipped.
+    Oversized,
+}
+
+/// The state between two chunks.
+#[derive(Debug, Default)]
+pub struct Parser {
+    /// How many bytes of the BOM were seen; beyond its length: the start of the stream is behind us.
+    bom_seen: usize,
+    /// The last byte was a CR: an LF that follows belongs to it.
+    after_cr: bool,
+    /// The event grew too long: nothing is kept until its blank line.
+    skipping: bool,
+    /// The beginning of a line whose end has not come. While skipping: its first byte.
+    line: Vec<u8>,
+    /// Data lines of the event under way.
+    data: Vec<u8>,
+    /// At least one data line came.
+    has_data: bool,
+}
+
+impl Parser {
+    /// A parser at the start of a stream.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes the next bytes and calls `on_event` for each event that they complete.
+    pub fn feed(&mut self, bytes: &[u8], mut on_event: impl FnMut(Event<'_>)) {
+        let mut rest = self.after_bom(bytes);
+        while let Some(&first) = rest.first() {
+            if std::mem::take(&mut self.after_cr) && first == b'\n' {
+                rest = &rest[1..];
+                continue;
+            }
+            let Some(end) = memchr2(b'\n', b'\r', rest) else {
+                self.keep(rest);
+                return;
+            };
+            self.after_cr = rest[end] == b'\r';
+            self.end_line(&rest[..end], &mut on_event);
+            rest = &rest[end + 1..];
+        }
+    }
+
+    /// The stream is over: a last event without its blank line is dispatched.
+    pub fn end(&mut self, mut on_event: impl FnMut(Event<'_>)) {
+        if !self.line.is_empty() {
+            self.end_line(b"", &mut on_event);
+        }
+        self.dispatch(&mut on_event);
+    }
+
+    /// Skips the BOM, whole or in parts. Bytes that only began like one are the line's.
+    fn after_bom<'a>(&mut self, mut bytes: &'a [u8]) -> &'a [u8] {
+        while self.bom_seen < BOM.len() {
+            match bytes.split_first() {
+                None => break,
+                Some((byte, rest)) if *byte == BOM[self.bom_seen] => {
+                    self.bom_seen += 1;
+                    bytes = rest;
+                }
+                Some(_) => {
+                    self.line.extend_from_slice(&BOM[..self.bom_seen]);
+                    self.bom_seen = BOM.len();
+                }
+            }
+        }
+        bytes
+    }
+
+    /// Keeps the beginning of a line for later.
+    fn keep(&mut self, part: &[u8]) {
+        if self.line.len() + part.len() > MAX_EVENT_BYTES {
+            self.skip_event();
+        }
+        if !self.skipping {
+            self.line.extend_from_slice(part);
+        } else if self.line.is_empty() {
+            self.line.extend(part.first());
+        }
+    }
+
+    /// Takes a line's last part, its end excluded.
+    fn end_line(&mut self, part: &[u8], on_event: &mut impl FnMut(Event<'_>)) {
+        if self.line.is_empty() {
+            self.take_line(part, on_event);
+            return;
+        }
+        self.keep(part);
+        let mut line = std::mem::take(&mut self.line);
+        self.take_line(&line, on_event);
+        line.clear();
+        line.shrink_to(KEPT_BUFFER_BYTES);
+        self.line = line;
+    }
+
+    fn take_line(&mut self, line: &[u8], on_event: &mut impl FnMut(Event<'_>)) {
+        if line.is_empty() {
+            self.dispatch(on_event);
+        } else if self.data.len() + line.len() > MAX_EVENT_BYTES {
+            self.skip_event();
+        } else if !self.skipping
+            && let Some(value) = data_value(line)
+        {
+            if self.has_data {
+                self.data.push(b'\n');
+            }
+            self.has_data = true;
+            self.data.extend_from_slice(value);
+        }
+    }
+
+    fn dispatch(&mut self, on_event: &mut impl FnMut(Event<'_>)) {
+        if std::mem::take(&mut self.skipping) {
+            on_event(Event::Oversized);
+        } else if !self.data.is_empty() {
+            on_event(Event::Data(&self.data));
+        }
+        self.forget_data();
+    }
+
+    fn skip_event(&mut self) {
+        self.skipping = true;
+        self.forget_data();
+        self.line.truncate(1);
+        self.line.shrink_to(KEPT_BUFFER_BYTES);
+    }
+
+    fn forget_data(&mut self) {
+        self.has_data = false;
+        self.data.clear();
+        self.data.shrink_to(KEPT_BUFFER_BYTES);
+    }
+}
+
+/// The value of a `data` line; `None` for comments and other fields.
+fn data_value(line: &[u8]) -> Option<&[u8]> {
+    let after_name = line.strip_prefix(b"data")?;
+    if after_name.is_empty() {
+        return Some(after_name);
+    }
+    let value = after_name.strip_prefix(b":")?;
+    Some(value.strip_prefix(b" ").unwrap_or(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn record(into: &mut Vec<String>, event: Event<'_>) {
+        into.push(match event {
+            Event::Data(data) => String::from_utf8_lossy(data).into_owned(),
+            Event::Oversized => "<oversized>".to_owned(),
+        });
+    }
+
+    fn events_of(chunks: &[&[u8]]) -> Vec<String> {
+        let mut parser = Parser::new();
+        let mut seen = Vec::new();
+        for chunk in chunks {
+            parser.feed(chunk, |event| record(&mut seen, event));
+        }
+        parser.end(|event| record(&mut seen, event));
+        seen
+    }
+
+    #[test]
+    fn every_framing_gives_its_events() {
+        let table: &[(&str, &[u8], &[&str])] = &[
+            ("LF", b"data: a\n\ndata: b\n\n", &["a", "b"]),
+            ("CRLF", b"data: a\r\n\r\ndata: b\r\n\r\n", &["a", "b"]),
+            ("lone CR", b"data: a\r\rdata: b\r\r", &["a", "b"]),
+            ("mixed ends", b"data: a\r\n\ndata: b\n\r\n", &["a", "b"]),
+            ("no space", b"data:a\n\n", &["a"]),
+            ("only the first space goes", b"data:  a\n\n", &[" a"]),
+            ("several data lines", b"data: a\ndata:b\ndata\n\n", &["a\nb\n"]),
+            ("BOM", b"\xef\xbb\xbfdata: a\n\n", &["a"]),
+            ("a BOM only at the start", b"data: a\n\n\xef\xbb\xbfdata: b\n\n", &["a"]),
+            ("half a BOM is a line", b"\xef\xbbdata: a\n\ndata: b\n\n", &["b"]),
+            ("comments", b": ping\n\n:\ndata: a\n: more\n\n", &["a"]),
+            ("other fields", b"event: x\nid: 1\nretry: 5\ndatas: n\ndata: a\n\n", &["a"]),
+            ("no data", b"event: x\n\ndata:\n\n", &[]),
+            ("no last blank line", b"data: a\n\ndata: b\n", &["a", "b"]),
+            ("no last line end", b"data: a\n\ndata: b", &["a", "b"]),
+            ("empty", b"", &[]),
+        ];
+        for (name, stream, expected) in table {
+            assert_eq!(events_of(&[stream]), *expected, "{name}");
+            let bytes: Vec<&[u8]> = stream.chunks(1).collect();
+            assert_eq!(events_of(&bytes), *expected, "{name}, byte by byte");
+        }
+    }
+
+    #[test]
+    fn an_event_is_dispatched_by_its_last_byte_and_not_later() {
+        for stream in [&b"data: a\n\n"[..], b"data: a\r\r", b"data: a\r\n\r"] {
+            let mut parser = Parser::new();
+            let mut seen = Vec::new();
+            let (last, before) = stream.split_last().unwrap();
+            parser.feed(before, |event| record(&mut seen, event));
+            assert!(seen.is_empty(), "{stream:?}");
+            parser.feed(&[*last], |event| record(&mut seen, event));
+            assert_eq!(seen, ["a"], "{stream:?}");
+        }
+    }
+
+    #[test]
+    fn an_oversized_event_is_skipped_to_its_end_and_named_once() {
+        let long = vec![b'x'; MAX_EVENT_BYTES];
+        let one_line = [b"data: ", &long[..], b"\n\ndata: next\n\n"].concat();
+        let half = &long[..MAX_EVENT_BYTES / 2];
+        let three_lines =
+            [b"data: ", half, b"\ndata: ", half, b"\ndata: ", half, b"\n\ndata: next\n\n"].concat();
+        for stream in [one_line, three_lines] {
+            for size in [stream.len(), 65_536, 4_099] {
+                let chunks: Vec<&[u8]> = stream.chunks(size).collect();
+                assert_eq!(events_of(&chunks), ["<oversized>", "next"], "chunks of {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn buffers_are_given_back_after_a_long_event() {
+        let mut parser = Parser::new();
+        parser.feed(b"data: ", |_| {});
+        parser.feed(&vec![b'x'; 1_000_000], |_| {});
+        parser.feed(b"\n\n", |_| {});
+        assert!(parser.line.capacity() + parser.data.capacity() <= 2 * KEPT_BUFFER_BYTES);
+    }
+
+    const PARTS: &[&[u8]] =
+        &[b"data: x", b"\n", b"\r", b":c", b"\xef\xbb\xbf", b"data", b":", b" ", b"event: e", b"\n\n"];
+
+    proptest! {
+        #[test]
+        fn the_cut_does_not_matter(
+            stream in proptest::collection::vec(prop::sample::select(PARTS), 0..40),
+            cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..20),
+        ) {
+            let stream = stream.concat();
+            let mut at: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len() + 1)).collect();
+            at.extend([0, stream.len()]);
+            at.sort_unstable();
+            let chunks: Vec<&[u8]> = at.windows(2).map(|pair| &stream[pair[0]..pair[1]]).collect();
+            prop_assert_eq!(events_of(&chunks), events_of(&[&stream]));
+        }
+    }
+}

@@ -1,5 +1,19 @@
-//! How providers report usage: which endpoints bill, and in which shape the figures come.
-use crate::protocol::Dialect;
+//! How providers report usage: one file a dialect, all filling one [`tally::Tally`].
+//!
+//! Everything here is pure: bytes of an answer in, figures out. Not here: framing, decoding, connections.
+mod anthropic;
+mod endpoint;
+mod openai_chat;
+mod openai_responses;
+pub(crate) mod read;
+pub(crate) mod tally;
+
+pub use endpoint::{Endpoint, endpoint};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use self::read::{Raw, model_name, nested, object};
+use self::tally::Tally;
 
 /// The form of an answer and of the usage figures in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,24 +28,85 @@ pub enum Shape {
     Any,
 }
 
-/// What a request to a metered host is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Endpoint {
-    /// Costs tokens; the answer has this shape.
-    Billing(Shape),
-    /// Costs none: login, telemetry, models, counting.
-    Free,
-    /// In no table: passes, tailed as [`Shape::Any`], audited.
-    Unlisted,
-    /// Costs tokens that its answer does not report; the reason in words.
-    Refused(&'static str),
+/// What tells the dialect of an event or a document.
+#[derive(Deserialize)]
+struct Marks<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Raw<'a>,
+    #[serde(borrow)]
+    choices: Raw<'a>,
 }
 
-/// Looks up the endpoint. `path` has no query, and no gateway prefix.
-#[must_use]
-pub fn endpoint(dialect: Dialect, method: &str, path: &str) -> Endpoint {
-    match (dialect, method, path) {
-        (Dialect::Anthropic, "POST", "/v1/messages") => Endpoint::Billing(Shape::AnthropicMessages),
-        _ => Endpoint::Unlisted,
+/// The top level of every JSON answer.
+#[derive(Deserialize)]
+struct Document<'a> {
+    #[serde(borrow)]
+    model: Raw<'a>,
+    #[serde(borrow)]
+    usage: Raw<'a>,
+}
+
+/// What tells the dialect of a usage object.
+#[derive(Deserialize)]
+struct UsageMarks<'a> {
+    #[serde(borrow)]
+    prompt_tokens: Raw<'a>,
+    #[serde(borrow)]
+    total_tokens: Raw<'a>,
+    #[serde(borrow)]
+    input_tokens_details: Raw<'a>,
+}
+
+/// Reads one event of a stream into the tally. `shape` becomes definite with the first event that tells it.
+pub(crate) fn event(shape: &mut Shape, data: &[u8], tally: &mut Tally) {
+    if *shape == Shape::Any {
+        *shape = shape_of_event(data);
+    }
+    match shape {
+        Shape::AnthropicMessages => anthropic::event(data, tally),
+        Shape::OpenaiChat => openai_chat::event(data, tally),
+        Shape::OpenaiResponses => openai_responses::event(data, tally),
+        Shape::Any => {}
+    }
+}
+
+/// Reads a whole JSON answer into the tally; `false` when it is not JSON to its end.
+pub(crate) fn document(shape: &mut Shape, body: &[u8], tally: &mut Tally) -> bool {
+    let Some(document) = object::<Document<'_>>(body) else { return false };
+    tally.model = model_name(document.model);
+    let Some(usage) = document.usage else { return true };
+    if *shape == Shape::Any {
+        *shape = shape_of_usage(usage);
+    }
+    match shape {
+        Shape::AnthropicMessages => anthropic::usage(usage, tally),
+        Shape::OpenaiChat => openai_chat::usage(usage, tally),
+        Shape::OpenaiResponses => openai_responses::usage(usage, tally),
+        Shape::Any => {}
+    }
+    tally.whole = tally.report.is_known();
+    tally.terminal = true;
+    true
+}
+
+fn shape_of_event(data: &[u8]) -> Shape {
+    let Some(marks) = object::<Marks<'_>>(data) else { return Shape::Any };
+    match marks.kind.map_or("", |kind| kind.get().trim_matches('"')) {
+        "message_start" => Shape::AnthropicMessages,
+        kind if kind.starts_with("response.") => Shape::OpenaiResponses,
+        _ if marks.choices.is_some() => Shape::OpenaiChat,
+        _ => Shape::Any,
+    }
+}
+
+/// Chat counts prompts; Responses states totals, which Anthropic never does.
+fn shape_of_usage(usage: &RawValue) -> Shape {
+    match nested::<UsageMarks<'_>>(Some(usage)) {
+        None => Shape::Any,
+        Some(marks) if marks.prompt_tokens.is_some() => Shape::OpenaiChat,
+        Some(marks) if marks.total_tokens.is_some() || marks.input_tokens_details.is_some() => {
+            Shape::OpenaiResponses
+        }
+        Some(_) => Shape::AnthropicMessages,
     }
 }

@@ -1,0 +1,260 @@
+//! What holds for every dialect: statuses, unlisted endpoints, unreadable bodies, any cut of any stream.
+use proptest::prelude::*;
+
+use super::*;
+use crate::decode::tests::encode;
+
+const ANTHROPIC: &str = "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"model\":\"m\",\"usage\":{\"input_tokens\":10,\"cache_read_input_tokens\":5,\"output_tokens\":1}}}\n\nevent: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"delta\":{\"type\":\"text_delta\",\"text\":\"Grüße, \\u4e16\\u754c\"}}\n\nevent: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":20}}\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n";
+const CHAT: &str = "\u{feff}: warm-up\r\n\r\ndata:{\"model\":\"m\",\"choices\":[{\"delta\":{\"content\":\"hello\"},\"finish_reason\":null}]}\r\n\r\ndata: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\r\n\r\ndata: {\"choices\":[],\r\ndata: \"usage\":{\"prompt_tokens\":15,\"completion_tokens\":20,\"prompt_tokens_details\":{\"cached_tokens\":5}}}\r\n\r\ndata: [DONE]\r\n\r\n";
+const RESPONSES: &str = "data: {\"type\":\"response.created\",\"response\":{\"model\":\"m\",\"usage\":null}}\r\rdata: {\"type\":\"response.output_text.delta\",\"delta\":\"hello\"}\r\rdata: {\"type\":\"response.completed\",\"response\":{\"usage\":{\"input_tokens\":15,\"input_tokens_details\":{\"cached_tokens\":5},\"output_tokens\":20}}}\r\r";
+const STREAMS: [(Shape, &str); 3] =
+    [(Shape::AnthropicMessages, ANTHROPIC), (Shape::OpenaiChat, CHAT), (Shape::OpenaiResponses, RESPONSES)];
+/// What each of the streams has used.
+const USED: Tokens = Tokens { input: 10, cache_write: 0, cache_read: 5, output: 20, reasoning: 0 };
+
+#[test]
+fn other_statuses_charge_what_they_report() {
+    for status in [302, 400, 401, 429, 500, 529] {
+        for ending in [Ending::Completed, Ending::UpstreamBroke] {
+            let mut exchange = Exchange::new(Shape::AnthropicMessages, facts(true));
+            exchange.head(status, "application/json", "");
+            exchange.feed(br#"{"type":"error","error":{"type":"overloaded_error","message":"no"}}"#);
+            let figures = exchange.end(ending);
+            assert_eq!(figures.tokens, Tokens::default());
+            assert_eq!((figures.provenance, figures.ending), (Provenance::Reported, Ending::UpstreamError));
+            assert_eq!(figures.alarm, None);
+        }
+    }
+    let mut exchange = Exchange::new(Shape::OpenaiChat, facts(false));
+    exchange.head(500, "application/json", "");
+    exchange.feed(br#"{"error":{},"usage":{"prompt_tokens":9,"completion_tokens":1}}"#);
+    assert_eq!(exchange.end(Ending::Completed).tokens, tokens(9, 0, 0, 1, 0));
+}
+
+#[test]
+fn an_unsent_request_costs_nothing() {
+    let figures = Exchange::new(Shape::OpenaiChat, facts(false)).end(Ending::Unsent);
+    assert_eq!((figures.tokens, figures.provenance), (Tokens::default(), Provenance::Reported));
+    assert_eq!(figures.ending, Ending::Unsent);
+}
+
+#[test]
+fn without_evidence_of_output_the_reservation_is_charged() {
+    for ending in [Ending::ClientGone, Ending::UpstreamBroke, Ending::Cut] {
+        let silent = Exchange::new(Shape::AnthropicMessages, facts(false)).end(ending);
+        assert_estimated(&silent, ending, ESTIMATE, ALLOWANCE);
+        let mut exchange = started(Shape::AnthropicMessages, "application/json", "");
+        exchange.feed(br#"{"id":"msg_1","content":[{"type":"text","text":"half an ans"#);
+        assert_estimated(&exchange.end(ending), ending, ESTIMATE, ALLOWANCE);
+        let stream = Exchange::new(Shape::AnthropicMessages, facts(true)).end(ending);
+        assert_estimated(&stream, ending, ESTIMATE, 0);
+    }
+}
+
+#[test]
+fn a_whole_document_counts_though_its_reader_left() {
+    let mut exchange = started(Shape::OpenaiChat, "application/json", "");
+    exchange.feed(br#"{"usage":{"prompt_tokens":9,"completion_tokens":1}}"#);
+    let figures = exchange.end(Ending::ClientGone);
+    assert_eq!((figures.provenance, figures.ending), (Provenance::Reported, Ending::ClientGone));
+    assert_eq!(figures.tokens, tokens(9, 0, 0, 1, 0));
+}
+
+#[test]
+fn a_success_without_usage_is_never_zero() {
+    let zeros = r#"{"usage":{"input_tokens":0,"output_tokens":0,"prompt_tokens":0,"completion_tokens":0}}"#;
+    for (shape, _) in STREAMS {
+        for body in
+            ["{}", r#"{"usage":null}"#, r#"{"usage":{}}"#, r#"{"usage":7}"#, "", "<html>", "[]", "{", zeros]
+        {
+            let figures = json(shape, body);
+            assert_estimated(&figures, Ending::Completed, ESTIMATE, ALLOWANCE);
+            assert!(figures.alarm.unwrap().contains("without usage"), "{shape:?} {body}");
+        }
+    }
+}
+
+#[test]
+fn unlisted_endpoints_are_charged_when_they_report() {
+    for (_, text) in STREAMS {
+        let mut exchange = Exchange::new(Shape::Any, Facts::default());
+        exchange.head(200, "text/event-stream; charset=utf-8", "");
+        assert!(exchange.feed(text.as_bytes()).hold);
+        assert_reported(&exchange.end(Ending::Completed), USED);
+    }
+    for usage in [
+        r#"{"input_tokens":10,"cache_read_input_tokens":5,"output_tokens":20}"#,
+        r#"{"prompt_tokens":15,"prompt_tokens_details":{"cached_tokens":5},"completion_tokens":20}"#,
+        r#"{"input_tokens":15,"input_tokens_details":{"cached_tokens":5},"output_tokens":20,"total_tokens":35}"#,
+    ] {
+        assert_reported(&json(Shape::Any, &format!(r#"{{"usage":{usage}}}"#)), USED);
+    }
+}
+
+#[test]
+fn unlisted_endpoints_without_usage_are_left_alone() {
+    for (content_type, body) in [
+        ("application/json", "{\"data\":[]}"),
+        ("application/json", "{\"usage\":null}"),
+        ("application/json", "not json"),
+        ("text/html", "<html>"),
+        ("", "\x00\x01"),
+        ("text/event-stream", "data: hello\n\ndata: {\"type\":\"tick\"}\n\n"),
+    ] {
+        for ending in [Ending::Completed, Ending::ClientGone] {
+            let mut exchange = Exchange::new(Shape::Any, Facts { input_estimate: 50, ..Facts::default() });
+            exchange.head(200, content_type, "");
+            assert_eq!(exchange.feed(body.as_bytes()), Step::default());
+            let figures = exchange.end(ending);
+            assert_eq!(
+                (figures.tokens, figures.ending, figures.alarm),
+                (Tokens::default(), ending, None),
+                "{body}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_decoded_is_estimated_and_said() {
+    for encoding in ["secret", "gzip"] {
+        let mut exchange = started(Shape::AnthropicMessages, "text/event-stream", encoding);
+        assert_eq!(exchange.feed(&[b'x'; 600]), Step::default());
+        assert_eq!(exchange.feed(&[b'x'; 600]), Step::default());
+        let figures = exchange.end(Ending::Completed);
+        let output = if encoding == "secret" { 200 } else { 100 };
+        assert_estimated(&figures, Ending::Completed, ESTIMATE, output);
+        assert!(figures.alarm.is_some());
+        let mut exchange = started(Shape::AnthropicMessages, "application/json", encoding);
+        exchange.feed(b"xxxx");
+        assert_estimated(&exchange.end(Ending::Completed), Ending::Completed, ESTIMATE, ALLOWANCE);
+    }
+}
+
+#[test]
+fn too_long_bodies_are_estimated_and_said() {
+    let mut exchange = started(Shape::OpenaiResponses, "application/json", "gzip");
+    exchange.feed(&encode("gzip", &vec![b' '; MAX_DOCUMENT_BYTES + 1]));
+    let figures = exchange.end(Ending::Completed);
+    assert_estimated(&figures, Ending::Completed, ESTIMATE, ALLOWANCE);
+    assert!(figures.alarm.unwrap().contains("too long"));
+}
+
+#[test]
+fn an_event_too_long_to_read_may_have_hidden_the_figures() {
+    let long = format!("data: {}\n\n", "x".repeat(crate::sse::MAX_EVENT_BYTES));
+    let mut hidden_last = started(Shape::OpenaiResponses, "text/event-stream", "");
+    hidden_last.feed(long.as_bytes());
+    let figures = hidden_last.end(Ending::Completed);
+    assert_estimated(&figures, Ending::Completed, ESTIMATE, 0);
+    assert!(figures.alarm.unwrap().contains("too long"));
+    let (start, end) = ANTHROPIC.split_at(ANTHROPIC.rfind("event: message_stop").unwrap());
+    let mut hidden_delta = started(Shape::AnthropicMessages, "text/event-stream", "");
+    hidden_delta.feed([start, &long, end].concat().as_bytes());
+    let figures = hidden_delta.end(Ending::Completed);
+    assert_partial(&figures, Ending::Completed, USED);
+    let mut figures_follow = started(Shape::OpenaiResponses, "text/event-stream", "");
+    figures_follow.feed([&long, RESPONSES].concat().as_bytes());
+    let figures = figures_follow.end(Ending::Completed);
+    assert_eq!((figures.provenance, figures.tokens), (Provenance::Reported, USED));
+}
+
+#[test]
+fn a_mislabelled_stream_is_read_as_one() {
+    let mut exchange = Exchange::new(Shape::OpenaiChat, facts(true));
+    exchange.head(200, "", "");
+    assert!(exchange.is_stream());
+    exchange.feed(CHAT.as_bytes());
+    assert_reported(&exchange.end(Ending::Completed), USED);
+}
+
+#[test]
+fn raw_usage_is_bounded() {
+    let huge = format!(r#"{{"input_tokens":1,"output_tokens":2,"note":"{}"}}"#, "x".repeat(40_000));
+    assert_eq!(json(Shape::AnthropicMessages, &format!(r#"{{"usage":{huge}}}"#)).raw, None);
+    let long = format!(r#"{{"input_tokens":1,"output_tokens":2,"note":"{}"}}"#, "x".repeat(32_000));
+    let start = format!(r#"{{"type":"message_start","message":{{"usage":{long}}}}}"#);
+    let delta = format!(r#"{{"type":"message_delta","usage":{}}}"#, long.replace('x', "y"));
+    let raw = stream(Shape::AnthropicMessages, &[&start, &delta], Ending::Cut).figures.raw.unwrap();
+    assert!(raw.len() > 64_000 && raw.len() <= crate::protocol::MAX_RAW_BYTES);
+    assert!(raw.starts_with(r#"[{"input_tokens":1,"output_tokens":2,"note":"yy"#));
+}
+
+#[test]
+fn nothing_is_held_before_the_last_byte_of_the_event() {
+    for (shape, text) in STREAMS {
+        let mut exchange = started(shape, "text/event-stream", "");
+        let held_at = text.bytes().position(|byte| exchange.feed(&[byte]).hold).unwrap();
+        let seen = &text[..=held_at];
+        assert!(seen.ends_with(['\n', '\r']), "{shape:?}");
+        assert!(seen.contains("\"stop_reason\"") || seen.contains("\"usage\":{"), "{shape:?}");
+        assert!(!seen.contains("message_stop") && !seen.contains("[DONE]"), "{shape:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_cut_through_any_encoding_gives_the_same(
+        (shape, text) in prop::sample::select(&STREAMS[..]),
+        encoding in prop::sample::select(vec!["", "gzip", "deflate", "br", "zstd", "gzip, br"]),
+        cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..30),
+    ) {
+        let sent = encode(encoding, text.as_bytes());
+        let mut at: Vec<usize> = cuts.iter().map(|cut| cut.index(sent.len() + 1)).collect();
+        at.extend([0, sent.len()]);
+        at.sort_unstable();
+        let mut exchange = started(shape, "text/event-stream", encoding);
+        let (mut terminals, mut held) = (0, false);
+        for pair in at.windows(2) {
+            let step = exchange.feed(&sent[pair[0]..pair[1]]);
+            prop_assert!(step.hold || !held);
+            held = step.hold;
+            terminals += u32::from(step.terminal);
+        }
+        prop_assert!(held);
+        prop_assert_eq!(terminals, 1);
+        let figures = exchange.end(Ending::Completed);
+        prop_assert_eq!(figures.tokens, USED);
+        prop_assert_eq!(figures.provenance, Provenance::Reported);
+        prop_assert_eq!(figures.model.as_deref(), Some("m"));
+        prop_assert_eq!(figures.alarm, None);
+    }
+
+    #[test]
+    fn a_stream_broken_anywhere_never_costs_more_than_whole(
+        (shape, text) in prop::sample::select(&STREAMS[..]),
+        at in any::<prop::sample::Index>(),
+    ) {
+        let mut exchange = started(shape, "text/event-stream", "");
+        exchange.feed(&text.as_bytes()[..at.index(text.len())]);
+        let running = exchange.tokens();
+        prop_assert!(running.total() <= USED.total());
+        let figures = exchange.end(Ending::Cut);
+        prop_assert!(figures.tokens.output >= running.output && figures.tokens.output <= USED.output);
+        prop_assert!(figures.tokens.input >= 10, "input is never nothing");
+    }
+
+    #[test]
+    fn garbage_never_panics(
+        (_, text) in prop::sample::select(&STREAMS[..]),
+        shape in prop::sample::select(vec![
+            Shape::AnthropicMessages, Shape::OpenaiChat, Shape::OpenaiResponses, Shape::Any]),
+        content_type in prop::sample::select(vec!["text/event-stream", "application/json", "x"]),
+        edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..12),
+        tail in proptest::collection::vec(any::<u8>(), 0..200),
+        size in 1_usize..300,
+    ) {
+        let mut bytes = text.as_bytes().to_vec();
+        for (at, byte) in edits {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        bytes.extend(tail);
+        let mut exchange = started(shape, content_type, "");
+        for chunk in bytes.chunks(size) {
+            exchange.feed(chunk);
+        }
+        let figures = exchange.end(Ending::Completed);
+        prop_assert!(shape == Shape::Any || figures.tokens.total() > 0, "never silently zero");
+    }
+}

@@ -1,0 +1,199 @@
+//! What the gate needs to know of a request, read from its body.
+//!
+//! Not here: the gate, and the request's journey.
+use serde::Deserialize;
+
+use crate::decode::Decoder;
+use crate::estimate;
+use crate::usage::Shape;
+use crate::usage::read::{Raw, count, model_name, object};
+
+/// Longest decoded request body that is read, in bytes; a longer one is guessed at by its length.
+pub const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
+
+/// What the gate needs to know of a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The model asked for.
+    pub model: Option<String>,
+    /// Whether the answer was asked for as a stream.
+    pub streamed: bool,
+    /// Input estimate, tokens.
+    pub input_estimate: u64,
+    /// Output that is reserved beforehand, tokens; 0 for streams, whose output is counted as it flows.
+    pub output_allowance: u64,
+}
+
+#[derive(Deserialize)]
+struct Request<'a> {
+    #[serde(borrow)]
+    model: Raw<'a>,
+    #[serde(borrow)]
+    stream: Raw<'a>,
+    #[serde(borrow)]
+    max_tokens: Raw<'a>,
+    #[serde(borrow)]
+    max_completion_tokens: Raw<'a>,
+    #[serde(borrow)]
+    max_output_tokens: Raw<'a>,
+}
+
+impl Facts {
+    /// What the gate reserves, tokens.
+    #[must_use]
+    pub fn reservation(&self) -> u64 {
+        self.input_estimate.saturating_add(self.output_allowance)
+    }
+
+    /// Reads a request. `body` is what was kept of it, still encoded; `complete` says that it is all of it;
+    /// `content_length`, in bytes, is what its head declared. An unlisted endpoint ([`Shape::Any`]) has no
+    /// allowance: nobody knows that it generates anything.
+    #[must_use]
+    pub fn of_request(
+        shape: Shape,
+        body: &[u8],
+        complete: bool,
+        content_encoding: &str,
+        content_length: Option<u64>,
+    ) -> Self {
+        let decoded = if complete { decode_whole(body, content_encoding) } else { None };
+        let Some((request, decoded)) =
+            decoded.as_deref().and_then(|decoded| Some((object::<Request<'_>>(decoded)?, decoded)))
+        else {
+            return Self::unread(shape, content_length.unwrap_or(body.len() as u64));
+        };
+        let streamed = request.stream.is_some_and(|stream| stream.get() == "true");
+        Self {
+            model: model_name(request.model),
+            streamed,
+            input_estimate: estimate::input_tokens(decoded),
+            output_allowance: allowance(shape, streamed, request.output_limit()),
+        }
+    }
+
+    /// The facts of a request that cannot be read, by its length in bytes.
+    fn unread(shape: Shape, content_length: u64) -> Self {
+        Self {
+            input_estimate: estimate::unread_input_tokens(content_length),
+            output_allowance: allowance(shape, false, None),
+            ..Self::default()
+        }
+    }
+}
+
+impl Request<'_> {
+    /// The most tokens of output that the request asks for, when it says so.
+    fn output_limit(&self) -> Option<u64> {
+        [self.max_output_tokens, self.max_completion_tokens, self.max_tokens]
+            .into_iter()
+            .flatten()
+            .find_map(|limit| count(limit).ok())
+    }
+}
+
+fn allowance(shape: Shape, streamed: bool, limit: Option<u64>) -> u64 {
+    if streamed || shape == Shape::Any {
+        return 0;
+    }
+    limit.unwrap_or(estimate::DEFAULT_OUTPUT_ALLOWANCE).min(estimate::MAX_OUTPUT_ALLOWANCE)
+}
+
+/// The decoded body; `None` when it is corrupt, in an unknown encoding or longer than [`MAX_REQUEST_BYTES`].
+fn decode_whole(body: &[u8], content_encoding: &str) -> Option<Vec<u8>> {
+    let mut decoder = Decoder::new(content_encoding).ok()?;
+    let mut decoded = Vec::new();
+    let mut too_long = false;
+    // in steps, so that a bomb is seen before it has gone off whole
+    for part in body.chunks(1024) {
+        let keep = &mut |piece: &[u8]| {
+            too_long |= decoded.len() + piece.len() > MAX_REQUEST_BYTES;
+            if !too_long {
+                decoded.extend_from_slice(piece);
+            }
+        };
+        decoder.feed(part, keep).ok()?;
+        if too_long {
+            return None;
+        }
+    }
+    Some(decoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::tests::encode;
+
+    const STREAMED: &[u8] =
+        br#"{"model":"claude-x","max_tokens":64000,"stream":true,"messages":[{"role":"user","content":"Hi"}]}"#;
+
+    fn read(body: &[u8]) -> Facts {
+        Facts::of_request(Shape::OpenaiChat, body, true, "", None)
+    }
+
+    #[test]
+    fn a_stream_reserves_its_input_only() {
+        let facts = Facts::of_request(Shape::AnthropicMessages, STREAMED, true, "", Some(99));
+        assert_eq!(facts.model.as_deref(), Some("claude-x"));
+        assert!(facts.streamed);
+        assert_eq!(facts.output_allowance, 0);
+        assert_eq!(facts.reservation(), facts.input_estimate);
+        assert!((5..25).contains(&facts.input_estimate), "{facts:?}");
+    }
+
+    #[test]
+    fn output_limits_by_every_name_are_bounded() {
+        let table = [
+            (r#"{"max_tokens":100}"#, 100),
+            (r#"{"max_output_tokens":200}"#, 200),
+            (r#"{"max_completion_tokens":300,"max_tokens":9}"#, 300),
+            (r#"{"max_tokens":64000}"#, 4_096),
+            (r#"{"max_tokens":null}"#, 1_024),
+            (r#"{"max_tokens":-1}"#, 1_024),
+            (r#"{"max_tokens":"100"}"#, 1_024),
+            (r#"{"stream":false}"#, 1_024),
+            (r#"{"stream":true,"max_tokens":100}"#, 0),
+            (r#"{"stream":"true","max_tokens":100}"#, 100),
+        ];
+        for (body, expected) in table {
+            assert_eq!(read(body.as_bytes()).output_allowance, expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn encoded_requests_are_read() {
+        let plain = Facts::of_request(Shape::OpenaiResponses, STREAMED, true, "", None);
+        for encoding in ["gzip", "deflate", "br", "zstd", "gzip, zstd"] {
+            let body = encode(encoding, STREAMED);
+            let facts = Facts::of_request(Shape::OpenaiResponses, &body, true, encoding, None);
+            assert_eq!(facts, plain, "{encoding}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_guessed_by_its_length() {
+        let guess = Facts { input_estimate: 25, output_allowance: 1_024, ..Facts::default() };
+        let table: &[(&[u8], bool, &str)] = &[
+            (STREAMED, false, ""),
+            (STREAMED, true, "secret"),
+            (b"not gzip", true, "gzip"),
+            (b"not json", true, ""),
+            (b"[1]", true, ""),
+            (b"{\"model\":", true, ""),
+            (b"\xff\xfe", true, ""),
+            (b"", true, ""),
+        ];
+        for (body, complete, encoding) in table {
+            let facts = Facts::of_request(Shape::AnthropicMessages, body, *complete, encoding, Some(100));
+            assert_eq!(facts, guess, "{:?}", String::from_utf8_lossy(body));
+        }
+        assert_eq!(Facts::of_request(Shape::Any, b"x", true, "", Some(100)).reservation(), 25);
+    }
+
+    #[test]
+    fn a_bomb_is_not_unpacked() {
+        let bomb = encode("zstd", &vec![b' '; MAX_REQUEST_BYTES + 1]);
+        let facts = Facts::of_request(Shape::OpenaiResponses, &bomb, true, "zstd", None);
+        assert_eq!(facts.input_estimate, estimate::unread_input_tokens(bomb.len() as u64));
+    }
+}
