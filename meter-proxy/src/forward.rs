@@ -18,7 +18,7 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use crate::bottles::lock;
 use crate::dial::{self, Chosen, DialError};
@@ -186,19 +186,20 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
 pub struct Outgoing {
     begun: Option<Bytes>,
     rest: Option<Incoming>,
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl Outgoing {
     /// A body of which nothing was read.
     #[must_use]
     pub fn whole(body: Incoming) -> Self {
-        Self { begun: None, rest: (!body.is_end_stream()).then_some(body) }
+        Self { begun: None, rest: (!body.is_end_stream()).then_some(body), _room: None }
     }
 
-    /// A body of which `begun` was read; no `rest` when that is all of it.
+    /// A body of which `begun` was read, in memory that `room` stands for; no `rest` when that is all of it.
     #[must_use]
-    pub fn begun(begun: Bytes, rest: Option<Incoming>) -> Self {
-        Self { begun: (!begun.is_empty()).then_some(begun), rest }
+    pub fn begun(begun: Bytes, rest: Option<Incoming>, room: Option<OwnedSemaphorePermit>) -> Self {
+        Self { begun: (!begun.is_empty()).then_some(begun), rest, _room: room }
     }
 }
 

@@ -85,7 +85,8 @@ pub async fn run(socket: OwnedFd) -> Result<std::convert::Infallible, controller
     let own: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
     let (apply, settings) = watch::channel(Arc::new(settings::Settings::apply(config, &own)?));
     let bottles = bottles::Bottles::new(settings.clone());
-    let (controller, inbox) = link.start();
+    let (controller, inbox, outbox) = link.split();
+    let mut telling = tokio::spawn(outbox.run());
     let meter = Arc::new(Meter { controller, settings, certs: certs::Certs::default() });
     let places = Arc::new(Semaphore::new(accept::MAX_CONNECTIONS));
     let mut accepting = tokio::task::JoinSet::new();
@@ -95,6 +96,7 @@ pub async fn run(socket: OwnedFd) -> Result<std::convert::Infallible, controller
     meter.controller.ready().await?;
     tokio::select! {
         gone = inbox.run(&bottles, &apply, &own) => Err(gone),
+        gone = &mut telling => Err(gone.unwrap_or(controller::ControllerError::Gone)),
         Some(ended) = accepting.join_next() => {
             let error = ended.map_err(std::io::Error::other).and_then(|ended| ended).err();
             Err(controller::ControllerError::Listener(error.unwrap_or_else(|| std::io::ErrorKind::Other.into())))
