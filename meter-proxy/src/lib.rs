@@ -39,6 +39,8 @@ mod forward;
 #[cfg(feature = "proxy")]
 mod gate;
 #[cfg(feature = "proxy")]
+mod hello;
+#[cfg(feature = "proxy")]
 mod identify;
 #[cfg(feature = "proxy")]
 mod intercept;

@@ -332,6 +332,80 @@ fn root_a_tunnel_to_a_metered_name_is_opened_and_metered() {
 }
 
 #[test]
+fn root_a_tunnel_elsewhere_may_not_mean_a_metered_name() {
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let target = format!("127.77.{high}.{low}:443");
+    let there = TcpListener::bind(&target).unwrap();
+    there.set_nonblocking(false).unwrap();
+    let mut settings = config("127.0.0.1:9".parse().unwrap());
+    settings.allow_private = vec!["127.0.0.0/8".into()];
+    let rig = Rig::start(settings);
+
+    let mut honest = rig.tunnel(&target, "example.com");
+    let (mut origin, _) = there.accept().unwrap();
+    honest.conn.complete_io(&mut Cut(&mut honest.sock)).unwrap_err();
+    let mut record = [0; 5];
+    origin.read_exact(&mut record).unwrap();
+    assert_eq!(record[0], 0x16, "another name passes untouched");
+
+    let mut fronting = rig.tunnel(&target, "api.anthropic.com");
+    let (mut origin, _) = there.accept().unwrap();
+    fronting.flush().unwrap_err();
+    assert_eq!(origin.read(&mut record).unwrap_or(0), 0, "nothing of it may arrive");
+    rig.heard(|message| matches!(message, ToController::Notice(notice) if notice.detail.contains("metered")));
+}
+
+/// Writes to the stream, and reads nothing.
+struct Cut<'a>(&'a mut TcpStream);
+
+impl Read for Cut<'_> {
+    fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+        Err(std::io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+impl Write for Cut<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[test]
+fn root_an_upstream_by_tls_is_trusted_by_the_extra_roots_alone() {
+    let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let (certificate, signing) = (key.cert.der().clone(), key.signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ServerConfig::builder_with_provider(provider);
+    let builder = builder.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let tls = Arc::new(builder.with_single_cert(vec![certificate], signing.try_into().unwrap()).unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let session = rustls::ServerConnection::new(Arc::clone(&tls)).unwrap();
+            let mut stream = rustls::StreamOwned::new(session, stream.unwrap());
+            // A client that trusts nobody here ends the handshake.
+            if Answer::read_head(&mut stream).is_ok() {
+                stream.write_all(json_answer("200 OK", JSON).as_bytes()).unwrap();
+            }
+        }
+    });
+    let mut settings = config("127.0.0.1:9".parse().unwrap());
+    settings.providers[0].upstream = Some(format!("https://localhost:{port}"));
+    let strict = Rig::start(settings.clone());
+    assert_eq!(strict.ask(&post(MESSAGES, "")).status(), 502);
+    assert_eq!(strict.settlement().ending, Ending::Unsent);
+    settings.extra_roots_pem = key.cert.pem();
+    let trusting = Rig::start(settings);
+    assert_eq!(trusting.ask(&post(MESSAGES, "")).body, JSON.as_bytes());
+    assert_eq!(trusting.settlement().tokens.output, 5);
+}
+
+#[test]
 fn root_free_endpoints_need_no_permit_but_an_open_bottle() {
     let upstream = Upstream::saying(json_answer("200 OK", "{}"));
     let rig = Rig::start(config(upstream.address));
