@@ -82,6 +82,7 @@ struct Meter {
 /// Why the meter ended.
 #[cfg(feature = "proxy")]
 pub async fn run(socket: OwnedFd) -> Result<std::convert::Infallible, controller::ControllerError> {
+    let signals = shutdown::Signals::take().map_err(protocol::ProtocolError::Io)?;
     let mut link = controller::Link::new(socket)?;
     let (listeners, config) = link.beginning().await?;
     let own: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
@@ -103,7 +104,7 @@ pub async fn run(socket: OwnedFd) -> Result<std::convert::Infallible, controller
             let error = ended.map_err(std::io::Error::other).and_then(|ended| ended).err();
             Err(controller::ControllerError::Listener(error.unwrap_or_else(|| std::io::ErrorKind::Other.into())))
         }
-        Err(error) = shutdown::ignore_signals() => Err(protocol::ProtocolError::Io(error).into()),
+        never = signals.ignore() => match never {},
     }
 }
 

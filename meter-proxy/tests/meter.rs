@@ -412,12 +412,15 @@ fn root_free_endpoints_need_no_permit_but_an_open_bottle() {
     let models = "GET /claude/v1/models HTTP/1.1\r\nHost: m\r\n\r\n";
     assert_eq!(rig.ask(models).status(), 200);
     assert_eq!(rig.count(|message| matches!(message, ToController::Reserve(_))), 0);
-    rig.send(&ToMeter::Cut { bottle: BOTTLE, upstream: Towards::Close });
     let mut client = rig.connect();
+    client.write_all(models.as_bytes()).unwrap();
+    assert_eq!(Answer::read(&mut client).unwrap().status(), 200);
+    rig.send(&ToMeter::Cut { bottle: BOTTLE, upstream: Towards::Close });
+    rig.taken_in();
     client.write_all(models.as_bytes()).unwrap();
     assert_eq!(Answer::read(&mut client).unwrap().status(), 402);
     rig.send(&ToMeter::Open { bottle: BOTTLE });
-    rig.send(&ToMeter::Config(config(upstream.address)));
+    rig.taken_in();
     client.write_all(models.as_bytes()).unwrap();
     let again = Answer::read(&mut client).unwrap();
     assert_eq!(again.status(), 200, "an idle connection serves the next request after a restore");
@@ -549,7 +552,7 @@ fn root_a_held_stream_goes_on_after_a_restore() {
     Answer::read_head(&mut client).unwrap();
     let mut got = read_chunk(&mut client).unwrap().unwrap();
     rig.send(&ToMeter::Cut { bottle: BOTTLE, upstream: Towards::Hold });
-    std::thread::sleep(Duration::from_millis(50));
+    rig.taken_in();
     (0..4).for_each(|_| step.send(()).unwrap());
     client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     assert!(client.read(&mut [0]).is_err(), "nothing passes while the bottle is held");

@@ -108,6 +108,11 @@ impl Rig {
         protocol::send(self.socket.as_ref().unwrap().as_fd(), message, &[]).unwrap();
     }
 
+    /// Returns when the meter has taken in everything sent so far: answers come in the order of the socket.
+    pub fn taken_in(&self) {
+        assert_eq!(self.ask("GET /nobody HTTP/1.1\r\nHost: m\r\n\r\n").status(), 404);
+    }
+
     pub fn manner(&self, change: impl FnOnce(&mut Manner)) {
         change(&mut self.shared.manner.lock().unwrap());
     }
