@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::bottles::{Bottle, Bottles, lock};
+use crate::certs::Certs;
 use crate::protocol::{
     self, BottleRef, Config, Identity, Leaf, Notice, ProtocolError, Refusal, Reserve, Settle, ToController,
     ToMeter,
@@ -474,6 +475,7 @@ impl Inbox {
     pub async fn run(
         mut self,
         bottles: &Bottles,
+        certs: &Certs,
         settings: &watch::Sender<Arc<Settings>>,
         own: &[SocketAddr],
     ) -> ControllerError {
@@ -487,6 +489,7 @@ impl Inbox {
                     Ok(applied) => {
                         settings.send_replace(Arc::new(applied));
                         bottles.forget_upstreams();
+                        certs.forget();
                     }
                     Err(error) => return error.into(),
                 },

@@ -2,7 +2,6 @@
 //!
 //! Not here: the decision (the controller's), and what is done with a permit (`forward`, `tail`).
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, UPGRADE};
@@ -14,7 +13,7 @@ use crate::Meter;
 use crate::bottles::{Bottle, Standing};
 use crate::controller::{Controller, Slot};
 use crate::exchange::{Exchange, Facts};
-use crate::forward::Outgoing;
+use crate::forward::{BODY_TIMEOUT, Outgoing};
 use crate::identify::Client;
 use crate::protocol::{Refusal, Reserve};
 use crate::refuse::{Reason, Refused};
@@ -27,8 +26,6 @@ use crate::usage::{self, Endpoint, Shape};
 const MAX_PREFIX_BYTES: usize = 4 * 1024 * 1024;
 /// Most of an unlisted endpoint's path that the operator is told.
 const MAX_NOTICED_CHARS: usize = 256;
-/// Longest wait for the next piece of a request's body at the gate.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Leave to forward one request.
 pub enum Leave {

@@ -98,7 +98,7 @@ pub async fn run(socket: OwnedFd) -> Result<std::convert::Infallible, controller
     }
     meter.controller.ready().await?;
     tokio::select! {
-        gone = inbox.run(&bottles, &apply, &own) => Err(gone),
+        gone = inbox.run(&bottles, &meter.certs, &apply, &own) => Err(gone),
         gone = &mut telling => Err(gone.unwrap_or(controller::ControllerError::Gone)),
         Some(ended) = accepting.join_next() => {
             let error = ended.map_err(std::io::Error::other).and_then(|ended| ended).err();

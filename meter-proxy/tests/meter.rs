@@ -239,6 +239,46 @@ fn root_bad_requests_get_one_clear_answer() {
 }
 
 #[test]
+fn root_heads_are_bounded() {
+    let rig = Rig::start(config("127.0.0.1:9".parse().unwrap()));
+    let many = "X-A: 1\r\n".repeat(200);
+    let long = format!("X-A: {}\r\n", "x".repeat(40_000));
+    for headers in [many, long] {
+        let mut client = rig.connect();
+        // The answer may come, and the connection end, before all of it is written.
+        drop(write!(client, "GET /claude/v1/models HTTP/1.1\r\nHost: m\r\n{headers}\r\n"));
+        assert_eq!(Answer::read_head(&mut client).unwrap().status(), 431);
+    }
+}
+
+#[test]
+fn root_trailers_pass() {
+    let ends = format!("{}{}0\r\nx-sum: 7\r\n\r\n", chunk(START), chunk(STOP));
+    let head = STREAM_HEAD.replace("\r\n\r\n", "\r\ntrailer: x-sum\r\n\r\n");
+    let upstream = Upstream::saying(format!("{head}{ends}"));
+    let rig = Rig::start(config(upstream.address));
+    let mut client = rig.connect();
+    let request = post(MESSAGES, ASK_STREAM)
+        .replace("Host: meter", "Host: meter\r\nTE: trailers\r\nConnection: TE, close");
+    client.write_all(request.as_bytes()).unwrap();
+    let mut got = String::new();
+    client.read_to_string(&mut got).unwrap();
+    assert!(got.ends_with("0\r\nx-sum: 7\r\n\r\n"), "{got}");
+}
+
+#[test]
+fn root_the_meter_does_not_start_as_root_or_without_a_controller() {
+    for (uid, words) in [("0", "does not run as root"), ("65534", "the meter ends")] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_meter-proxy"));
+        let command = command.args(["--uid", uid, "--gid", "65534"]).stdin(std::process::Stdio::null());
+        let output = command.output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(words), "{said}");
+    }
+}
+
+#[test]
 fn root_absolute_requests_are_metered_by_their_host() {
     let upstream = Upstream::saying(json_answer("200 OK", JSON));
     let rig = Rig::start(config(upstream.address));
