@@ -276,7 +276,7 @@ fn on_event(event: Event<'_>, shape: &mut Shape, tally: &mut Tally) -> bool {
                 tally.alarm("an event of the stream is too long to be read");
             }
             // the figures may have been in it; later ones, being cumulative, make up for it
-            tally.whole = false;
+            tally.whole &= tally.terminal;
             true
         }
     }

@@ -154,7 +154,7 @@ fn an_event_too_long_to_read_may_have_hidden_the_figures() {
     let figures = hidden_delta.end(Ending::Completed);
     assert_partial(&figures, Ending::Completed, USED);
     let mut figures_follow = started(Shape::OpenaiResponses, "text/event-stream", "");
-    figures_follow.feed([&long, RESPONSES].concat().as_bytes());
+    figures_follow.feed([&long, RESPONSES, &long].concat().as_bytes());
     let figures = figures_follow.end(Ending::Completed);
     assert_eq!((figures.provenance, figures.tokens), (Provenance::Reported, USED));
 }

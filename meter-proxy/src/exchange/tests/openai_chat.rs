@@ -36,6 +36,11 @@ fn json_classes_are_taken_apart() {
             r#"{"prompt_tokens":1000,"completion_tokens":250,"total_tokens":1250,"prompt_tokens_details":null,"completion_tokens_details":{"reasoning_tokens":null}}"#,
             tokens(1_000, 0, 0, 250, 0),
         ),
+        (
+            "reasoning is a part of output, never more",
+            r#"{"prompt_tokens":10,"completion_tokens":5,"completion_tokens_details":{"reasoning_tokens":9}}"#,
+            tokens(10, 0, 0, 5, 5),
+        ),
         ("embeddings have no output", r#"{"prompt_tokens":8,"total_tokens":8}"#, tokens(8, 0, 0, 0, 0)),
         (
             "a cache larger than its prompt takes nothing below zero",
