@@ -38,7 +38,7 @@ pub async fn connect(
     meter: &Arc<Meter>,
     client: &Arc<Client>,
     entrance: &Entrance,
-    request: &mut Parts,
+    request: Parts,
 ) -> Result<Response<AnswerBody>, Refused> {
     if matches!(entrance, Entrance::Tunnel { .. }) {
         return Err(Refused::plain(Reason::Malformed("there is no CONNECT inside a tunnel")));
@@ -47,7 +47,7 @@ pub async fn connect(
     let authority = Authority::parse(named, None)
         .map_err(|_| Refused::plain(Reason::Malformed("CONNECT needs a host and a port")))?;
     let settings = Arc::clone(&meter.settings.borrow());
-    let upgrade = hyper::upgrade::on(Request::from_parts(std::mem::replace(request, empty()), ()));
+    let upgrade = hyper::upgrade::on(Request::from_parts(request, ()));
     match (&authority.host, settings.provider_at(&authority.host)) {
         (Host::Name(name), Some(_)) if authority.port == HTTPS => {
             let tls = meter.certs.for_host(&meter.controller, name).await;
@@ -68,10 +68,6 @@ pub async fn connect(
         }
     }
     Ok(refuse::tunnel_open())
-}
-
-fn empty() -> Parts {
-    Request::new(()).into_parts().0
 }
 
 fn unreachable(error: DialError) -> Refused {

@@ -131,14 +131,15 @@ async fn life_of_a_request(
     flights: &accept::Flights,
     request: Request<Incoming>,
 ) -> Result<Response<tail::AnswerBody>, refuse::Refused> {
-    let (mut head, body) = request.into_parts();
+    let (head, body) = request.into_parts();
     if head.method == Method::CONNECT {
-        return intercept::connect(meter, client, entrance, &mut head).await;
+        return intercept::connect(meter, client, entrance, head).await;
     }
     let settings = Arc::clone(&meter.settings.borrow());
     let destination = route::find(&settings, entrance, &head)?;
     let (leave, body) = gate::admit(meter, client, &destination, &head, body).await?;
     let flight = flights.begin();
     let (leave, answer) = forward::forward(leave, &client.bottle.upstreams, &destination, head, body).await?;
-    Ok(tail::tail(meter, Arc::clone(&client.bottle), flight, leave, answer).await)
+    let answer = tail::tail(meter, Arc::clone(&client.bottle), flight, leave, answer).await;
+    answer.ok_or_else(|| refuse::Refused::not_durable(destination.dialect()))
 }

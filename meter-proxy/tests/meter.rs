@@ -171,6 +171,14 @@ fn root_an_answer_without_a_body_is_settled_too() {
     let rig = Rig::start(config(upstream.address));
     assert_eq!(rig.ask(&post(MESSAGES, ASK)).status(), 500);
     assert_eq!(rig.settlement().ending, Ending::UpstreamError);
+
+    let mut settings = config(upstream.address);
+    settings.settle_timeout_ms = 100;
+    let rig = Rig::start(settings);
+    rig.manner(|manner| manner.settles = false);
+    let answer = rig.ask(&post(MESSAGES, ASK));
+    assert_eq!(answer.status(), 402, "what is not durable is not delivered");
+    assert!(answer.json()["error"]["message"].as_str().unwrap().contains("recorded"));
 }
 
 #[test]
@@ -369,6 +377,23 @@ fn root_a_tunnel_to_a_metered_name_is_opened_and_metered() {
     let mut tunnel = rig.tunnel("api.anthropic.com:443", "api.anthropic.com");
     tunnel.write_all(request.as_bytes()).unwrap();
     assert_eq!(Answer::read(&mut tunnel).unwrap().status(), 402, "a refused bottle hears it inside TLS");
+}
+
+#[test]
+fn root_a_stream_of_responses_passes_through_a_tunnel() {
+    const CREATED: &str = "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"id\":\"r1\",\"model\":\"gpt-x\"}}\n\n";
+    const COMPLETED: &str = "event: response.completed\ndata: {\"type\":\"response.completed\",\"response\":{\"id\":\"r1\",\"model\":\"gpt-x\",\"usage\":{\"input_tokens\":30,\"input_tokens_details\":{\"cached_tokens\":20},\"output_tokens\":9}}}\n\n";
+    let chunks = [CREATED, COMPLETED].map(chunk).concat();
+    let upstream = Upstream::saying(format!("{STREAM_HEAD}{chunks}0\r\n\r\n"));
+    let rig = Rig::start(config(upstream.address));
+    let mut tunnel = rig.tunnel("api.openai.com:443", "api.openai.com");
+    let request = post("/v1/responses", r#"{"model":"gpt-x","stream":true,"input":"hi"}"#);
+    tunnel.write_all(request.replace("Host: meter", "Host: api.openai.com").as_bytes()).unwrap();
+    let answer = Answer::read(&mut tunnel).unwrap();
+    assert_eq!(String::from_utf8(answer.body).unwrap(), [CREATED, COMPLETED].concat());
+    let settle = rig.settlement();
+    assert_eq!((settle.tokens.input, settle.tokens.cache_read, settle.tokens.output), (10, 20, 9));
+    assert_eq!((settle.provenance, rig.reservation().provider.as_str()), (Provenance::Reported, "codex"));
 }
 
 #[test]
