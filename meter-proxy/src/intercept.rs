@@ -151,13 +151,14 @@ async fn splice(client: &Client, mut downstream: TokioIo<Upgraded>, mut upstream
     let mut standing = client.bottle.watch();
     while stays_open(&client.bottle, &mut standing).await {
         tokio::select! {
+            biased;
+            changed = standing.changed() => if changed.is_err() { return },
             ended = &mut copy => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "a tunnel broke");
                 }
                 return;
             }
-            changed = standing.changed() => if changed.is_err() { return },
         }
     }
 }

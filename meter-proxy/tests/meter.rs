@@ -590,6 +590,43 @@ fn root_a_cut_closes_upstream_at_once() {
 }
 
 #[test]
+fn root_a_cut_before_the_answer_charges_the_reservation() {
+    let upstream = Upstream::start(until_closed);
+    let rig = Rig::start(config(upstream.address));
+    let mut client = rig.connect();
+    client.write_all(post(MESSAGES, ASK).as_bytes()).unwrap();
+    while upstream.heads().is_empty() {
+        std::thread::yield_now();
+    }
+    rig.send(&ToMeter::Cut { bottle: BOTTLE, upstream: Towards::Close });
+    assert!(upstream.ended() < Duration::from_millis(500));
+    let settle = rig.settlement();
+    assert_eq!((settle.ending, settle.provenance), (Ending::Cut, Provenance::Estimated));
+    assert_eq!(settle.tokens.total(), rig.reservation().tokens);
+}
+
+#[test]
+fn root_a_held_tunnel_goes_on_after_a_restore() {
+    let echo = TcpListener::bind("127.0.0.1:0").unwrap();
+    let there = echo.local_addr().unwrap();
+    let mut settings = config(there);
+    settings.allow_private = vec!["127.0.0.0/8".into()];
+    let rig = Rig::start(settings);
+    let mut tunnel = rig.connect();
+    write!(tunnel, "CONNECT {there} HTTP/1.1\r\nHost: {there}\r\n\r\n").unwrap();
+    assert_eq!(Answer::read_head(&mut tunnel).unwrap().status(), 200);
+    let (mut origin, _) = echo.accept().unwrap();
+    rig.send(&ToMeter::Cut { bottle: BOTTLE, upstream: Towards::Hold });
+    rig.taken_in();
+    tunnel.write_all(b"x").unwrap();
+    origin.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    assert!(origin.read(&mut [0]).is_err(), "nothing passes while the bottle is held");
+    rig.send(&ToMeter::Open { bottle: BOTTLE });
+    origin.set_read_timeout(Some(SOON)).unwrap();
+    assert_eq!(origin.read(&mut [0]).unwrap(), 1);
+}
+
+#[test]
 fn root_a_cut_closes_upstream_also_while_the_client_reads_nothing() {
     let upstream = Upstream::start(|stream| {
         stream.write_all(STREAM_HEAD.as_bytes())?;
