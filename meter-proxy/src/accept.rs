@@ -132,6 +132,7 @@ fn http1() -> http1::Builder {
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_headers(MAX_HEADERS)
+        .max_header_size(MAX_BUFFER_BYTES)
         .max_buf_size(MAX_BUFFER_BYTES)
         .half_close(false)
         .auto_date_header(false);

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::forward::Upstreams;
 use crate::protocol::{BottleRef, Upstream};
@@ -14,6 +14,8 @@ use crate::settings::Settings;
 
 /// Most connections of one bottle at a time.
 pub const MAX_CONNECTIONS_PER_BOTTLE: usize = 6_144;
+/// Most of the request bodies of one bottle that wait at the gate or on their way, KiB.
+const MAX_ROOM_KIB: u32 = 64 * 1024;
 /// Most unlisted endpoints of one bottle that are noticed by name.
 const MAX_NOTICED: usize = 256;
 
@@ -43,6 +45,7 @@ pub struct Bottle {
     pub upstreams: Upstreams,
     /// One permit a connection.
     pub connections: Arc<Semaphore>,
+    room: Arc<Semaphore>,
     standing: watch::Sender<Standing>,
     noticed: Mutex<HashSet<String>>,
 }
@@ -53,6 +56,7 @@ impl Bottle {
             id,
             upstreams: Upstreams::new(settings.clone()),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS_PER_BOTTLE)),
+            room: Arc::new(Semaphore::new(MAX_ROOM_KIB as usize)),
             standing: watch::Sender::new(Standing::Open),
             noticed: Mutex::default(),
         }
@@ -68,6 +72,13 @@ impl Bottle {
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Standing> {
         self.standing.subscribe()
+    }
+
+    /// Waits for memory to keep `bytes` of a request's body in; free again when the value is dropped. `None`
+    /// only if the count were closed, which nobody does.
+    pub async fn room_for(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(MAX_ROOM_KIB).min(MAX_ROOM_KIB);
+        Arc::clone(&self.room).acquire_many_owned(kib).await.ok()
     }
 
     /// Whether this is the first time that `what` is noticed; nothing is, past the bound.

@@ -66,6 +66,11 @@ impl Certs {
         config.await.map(Arc::clone)
     }
 
+    /// Forgets all: the authority may be another.
+    pub fn forget(&self) {
+        lock(&self.kept).clear();
+    }
+
     /// The host's place, made anew when it is too old.
     fn cell(&self, host: &str) -> Arc<OnceCell<Arc<ServerConfig>>> {
         let mut kept = lock(&self.kept);

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::bottles::{Bottle, Bottles, lock};
+use crate::certs::Certs;
 use crate::protocol::{
     self, BottleRef, Config, Identity, Leaf, Notice, ProtocolError, Refusal, Reserve, Settle, ToController,
     ToMeter,
@@ -358,9 +359,9 @@ impl Link {
         Ok((listeners.collect::<Result<_, _>>()?, config))
     }
 
-    /// Starts the task that writes, and returns the handle to speak with and the reader.
+    /// The handle to speak with, and the two ends to be run.
     #[must_use]
-    pub fn start(self) -> (Arc<Controller>, Inbox) {
+    pub fn split(self) -> (Arc<Controller>, Inbox, Outbox) {
         let (exchanges, exchanges_out) = mpsc::channel(MAX_EXCHANGES);
         let (questions, questions_out) = mpsc::channel(MAX_QUESTIONS);
         let desk = Arc::new(Desk::default());
@@ -370,14 +371,13 @@ impl Link {
             questions: questions_out,
             desk: Arc::clone(&desk),
         };
-        tokio::spawn(outbox.run());
         let controller = Arc::new(Controller {
             exchanges,
             questions,
             numbers: AtomicU64::new(1),
             desk: Arc::clone(&desk),
         });
-        (Arc::clone(&controller), Inbox { link: self, controller })
+        (Arc::clone(&controller), Inbox { link: self, controller }, outbox)
     }
 
     async fn receive(&mut self) -> Result<(ToMeter, Vec<OwnedFd>), ControllerError> {
@@ -395,8 +395,8 @@ impl Link {
     }
 }
 
-/// The task that writes to the socket.
-struct Outbox {
+/// The messages to the controller, written in their order.
+pub struct Outbox {
     socket: Arc<AsyncFd<OwnedFd>>,
     exchanges: mpsc::Receiver<ToController>,
     questions: mpsc::Receiver<ToController>,
@@ -404,8 +404,8 @@ struct Outbox {
 }
 
 impl Outbox {
-    /// Writes until the socket fails; the reader hears of that too, and ends the meter.
-    async fn run(mut self) {
+    /// Writes until the socket fails; returns why.
+    pub async fn run(mut self) -> ControllerError {
         loop {
             let written = tokio::select! {
                 biased;
@@ -414,9 +414,7 @@ impl Outbox {
                 counts = self.desk.due() => self.write_counts(counts).await,
             };
             if let Err(error) = written {
-                tracing::error!(%error, "the controller cannot be told");
-                // Closing our queues makes every asker hear that the controller is gone.
-                return;
+                return error.into();
             }
         }
     }
@@ -477,6 +475,7 @@ impl Inbox {
     pub async fn run(
         mut self,
         bottles: &Bottles,
+        certs: &Certs,
         settings: &watch::Sender<Arc<Settings>>,
         own: &[SocketAddr],
     ) -> ControllerError {
@@ -490,6 +489,7 @@ impl Inbox {
                     Ok(applied) => {
                         settings.send_replace(Arc::new(applied));
                         bottles.forget_upstreams();
+                        certs.forget();
                     }
                     Err(error) => return error.into(),
                 },

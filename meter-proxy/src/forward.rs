@@ -3,6 +3,7 @@
 //!
 //! Not here: leave to forward (`gate`), and the answer's body (`tail`).
 use std::error::Error as _;
+use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -18,7 +19,8 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::Sleep;
 
 use crate::bottles::lock;
 use crate::dial::{self, Chosen, DialError};
@@ -29,6 +31,8 @@ use crate::route::Destination;
 use crate::settings::Settings;
 use crate::tokens::Ending;
 
+/// Longest wait for the next piece of a request's body, at the gate and on its way.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Idle connections to one authority that a bottle keeps.
 const MAX_IDLE: usize = 16;
 /// How long it keeps them.
@@ -186,37 +190,43 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
 pub struct Outgoing {
     begun: Option<Bytes>,
     rest: Option<Incoming>,
+    /// Runs while the client sends nothing: a request under way holds a reservation.
+    silence: Option<Pin<Box<Sleep>>>,
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl Outgoing {
     /// A body of which nothing was read.
     #[must_use]
     pub fn whole(body: Incoming) -> Self {
-        Self { begun: None, rest: (!body.is_end_stream()).then_some(body) }
+        Self { begun: None, rest: (!body.is_end_stream()).then_some(body), silence: None, _room: None }
     }
 
-    /// A body of which `begun` was read; no `rest` when that is all of it.
+    /// A body of which `begun` was read, in memory that `room` stands for; no `rest` when that is all of it.
     #[must_use]
-    pub fn begun(begun: Bytes, rest: Option<Incoming>) -> Self {
-        Self { begun: (!begun.is_empty()).then_some(begun), rest }
+    pub fn begun(begun: Bytes, rest: Option<Incoming>, room: Option<OwnedSemaphorePermit>) -> Self {
+        Self { begun: (!begun.is_empty()).then_some(begun), rest, silence: None, _room: room }
     }
 }
 
 impl Body for Outgoing {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = io::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         if let Some(begun) = self.begun.take() {
             return Poll::Ready(Some(Ok(Frame::data(begun))));
         }
-        match &mut self.rest {
-            Some(rest) => Pin::new(rest).poll_frame(cx),
-            None => Poll::Ready(None),
+        let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
+        if let Poll::Ready(frame) = Pin::new(rest).poll_frame(cx) {
+            self.silence = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)));
         }
+        let silence = self.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(BODY_TIMEOUT)));
+        silence.as_mut().poll(cx).map(|()| Some(Err(io::ErrorKind::TimedOut.into())))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -2,7 +2,6 @@
 //!
 //! Not here: the decision (the controller's), and what is done with a permit (`forward`, `tail`).
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, UPGRADE};
@@ -14,7 +13,7 @@ use crate::Meter;
 use crate::bottles::{Bottle, Standing};
 use crate::controller::{Controller, Slot};
 use crate::exchange::{Exchange, Facts};
-use crate::forward::Outgoing;
+use crate::forward::{BODY_TIMEOUT, Outgoing};
 use crate::identify::Client;
 use crate::protocol::{Refusal, Reserve};
 use crate::refuse::{Reason, Refused};
@@ -25,8 +24,8 @@ use crate::usage::{self, Endpoint, Shape};
 
 /// Most of a request's body that is read before the question is asked, bytes.
 const MAX_PREFIX_BYTES: usize = 4 * 1024 * 1024;
-/// Longest wait for the next piece of a request's body at the gate.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Most of an unlisted endpoint's path that the operator is told.
+const MAX_NOTICED_CHARS: usize = 256;
 
 /// Leave to forward one request.
 pub enum Leave {
@@ -103,7 +102,7 @@ pub async fn admit(
             Ok((ask.leave(meter, client).await.map_err(shaped)?, Outgoing::whole(body)))
         }
         Endpoint::Billing(shape) => {
-            let (outgoing, facts) = read_facts(shape, request, body).await.map_err(shaped)?;
+            let (outgoing, facts) = read_facts(shape, client, request, body).await.map_err(shaped)?;
             let ask = Question { shape, facts, provider, destination };
             Ok((ask.leave(meter, client).await.map_err(shaped)?, outgoing))
         }
@@ -120,6 +119,7 @@ fn free(client: &Client, destination: &Destination, body: Incoming) -> Result<(L
 
 /// Tells the operator of an endpoint that is in no table, once for each bottle.
 fn notice_unlisted(meter: &Meter, client: &Client, provider: &Metered, endpoint: &str) {
+    let endpoint: String = endpoint.chars().take(MAX_NOTICED_CHARS).collect();
     let what = format!("unlisted endpoint of {}: {endpoint}", provider.name);
     if client.bottle.notice_once(&what) {
         meter.controller.notice(Some(client.bottle.id), &what);
@@ -127,8 +127,15 @@ fn notice_unlisted(meter: &Meter, client: &Client, provider: &Metered, endpoint:
 }
 
 /// Reads as much of the body as the estimate needs, and no more.
-async fn read_facts(shape: Shape, request: &Parts, mut body: Incoming) -> Result<(Outgoing, Facts), Reason> {
+async fn read_facts(
+    shape: Shape,
+    client: &Client,
+    request: &Parts,
+    mut body: Incoming,
+) -> Result<(Outgoing, Facts), Reason> {
     let text = |name| request.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let declared = text(CONTENT_LENGTH).parse().ok();
+    let room = client.bottle.room_for(declared.unwrap_or(u64::MAX).min(MAX_PREFIX_BYTES as u64)).await;
     let mut prefix = BytesMut::new();
     let mut complete = body.is_end_stream();
     while !complete && prefix.len() < MAX_PREFIX_BYTES {
@@ -137,10 +144,9 @@ async fn read_facts(shape: Shape, request: &Parts, mut body: Incoming) -> Result
             None => complete = true,
         }
     }
-    let declared = text(CONTENT_LENGTH).parse().ok();
     let facts = Facts::of_request(shape, &prefix, complete, text(CONTENT_ENCODING), declared);
     let rest = if complete { None } else { Some(body) };
-    Ok((Outgoing::begun(prefix.freeze(), rest), facts))
+    Ok((Outgoing::begun(prefix.freeze(), rest, room), facts))
 }
 
 /// The next bytes of a body; `None` at its end. Trailers of requests are not forwarded.

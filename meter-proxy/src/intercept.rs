@@ -10,6 +10,7 @@ use http::{Request, Response};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
@@ -20,7 +21,7 @@ use crate::identify::Client;
 use crate::refuse::{self, Reason, Refused};
 use crate::route::Entrance;
 use crate::tail::AnswerBody;
-use crate::{Meter, accept};
+use crate::{Meter, accept, hello};
 
 /// The one port of metered names that is opened.
 const HTTPS: u16 = 443;
@@ -37,7 +38,7 @@ pub async fn connect(
     meter: &Arc<Meter>,
     client: &Arc<Client>,
     entrance: &Entrance,
-    request: &mut Parts,
+    request: Parts,
 ) -> Result<Response<AnswerBody>, Refused> {
     if matches!(entrance, Entrance::Tunnel { .. }) {
         return Err(Refused::plain(Reason::Malformed("there is no CONNECT inside a tunnel")));
@@ -46,7 +47,7 @@ pub async fn connect(
     let authority = Authority::parse(named, None)
         .map_err(|_| Refused::plain(Reason::Malformed("CONNECT needs a host and a port")))?;
     let settings = Arc::clone(&meter.settings.borrow());
-    let upgrade = hyper::upgrade::on(Request::from_parts(std::mem::replace(request, empty()), ()));
+    let upgrade = hyper::upgrade::on(Request::from_parts(request, ()));
     match (&authority.host, settings.provider_at(&authority.host)) {
         (Host::Name(name), Some(_)) if authority.port == HTTPS => {
             let tls = meter.certs.for_host(&meter.controller, name).await;
@@ -63,14 +64,10 @@ pub async fn connect(
             }
             let upstream =
                 dial::connect(&authority, Chosen::ByClient, &settings).await.map_err(unreachable)?;
-            tokio::spawn(splice(Arc::clone(client), upgrade, upstream));
+            tokio::spawn(pass(Arc::clone(meter), Arc::clone(client), authority, upgrade, upstream));
         }
     }
     Ok(refuse::tunnel_open())
-}
-
-fn empty() -> Parts {
-    Request::new(()).into_parts().0
 }
 
 fn unreachable(error: DialError) -> Refused {
@@ -105,13 +102,45 @@ fn open(
     })
 }
 
-/// Copies both ways until either side ends, or the bottle is cut for good; nothing moves while it is held.
-async fn splice(client: Arc<Client>, upgrade: OnUpgrade, mut upstream: TcpStream) {
-    let upgraded: Upgraded = match upgrade.await {
-        Ok(upgraded) => upgraded,
+/// Splices a tunnel, unless its TLS asks for a metered name after all.
+async fn pass(
+    meter: Arc<Meter>,
+    client: Arc<Client>,
+    authority: Authority,
+    upgrade: OnUpgrade,
+    mut upstream: TcpStream,
+) {
+    let mut downstream = match upgrade.await {
+        Ok(upgraded) => TokioIo::new(upgraded),
         Err(error) => return tracing::debug!(%error, "a tunnel was not taken up"),
     };
-    let mut downstream = TokioIo::new(upgraded);
+    if authority.port == HTTPS
+        && let Err(error) = pass_hello(&meter, &mut downstream, &mut upstream).await
+    {
+        let what = format!("a tunnel to {authority} was closed: {error}");
+        return meter.controller.notice(Some(client.bottle.id), &what);
+    }
+    splice(&client, downstream, upstream).await;
+}
+
+/// Passes the client's first message on, unless it asks for a metered name.
+async fn pass_hello(
+    meter: &Meter,
+    downstream: &mut TokioIo<Upgraded>,
+    upstream: &mut TcpStream,
+) -> std::io::Result<()> {
+    let opening = hello::read(downstream).await?;
+    let settings = Arc::clone(&meter.settings.borrow());
+    match opening.name {
+        Some(name) if settings.provider_at(&name).is_some() => {
+            Err(std::io::Error::other(format!("its TLS asks for {name}, which is metered")))
+        }
+        _ => upstream.write_all(&opening.bytes).await,
+    }
+}
+
+/// Copies both ways until either side ends, or the bottle is cut for good; nothing moves while it is held.
+async fn splice(client: &Client, mut downstream: TokioIo<Upgraded>, mut upstream: TcpStream) {
     let copy = tokio::io::copy_bidirectional_with_sizes(
         &mut downstream,
         &mut upstream,
@@ -122,13 +151,14 @@ async fn splice(client: Arc<Client>, upgrade: OnUpgrade, mut upstream: TcpStream
     let mut standing = client.bottle.watch();
     while stays_open(&client.bottle, &mut standing).await {
         tokio::select! {
+            biased;
+            changed = standing.changed() => if changed.is_err() { return },
             ended = &mut copy => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "a tunnel broke");
                 }
                 return;
             }
-            changed = standing.changed() => if changed.is_err() { return },
         }
     }
 }

@@ -39,6 +39,8 @@ mod forward;
 #[cfg(feature = "proxy")]
 mod gate;
 #[cfg(feature = "proxy")]
+mod hello;
+#[cfg(feature = "proxy")]
 mod identify;
 #[cfg(feature = "proxy")]
 mod intercept;
@@ -80,12 +82,14 @@ struct Meter {
 /// Why the meter ended.
 #[cfg(feature = "proxy")]
 pub async fn run(socket: OwnedFd) -> Result<std::convert::Infallible, controller::ControllerError> {
+    let signals = shutdown::Signals::take().map_err(protocol::ProtocolError::Io)?;
     let mut link = controller::Link::new(socket)?;
     let (listeners, config) = link.beginning().await?;
     let own: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
     let (apply, settings) = watch::channel(Arc::new(settings::Settings::apply(config, &own)?));
     let bottles = bottles::Bottles::new(settings.clone());
-    let (controller, inbox) = link.start();
+    let (controller, inbox, outbox) = link.split();
+    let mut telling = tokio::spawn(outbox.run());
     let meter = Arc::new(Meter { controller, settings, certs: certs::Certs::default() });
     let places = Arc::new(Semaphore::new(accept::MAX_CONNECTIONS));
     let mut accepting = tokio::task::JoinSet::new();
@@ -94,12 +98,13 @@ pub async fn run(socket: OwnedFd) -> Result<std::convert::Infallible, controller
     }
     meter.controller.ready().await?;
     tokio::select! {
-        gone = inbox.run(&bottles, &apply, &own) => Err(gone),
+        gone = inbox.run(&bottles, &meter.certs, &apply, &own) => Err(gone),
+        gone = &mut telling => Err(gone.unwrap_or(controller::ControllerError::Gone)),
         Some(ended) = accepting.join_next() => {
             let error = ended.map_err(std::io::Error::other).and_then(|ended| ended).err();
             Err(controller::ControllerError::Listener(error.unwrap_or_else(|| std::io::ErrorKind::Other.into())))
         }
-        Err(error) = shutdown::ignore_signals() => Err(protocol::ProtocolError::Io(error).into()),
+        never = signals.ignore() => match never {},
     }
 }
 
@@ -126,14 +131,15 @@ async fn life_of_a_request(
     flights: &accept::Flights,
     request: Request<Incoming>,
 ) -> Result<Response<tail::AnswerBody>, refuse::Refused> {
-    let (mut head, body) = request.into_parts();
+    let (head, body) = request.into_parts();
     if head.method == Method::CONNECT {
-        return intercept::connect(meter, client, entrance, &mut head).await;
+        return intercept::connect(meter, client, entrance, head).await;
     }
     let settings = Arc::clone(&meter.settings.borrow());
     let destination = route::find(&settings, entrance, &head)?;
     let (leave, body) = gate::admit(meter, client, &destination, &head, body).await?;
     let flight = flights.begin();
     let (leave, answer) = forward::forward(leave, &client.bottle.upstreams, &destination, head, body).await?;
-    Ok(tail::tail(meter, Arc::clone(&client.bottle), flight, leave, answer).await)
+    let answer = tail::tail(meter, Arc::clone(&client.bottle), flight, leave, answer).await;
+    answer.ok_or_else(|| refuse::Refused::not_durable(destination.dialect()))
 }

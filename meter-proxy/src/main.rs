@@ -2,7 +2,9 @@
 //!
 //! The controller starts it with its socket as standard input; nobody else has a use for it.
 #![forbid(unsafe_code)]
+use std::convert::Infallible;
 use std::os::fd::AsFd;
+use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
@@ -20,7 +22,18 @@ struct Arguments {
     gid: u32,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(never) => match never {},
+        Err(error) => {
+            eprintln!("meter-proxy: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Drops privileges, then serves until the controller is gone.
+fn run() -> anyhow::Result<Infallible> {
     let arguments = Arguments::parse();
     meter_proxy::privileges::drop_to(arguments.uid, arguments.gid)?;
     let descriptors = meter_proxy::privileges::raise_descriptor_limit()?;
@@ -29,8 +42,8 @@ fn main() -> anyhow::Result<()> {
     tracing::info!(uid = arguments.uid, gid = arguments.gid, descriptors, "privileges are dropped");
     let socket = std::io::stdin().as_fd().try_clone_to_owned().context("standard input is no socket")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let Err(ended) = runtime.block_on(meter_proxy::run(socket));
+    let ended = runtime.block_on(meter_proxy::run(socket));
     // Tasks under way are not waited for: the controller estimates what they leave.
     runtime.shutdown_background();
-    Err(ended).context("the meter ends")
+    ended.context("the meter ends")
 }

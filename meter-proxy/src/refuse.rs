@@ -62,6 +62,13 @@ impl Refused {
         Self { reason: refusal.into(), dialect }
     }
 
+    /// An answer in place of one whose settlement is not durable.
+    #[must_use]
+    pub fn not_durable(dialect: Option<Dialect>) -> Self {
+        let reason = "what the last one used could not be recorded in time".to_owned();
+        Self::by_controller(Refusal::Closed { reason }, dialect)
+    }
+
     /// An answer in no provider's shape.
     #[must_use]
     pub fn plain(reason: Reason) -> Self {

@@ -80,15 +80,15 @@ pub struct Tail {
     _flight: Flight,
 }
 
-/// Makes a provider's answer the client's. An answer without a body is settled before its head is sent; when
-/// that settlement is not durable in time, the body fails.
+/// Makes a provider's answer the client's. An answer without a body is settled before its head is sent; `None`
+/// when that settlement is not durable in time: the answer may not be delivered.
 pub async fn tail(
     meter: &Meter,
     bottle: Arc<Bottle>,
     flight: Flight,
     leave: Leave,
     answer: Response<Incoming>,
-) -> Response<AnswerBody> {
+) -> Option<Response<AnswerBody>> {
     let (head, upstream) = answer.into_parts();
     let settings = meter.settings.borrow().clone();
     let mut tail = Tail {
@@ -111,25 +111,25 @@ pub async fn tail(
         permit.exchange.head(head.status.as_u16(), text(CONTENT_TYPE), text(CONTENT_ENCODING));
         tail.look_ahead = !permit.exchange.is_stream();
         tail.phase = Phase::Streaming(permit);
-        tail.settle_if_empty().await;
+        if tail.is_empty() && !tail.settled_at_once().await {
+            return None;
+        }
     }
-    Response::from_parts(head, Either::Right(tail))
+    Some(Response::from_parts(head, Either::Right(tail)))
 }
 
 impl Tail {
-    /// Settles an answer that has no body: nobody would poll it.
-    async fn settle_if_empty(&mut self) {
-        if !self.upstream.as_ref().is_some_and(Body::is_end_stream) {
-            return;
-        }
-        self.settle(Ending::Completed);
-        if let Phase::Settling(durable) = &mut self.phase {
-            let durable = durable.await;
-            self.phase = Phase::Settling(Box::pin(std::future::ready(durable)));
-            if durable {
-                self.upstream = None;
-                self.phase = Phase::Done;
-            }
+    /// Whether there is no body: then nobody would poll it.
+    fn is_empty(&self) -> bool {
+        self.upstream.as_ref().is_some_and(Body::is_end_stream)
+    }
+
+    /// Settles an answer without a body; whether that became durable in time.
+    async fn settled_at_once(&mut self) -> bool {
+        self.at_end();
+        match std::mem::replace(&mut self.phase, Phase::Done) {
+            Phase::Settling(durable) => durable.await,
+            _ => false,
         }
     }
 
