@@ -38,7 +38,7 @@ fn run() -> anyhow::Result<Infallible> {
     meter_proxy::privileges::drop_to(arguments.uid, arguments.gid)?;
     let descriptors = meter_proxy::privileges::raise_descriptor_limit()?;
     let level = EnvFilter::try_from_env("ENFORCER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr).with_ansi(false).init();
     tracing::info!(uid = arguments.uid, gid = arguments.gid, descriptors, "privileges are dropped");
     let socket = std::io::stdin().as_fd().try_clone_to_owned().context("standard input is no socket")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
