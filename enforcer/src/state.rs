@@ -96,6 +96,8 @@ impl StateDir {
             Some(path) => std::path::absolute(path).map_err(|error| StateError::io(path, &error))?,
             None => default_path()?,
         };
+        // a slash at the end would look through a link at what it points to
+        let given: PathBuf = given.components().collect();
         check_way(&given)?;
         make_missing(&given, 0o700)?;
         check_own(&given)?;

@@ -105,9 +105,7 @@ impl Server {
             let caller = identify(&stream, self.group);
             connections.spawn(serve_connection(stream, slot, caller, controller.clone(), shutdown.clone()));
         }
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "the control socket's file stays");
-        }
+        drop(self);
         connections.close();
         if tokio::time::timeout(DRAIN_TIMEOUT, connections.wait()).await.is_err() {
             tracing::warn!(open = connections.len(), "control connections are dropped at shutdown");
@@ -133,6 +131,15 @@ impl Server {
             }
         };
         shutdown.run_until_cancelled(next).await.flatten()
+    }
+}
+
+impl Drop for Server {
+    /// Also when it never came to serve: a failed start leaves no socket file.
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "the control socket's file stays");
+        }
     }
 }
 
