@@ -169,6 +169,12 @@ impl StateDir {
         run_dir_in(Path::new(RUN_ROOT), self.instance())
     }
 
+    /// Where that directory is, made or not.
+    #[must_use]
+    pub fn run_path(&self) -> PathBuf {
+        Path::new(RUN_ROOT).join(run_name(self.instance()))
+    }
+
     /// Where the control socket of this directory's daemon stands.
     #[must_use]
     pub fn control_socket(&self) -> PathBuf {
@@ -252,9 +258,12 @@ fn check_own(path: &Path) -> Result<(), StateError> {
     Ok(())
 }
 
+fn run_name(instance: Option<&str>) -> String {
+    instance.map_or_else(|| RUN_NAME.to_owned(), |instance| format!("{RUN_NAME}-{instance}"))
+}
+
 fn run_dir_in(root: &Path, instance: Option<&str>) -> Result<PathBuf, StateError> {
-    let name = instance.map_or_else(|| RUN_NAME.to_owned(), |instance| format!("{RUN_NAME}-{instance}"));
-    let path = root.join(name);
+    let path = root.join(run_name(instance));
     make_missing(&path, 0o755)?;
     let about = look_at(&path)?;
     if about.uid() != Uid::effective().as_raw() || about.mode() & 0o022 != 0 {
