@@ -65,13 +65,22 @@ fn ask(arguments: &[&str]) -> Output {
 /// A state directory, mode 0700, of a daemon that is not to start.
 struct Place {
     dir: TempDir,
+    /// `enforcer-…`: what its pins, its cgroups and its public directory would be called.
+    instance: String,
 }
 
 impl Place {
     fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("enforcer-bad-").tempdir().unwrap();
-        fs::DirBuilder::new().mode(0o700).create(dir.path().join("state")).unwrap();
-        let place = Self { dir };
+        let state = dir.path().join("state");
+        fs::DirBuilder::new().mode(0o700).create(&state).unwrap();
+        // the certificate is not there yet; the refusal tells where it would be
+        let no_certificate =
+            process::run(enforcer().arg("--state-dir").arg(state).args(["ca", "path"]), SOON);
+        let (_, path) = no_certificate.stderr.split_once("/run/").expect("a path below /run");
+        let instance = path.split('/').next().unwrap().to_owned();
+        assert!(instance.starts_with("enforcer-"), "{no_certificate:?}");
+        let place = Self { dir, instance };
         place.settings("listen: \"127.0.0.1:0\"\n");
         place
     }
@@ -95,47 +104,41 @@ impl Place {
         command
     }
 
-    /// Starts the daemon, which must refuse; then nothing of it may be left.
+    /// Starts the daemon, which must refuse and leave nothing.
     #[track_caller]
     fn assert_refuses(&self, code: i32, words: &str) {
-        let before = traces();
         assert_refused(&process::run(&mut self.daemon(), SOON), code, words);
-        assert!(!self.state().join("control.sock").exists(), "a socket file stays");
-        self.assert_no_traces(&before);
+        self.assert_no_traces();
     }
 
-    /// Of what is new since `before`, nothing may be this directory's: other tests run beside this one, so a trace
-    /// that is another daemon's is told by a process or a bottle that is in use there.
+    /// Holds a daemon that did not start to having left no socket, no pin and no cgroup.
     #[track_caller]
-    fn assert_no_traces(&self, before: &[PathBuf]) {
-        let Some(instance) = self.instance() else { return };
-        let own = |path: &&PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy() == instance);
-        let left: Vec<_> = traces().into_iter().filter(|path| !before.contains(path)).collect();
-        assert_eq!(left.iter().filter(own).collect::<Vec<_>>(), [] as [&PathBuf; 0]);
+    fn assert_no_traces(&self) {
+        for trace in [self.state().join("control.sock"), self.pins(), self.cgroup()] {
+            assert!(!trace.exists(), "{} stays", trace.display());
+        }
     }
 
-    /// `enforcer-…`, as its pins and cgroups are called: the name of the directory that the certificate is in.
-    fn instance(&self) -> Option<String> {
-        let mut command = enforcer();
-        let output = process::run(command.arg("--state-dir").arg(self.state()).args(["ca", "path"]), SOON);
-        let said = output.stdout + &output.stderr;
-        let at = said.find("/run/enforcer-")? + "/run/".len();
-        Some(said[at..].split('/').next()?.to_owned())
+    fn pins(&self) -> PathBuf {
+        Path::new("/sys/fs/bpf").join(&self.instance)
+    }
+
+    fn cgroup(&self) -> PathBuf {
+        support::cgroup::mount_point().join(&self.instance)
     }
 }
 
 impl Drop for Place {
-    /// The public directory of a daemon that got that far.
+    /// The public directory of a daemon that got that far, and all of one that should not have.
     fn drop(&mut self) {
-        if let Some(instance) = self.instance() {
-            drop(fs::remove_dir_all(Path::new("/run").join(instance)));
+        drop(fs::remove_dir_all(Path::new("/run").join(&self.instance)));
+        if let Err(error) = support::cgroup::remove(&self.cgroup()) {
+            eprintln!("{} stays: {error}", self.cgroup().display());
+        }
+        if self.pins().exists() {
+            let mut unpin = enforcer();
+            unpin.arg("--state-dir").arg(self.state()).args(["daemon", "--unpin-all"]);
+            drop(process::try_run(&mut unpin, SOON));
         }
     }
-}
-
-/// Pin directories and cgroups of every controller on this host.
-fn traces() -> Vec<PathBuf> {
-    let roots = [PathBuf::from("/sys/fs/bpf"), support::cgroup::mount_point()];
-    let entries = roots.iter().flat_map(|root| fs::read_dir(root).into_iter().flatten().flatten());
-    entries.map(|entry| entry.path()).filter(|path| path.to_string_lossy().contains("/enforcer-")).collect()
 }

@@ -20,7 +20,7 @@ const WRONG: [(&str, &str, &str); 16] = [
     ("shutdown: |\n  cutoff\n", ":2:3: ", "block scalar"),
     ("budget:\n  claude: 5\n  claude: 6\n", ":3:3: ", "claude"),
     ("budget: [\n", ":2:1: ", ""),
-    ("budget:\n\tclaude: 5\n", ":2:1: ", ""),
+    ("budget:\n\tclaude: 5\n", ":2:2: ", "tab"),
     ("listen: nowhere\n", ":1:9: ", "nowhere"),
     ("listen: \"127.0.0.1:99999\"\n", ":1:9: ", "99999"),
     ("bottles:\n  ../x: {}\n", ":2:3: ", "name"),

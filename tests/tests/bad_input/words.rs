@@ -1,9 +1,13 @@
 //! Words that would steer a terminal: they are kept for scripts, and harmless on a screen.
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::process::Command;
 
+use serde_json::json;
 use support::cgroup::TestCgroup;
 use support::enforcer::Daemon;
 use support::process::{self, Output};
+use support::provider::{Provider, Reply};
 
 use crate::SOON;
 
@@ -57,6 +61,50 @@ fn root_the_dashboard_draws_no_hostile_word() {
         let at = shown.find(words).filter(|&at| words != "]52;" || shown[..at].ends_with('\x1b'));
         assert!(at.is_none(), "{words:?} in {shown:?}");
     }
+}
+
+#[test]
+fn root_a_hostile_model_path_or_cgroup_steers_no_terminal() {
+    let provider = Provider::start(Reply::default());
+    let upstream = provider.http_url();
+    let daemon = Daemon::start(&format!(
+        "unattached: meter\nproviders: {{ claude: {{ upstream: \"{upstream}\" }} }}\n"
+    ));
+    let group = TestCgroup::new("steer\x1b[2J\u{202e}");
+    assert_harmless(&daemon.cli(&["attach", "b1", "--cgroup", group.path().to_str().unwrap()]));
+    let body = json!({"model": format!("=1+1,\"{HOSTILE}"), "max_tokens": 5, "messages": []}).to_string();
+    for path in ["/claude/v1/messages", "/claude/v1/\u{202e}odd\u{9b}31m"] {
+        let mut stream = TcpStream::connect(daemon.listen_addr()).unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all((head + &body).as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 "), "{answer:?}");
+    }
+    for arguments in [
+        &["usage"][..],
+        &["usage", "--by", "model"],
+        &["usage", "--flows"],
+        &["usage", "--csv"],
+        &["usage", "--flows", "--csv"],
+        &["usage", "--flows", "--json"],
+        &["status"],
+        &["status", "--json"],
+        &["audit"],
+        &["audit", "--json"],
+    ] {
+        let output = daemon.cli(arguments);
+        assert_eq!(output.code, Some(0), "{arguments:?}: {output:?}");
+        assert_harmless(&output);
+    }
+    assert!(daemon.ok(&["usage", "--by", "model"]).contains("gone"), "the model is told");
+    let csv = daemon.ok(&["usage", "--csv"]);
+    assert_eq!(csv.lines().count(), 3, "a row is a line: {csv:?}");
+    assert!(!csv.contains(",=1") && !csv.contains("\"=1"), "no spreadsheet takes it for a formula: {csv:?}");
+    assert!(!daemon.logs().chars().any(|c| c == '\x1b'), "nor does the log: {:?}", daemon.logs());
 }
 
 /// Nothing on either output but text and line ends.
