@@ -86,9 +86,10 @@ impl Server {
         prepare_directory(path)?;
         remove_stale(path)?;
         let listener = bind_closed(path).map_err(io_error("bind"))?;
+        let server = Self { listener, path: path.to_owned(), group };
         std::os::unix::fs::lchown(path, None, group).map_err(io_error("change its group"))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(io_error("change its mode"))?;
-        Ok(Self { listener, path: path.to_owned(), group })
+        Ok(server)
     }
 
     /// Where it listens.
