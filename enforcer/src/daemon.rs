@@ -1,8 +1,8 @@
 //! `enforcer daemon`: the only place that wires threads and tasks together.
 //!
-//! Order: what can be refused without a trace first (settings, state, lock, listener), then the kernel, the
-//! ledger, the core (which takes over what is there), the meter, and last the control socket, so that whoever
-//! gets an answer gets a whole controller. Stopping goes the other way and opens nothing.
+//! Order: what can be refused without a trace first (settings, state, lock, listener, ledger), then the kernel,
+//! the core (which takes over what is there), the meter, and last the control socket, so that whoever gets an
+//! answer gets a whole controller. Stopping goes the other way and opens nothing.
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -85,12 +85,12 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     let ca_certificate = ca.publish(&run_dir)?;
     let ca_bundle = run_dir.join(ca::BUNDLE_FILE);
     let program = meter::program()?;
-    let home = Home::enter(state.instance(), is_managed())?;
-    let kernel: Arc<dyn Kernel> = Arc::new(Loader::open(state.instance())?);
-
     let mut ledger = SqliteLedger::open(&state.file(LEDGER_FILE))?;
     let snapshot = ledger.load()?;
     let reader = ledger.reader()?;
+    let home = Home::enter(state.instance(), is_managed())?;
+    let kernel: Arc<dyn Kernel> = Arc::new(Loader::open(state.instance())?);
+
     let (writer, writing) = Writer::spawn(Box::new(ledger));
     let (changes, changed) = broadcast::channel(CHANGES_KEPT);
     let parts = core::Parts { settings: settings.clone(), kernel: kernel.clone(), writer, listener, changes };
@@ -148,7 +148,7 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     core.tell(Message::Stop);
     join("core", deciding).await;
     join("writer", writing).await;
-    home.leave();
+    drop(home);
     Ok(())
 }
 

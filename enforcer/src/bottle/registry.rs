@@ -2,7 +2,7 @@
 //!
 //! An attach is whole or nothing: cgroup checked, slot given (core), hooks on and dropping (kernel), recorded
 //! (ledger), opened (core); each failure undoes what came before. Budgets and verdicts are the core's.
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -222,6 +222,7 @@ impl Controller for Registry {
 
     async fn attach(&self, attach: api::Attach, by: &str) -> Result<api::Attached, Problem> {
         check_names(&attach)?;
+        check_tokens(&attach.budget)?;
         check_egress(attach.egress.as_deref())?;
         self.policy(&attach)?;
         let cgroup = self.find_cgroup(&attach).await?;
@@ -284,6 +285,7 @@ impl Controller for Registry {
     }
 
     async fn restore(&self, name: &str, restore: api::Restore, by: &str) -> Result<api::Bottle, Problem> {
+        check_tokens(&restore.add)?;
         self.ask(|reply| Message::Restore { name: name.into(), order: restore, by: by.into(), reply })
             .await?;
         self.bottle(name).await
@@ -431,6 +433,12 @@ fn check_names(attach: &api::Attach) -> Result<(), Problem> {
         .into_iter()
         .flatten()
         .try_for_each(|name| settings::check_name(name).map_err(|error| Problem::usage(error.to_string())))
+}
+
+fn check_tokens(budget: &BTreeMap<String, u64>) -> Result<(), Problem> {
+    budget.iter().try_for_each(|(provider, &tokens)| {
+        settings::check_tokens(tokens).map_err(|error| Problem::usage(format!("{provider}: {error}")))
+    })
 }
 
 fn check_egress(egress: Option<&str>) -> Result<(), Problem> {
