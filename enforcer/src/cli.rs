@@ -85,7 +85,7 @@ pub enum Command {
     /// Show what was done, by whom and why
     Audit(Audit),
     /// Show the dashboard
-    Top,
+    Top(Top),
     /// Print what a container needs to trust and reach the meter
     Env(Env),
     /// The certificate authority that bottles trust
@@ -106,6 +106,20 @@ pub enum Command {
         /// The directory; it must exist
         dir: PathBuf,
     },
+}
+
+/// `top`.
+#[derive(Debug, Args)]
+pub struct Top {
+    /// Print one frame as plain text and end
+    #[arg(long)]
+    pub once: bool,
+    /// Columns of that frame
+    #[arg(long, default_value_t = 100, requires = "once", value_parser = clap::value_parser!(u16).range(40..=500))]
+    pub width: u16,
+    /// Lines of that frame
+    #[arg(long, default_value_t = 24, requires = "once", value_parser = clap::value_parser!(u16).range(10..=200))]
+    pub height: u16,
 }
 
 /// `daemon`.

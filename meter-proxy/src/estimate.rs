@@ -1,12 +1,16 @@
 //! Guesses at token counts from bytes, for what a provider has not (yet) reported.
 //!
-//! Two guesses with two aims: the running count of output errs low, so that no agent is cut early by a guess;
-//! the input estimate is what real text comes to. Neither is a tokenizer.
+//! Three guesses with three aims: the running count of output errs low, so that no agent is cut early by a
+//! guess; the charge for output whose figures never came errs high, so that breaking off is never cheaper; the
+//! input estimate is what real text comes to. None is a tokenizer.
 use memchr::{memchr, memchr2};
 
-/// Bytes of decoded UTF-8 output that count as one token. English prose and code come to 3.5–4.5 bytes a
-/// token, so this errs low on purpose.
-pub const OUTPUT_BYTES_PER_TOKEN: u64 = 6;
+/// Bytes of decoded UTF-8 output that count as one token while an answer runs. English prose and code come to
+/// 3.5–4.5 bytes a token, so this errs low on purpose.
+pub const RUNNING_BYTES_PER_TOKEN: u64 = 6;
+/// Bytes of decoded UTF-8 output that are charged as one token when the answer ended without its figures. Errs
+/// high on purpose.
+pub const CHARGED_BYTES_PER_TOKEN: u64 = 3;
 /// Bytes of request text that count as one token of input.
 pub const INPUT_BYTES_PER_TOKEN: u64 = 4;
 /// Most tokens that an unread request is taken for: the common context window. Its bytes may be images.
@@ -19,10 +23,16 @@ pub const MAX_OUTPUT_ALLOWANCE: u64 = 4_096;
 /// A base64 value shorter than this, in bytes, is counted as text.
 const MIN_MEDIA_BYTES: usize = 64;
 
-/// Tokens of `text_bytes` bytes of output. Errs low.
+/// Tokens of `text_bytes` bytes of output so far. Errs low.
 #[must_use]
-pub fn output_tokens(text_bytes: u64) -> u64 {
-    text_bytes / OUTPUT_BYTES_PER_TOKEN
+pub fn running_output_tokens(text_bytes: u64) -> u64 {
+    text_bytes / RUNNING_BYTES_PER_TOKEN
+}
+
+/// Tokens to charge for `text_bytes` bytes of output whose figures never came. Errs high.
+#[must_use]
+pub fn charged_output_tokens(text_bytes: u64) -> u64 {
+    text_bytes.div_ceil(CHARGED_BYTES_PER_TOKEN)
 }
 
 /// Tokens of a JSON request: its strings and keys, without base64 media (`data` values and `data:` URLs).

@@ -255,8 +255,8 @@ impl Exchange {
             tokens.input = self.facts.input_estimate;
         }
         if self.is_stream() {
-            let undecoded = estimate::output_tokens(self.undecoded_bytes);
-            tokens.output = stated.output.max(self.tally.counted_output().saturating_add(undecoded));
+            let bytes = self.tally.text_bytes.saturating_add(self.undecoded_bytes);
+            tokens.output = stated.output.max(estimate::charged_output_tokens(bytes));
         } else if !known || self.tally.report.output.is_none() {
             tokens.output = stated.output.max(self.facts.output_allowance);
         }

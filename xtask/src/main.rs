@@ -1,6 +1,7 @@
 //! Development tasks. Parses the command and hands it to its file; builds and runs before any eBPF tool exists.
 mod bench;
 mod ci;
+mod demo;
 #[allow(dead_code, reason = "the build script of `enforcer` uses the other half of this file")]
 mod ebpf;
 mod setup;
@@ -22,6 +23,8 @@ struct Arguments {
 enum Task {
     /// Find, or as root on Debian and Ubuntu install, what the build and the tests need
     Setup,
+    /// Set up, build, and watch a real process lose its network in the middle of a stream
+    Demo(demo::Options),
     /// Set up, build and run every test
     Test(test::Options),
     /// Measure one part and print its figures
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<()> {
     match task {
         Task::Setup => setup::run(),
+        Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Ci => ci::run(),

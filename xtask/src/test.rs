@@ -3,6 +3,7 @@
 //! Tests with `root_` in their name (at its beginning, by custom) load programs or make cgroups: without root
 //! they are left out, and named as skipped, never counted as passed.
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
@@ -23,7 +24,7 @@ pub struct Options {
     filter: Option<String>,
 }
 
-/// Runs the tests; the runner's own summary lines are the last thing printed.
+/// Runs the tests; the runner's summary lines, and their sum in one, are the last thing printed.
 ///
 /// # Errors
 /// When the set-up, the build or a test fails.
@@ -32,9 +33,7 @@ pub fn run(options: &Options) -> Result<()> {
     // the end-to-end tests start these binaries: `cargo test` alone would not build another package's
     cargo(&["build", "--workspace"])?;
     let root = setup::is_root()?;
-    if !root {
-        report_skipped()?;
-    }
+    let skipped = if root { 0 } else { report_skipped()? };
     let mut cargo = Command::new("cargo");
     cargo.args(["test", "--workspace", "--no-fail-fast"]);
     cargo.arg("--").args(options.filter.as_deref());
@@ -44,21 +43,62 @@ pub fn run(options: &Options) -> Result<()> {
     if options.full {
         cargo.env("ENFORCER_TEST_FULL", "1");
     }
-    let status = cargo.status().context("cannot start cargo test")?;
+    let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot start cargo test")?;
+    let output = child.stdout.take().context("cargo test has no output")?;
+    let mut tally = Tally::default();
+    for line in BufReader::new(output).lines() {
+        let line = line.context("cannot read the output of cargo test")?;
+        println!("{line}");
+        tally.add(&line);
+    }
+    let status = child.wait().context("cannot wait for cargo test")?;
+    println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.ignored + skipped);
     ensure!(status.success(), "tests failed ({status})");
+    ensure!(tally.passed > 0, "no test was run");
     Ok(())
 }
 
-/// Names the tests that this user cannot run.
-fn report_skipped() -> Result<()> {
+/// Sums of the `test result:` lines, one of which each test program prints.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    ignored: usize,
+}
+
+impl Tally {
+    fn add(&mut self, line: &str) {
+        let Some((_, counts)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
+        for count in counts.split("; ") {
+            if let Some((number, what)) = count.split_once(' ')
+                && let Ok(number) = number.parse::<usize>()
+            {
+                match what {
+                    "passed" => self.passed += number,
+                    "failed" => self.failed += number,
+                    "ignored" => self.ignored += number,
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// Names the tests that this user cannot run, and counts them.
+fn report_skipped() -> Result<usize> {
     let mut cargo = Command::new("cargo");
     cargo.args(["test", "--workspace", "--quiet", "--", "--list", "--format", "terse"]);
     let output = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo test")?;
     ensure!(output.status.success(), "listing the tests failed ({})", output.status);
-    for name in root_tests(&String::from_utf8_lossy(&output.stdout)) {
+    let listing = String::from_utf8_lossy(&output.stdout);
+    let names = root_tests(&listing);
+    for name in &names {
         println!("skipped, needs root: {name}");
     }
-    Ok(())
+    Ok(names.len())
 }
 
 /// The tests of a listing (`path::to::name: test` lines) that `--skip root_` leaves out.
@@ -79,7 +119,21 @@ pub fn cargo(arguments: &[&str]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::root_tests;
+    use super::{Tally, root_tests};
+
+    #[test]
+    fn the_summaries_of_all_programs_are_added_up() {
+        let mut tally = Tally::default();
+        for line in [
+            "running 3 tests",
+            "test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 4 filtered out; finished in 0.02s",
+            "test result: FAILED. 5 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.10s",
+            "test result: of a test's own words",
+        ] {
+            tally.add(line);
+        }
+        assert_eq!(tally, Tally { passed: 7, failed: 3, ignored: 1 });
+    }
 
     #[test]
     fn tests_that_need_superuser_are_listed_and_benchmarks_are_not() {

@@ -47,7 +47,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Budget(_) => Err(Failure::not_yet("budget")),
         Command::Usage(usage) => usage::run(global, &usage),
         Command::Audit(audit) => audit::run(global, &audit),
-        Command::Top => top::run(global),
+        Command::Top(what) => top::run(global, &what),
         Command::Env(env) => env::run(global, &env),
         Command::Ca(ca) => ca::run(global, ca),
         Command::Settings(settings) => settings::run(global, &settings),

@@ -5,6 +5,7 @@ use super::event::{Event, Key};
 use super::state::{AUDIT_ROWS, Link, Mode, Note, Prompt, Question, Sample, State, total_tokens, used_up};
 use crate::audit::Row;
 use crate::control::api;
+use crate::settings::parse_tokens;
 use crate::text::{grouped, short};
 
 /// Shortest time that a rate is measured over, milliseconds.
@@ -323,7 +324,10 @@ fn add_tokens(state: &mut State, mut prompt: Prompt, key: Key) -> Vec<Effect> {
 
 /// Takes what was typed for the provider asked about and moves to the next; true when there is none.
 fn take_tokens(state: &State, prompt: &mut Prompt) -> Result<bool, String> {
-    let tokens = parse_tokens(&prompt.typed)?;
+    let tokens = parse_tokens(prompt.typed.trim()).map_err(|error| error.to_string())?;
+    if tokens == 0 {
+        return Err("type a number of tokens above 0".to_owned());
+    }
     if let Some(budget) = state.budget_asked_for(prompt)
         && budget.limit.saturating_add(tokens) <= budget.used
     {
@@ -347,45 +351,4 @@ fn restore(state: &mut State, prompt: Prompt, force: bool) -> Vec<Effect> {
     state.actions += 1;
     let body = api::Restore { add: prompt.add, force };
     vec![Effect::Ask(Request::Restore { bottle: prompt.bottle, body })]
-}
-
-/// Tokens as the settings write them: `1200`, `500k`, `2M`.
-fn parse_tokens(typed: &str) -> Result<u64, String> {
-    let typed = typed.trim();
-    let (digits, unit) = match typed.char_indices().last() {
-        Some((at, 'k' | 'K')) => (&typed[..at], 1_000),
-        Some((at, 'm' | 'M')) => (&typed[..at], 1_000_000),
-        _ => (typed, 1_u64),
-    };
-    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
-    let tokens = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
-    match tokens {
-        Some(tokens) if tokens > 0 && is_number => Ok(tokens),
-        _ => Err("type a number of tokens above 0, such as 500k or 2M".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tokens_are_read_as_the_settings_write_them() {
-        for (typed, tokens) in [
-            ("1200", Some(1200)),
-            (" 500k ", Some(500_000)),
-            ("2M", Some(2_000_000)),
-            ("2m", Some(2_000_000)),
-            ("", None),
-            ("k", None),
-            ("0", None),
-            ("+5", None),
-            ("-5", None),
-            ("1.5M", None),
-            ("5G", None),
-            ("18446744073709551615k", None),
-        ] {
-            assert_eq!(parse_tokens(typed).ok(), tokens, "{typed:?}");
-        }
-    }
 }

@@ -81,14 +81,14 @@ impl Tally {
     pub(crate) fn tokens(&self) -> Tokens {
         let mut tokens = self.report.tokens();
         if !(self.terminal && self.whole) {
-            tokens.output = tokens.output.max(self.counted_output());
+            tokens.output = tokens.output.max(self.running_output());
         }
         tokens
     }
 
     /// The running count of output, tokens. Errs low.
-    pub(crate) fn counted_output(&self) -> u64 {
-        estimate::output_tokens(self.text_bytes)
+    pub(crate) fn running_output(&self) -> u64 {
+        estimate::running_output_tokens(self.text_bytes)
     }
 
     /// Counts text that was generated.

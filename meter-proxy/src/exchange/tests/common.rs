@@ -122,7 +122,7 @@ fn what_cannot_be_decoded_is_estimated_and_said() {
         assert_eq!(exchange.feed(&[b'x'; 600]), Step::default());
         assert_eq!(exchange.feed(&[b'x'; 600]), Step::default());
         let figures = exchange.end(Ending::Completed);
-        let output = if encoding == "secret" { 200 } else { 100 };
+        let output = if encoding == "secret" { 400 } else { 200 };
         assert_estimated(&figures, Ending::Completed, ESTIMATE, output);
         assert!(figures.alarm.is_some());
         let mut exchange = started(Shape::AnthropicMessages, "application/json", encoding);

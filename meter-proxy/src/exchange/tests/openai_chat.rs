@@ -67,7 +67,7 @@ fn the_last_chunk_has_the_figures() {
 #[test]
 fn without_usage_the_answer_is_estimated_and_said() {
     let streamed = stream(SHAPE, &[ROLE, TEXT, TEXT, FINISH, DONE], Ending::Completed);
-    assert_estimated(&streamed.figures, Ending::Completed, ESTIMATE, 20);
+    assert_estimated(&streamed.figures, Ending::Completed, ESTIMATE, 40);
     assert_eq!(streamed.figures.alarm.as_deref(), Some("a successful answer without usage"));
     assert_eq!(streamed.held_from, Some(4));
     assert_eq!(streamed.terminal_at, [4]);
@@ -97,9 +97,9 @@ fn a_server_without_done_has_ended_well_when_it_said_all() {
 #[test]
 fn a_broken_stream_is_counted() {
     let broken = stream(SHAPE, &[ROLE, TEXT, TEXT, TEXT], Ending::Completed);
-    assert_estimated(&broken.figures, Ending::UpstreamBroke, ESTIMATE, 30);
+    assert_estimated(&broken.figures, Ending::UpstreamBroke, ESTIMATE, 60);
     let chatty = stream(SHAPE, &[&chatty(1, "null"), TEXT], Ending::Cut);
-    assert_partial(&chatty.figures, Ending::Cut, tokens(40, 0, 0, 10, 0));
+    assert_partial(&chatty.figures, Ending::Cut, tokens(40, 0, 0, 21, 0));
 }
 
 #[test]

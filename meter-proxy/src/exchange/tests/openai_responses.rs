@@ -63,7 +63,7 @@ fn every_terminal_event_has_the_figures() {
 fn null_usage_is_estimated_and_said() {
     for kind in ["completed", "incomplete", "failed"] {
         let streamed = stream(SHAPE, &[CREATED, TEXT, &last(kind, "null")], Ending::Completed);
-        assert_estimated(&streamed.figures, Ending::Completed, ESTIMATE, 10);
+        assert_estimated(&streamed.figures, Ending::Completed, ESTIMATE, 20);
         assert!(streamed.figures.alarm.is_some(), "{kind}");
         assert_eq!(streamed.terminal_at, [2], "{kind}");
     }
@@ -79,7 +79,7 @@ fn a_broken_stream_names_its_model_and_is_counted() {
         [(Ending::Completed, Ending::UpstreamBroke), (Ending::ClientGone, Ending::ClientGone)]
     {
         let streamed = stream(SHAPE, &[CREATED, TEXT, TEXT, TEXT_DONE], ending);
-        assert_estimated(&streamed.figures, judged, ESTIMATE, 20);
+        assert_estimated(&streamed.figures, judged, ESTIMATE, 40);
         assert_eq!(streamed.figures.model.as_deref(), Some("gpt-x-codex"));
     }
 }
@@ -88,7 +88,7 @@ fn a_broken_stream_names_its_model_and_is_counted() {
 fn an_error_event_breaks_off() {
     let error = r#"{"type":"error","code":"server_error","message":"died"}"#;
     let streamed = stream(SHAPE, &[CREATED, TEXT, error], Ending::Completed);
-    assert_estimated(&streamed.figures, Ending::UpstreamBroke, ESTIMATE, 10);
+    assert_estimated(&streamed.figures, Ending::UpstreamBroke, ESTIMATE, 20);
     assert_eq!(streamed.held_from, Some(2));
 }
 
