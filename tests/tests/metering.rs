@@ -55,7 +55,8 @@ fn varied() -> Script {
             // only Anthropic bills it apart
             cache_write: if asked.path == "/v1/messages" { 7 } else { 0 },
             cache_read: 1000 + nth,
-            reasoning: 11,
+            // Anthropic does not tell it
+            reasoning: if asked.path == "/v1/messages" { 0 } else { 11 },
             deltas: 3 + asked.index % 5,
             // ENCODINGS in their order; the first is none
             encoding: (asked.index % 4).checked_sub(1).map(|coding| codings[coding]),
@@ -183,16 +184,17 @@ fn root_requests_pass_untouched() {
 }
 
 #[test]
-fn root_a_chat_stream_that_asked_for_no_usage_is_metered_and_sees_none() {
+fn root_a_chat_stream_that_asked_for_no_usage_is_estimated_and_said_so() {
     let stage = Stage::new(Reply::default(), "");
     let bottle = stage.bottle("chat", &[]);
     let asked = stage.ask(&bottle, &["--provider", "codex", "--api", "chat", "--stream"]);
-    let answer = asked.one();
-    let flow = &stage.flows("chat")[0];
     let record = &stage.provider.billing_records()[0];
-    assert_eq!(answer.text, Reply::default().text());
-    assert_eq!(answer.usage, None, "the client did not ask for it");
-    assert_settled("chat without include_usage", flow, record);
+    assert_untouched("chat", asked.one(), record);
+    assert_eq!(asked.one().usage, None, "the client did not ask for it");
+    let flow = &stage.flows("chat")[0];
+    assert_eq!(flow["provenance"], "estimated", "{flow}");
+    assert!(flow["output"].as_u64().unwrap() >= record.billed.output, "the safe side: {flow}");
+    assert!(wait_until(SOON, || stage.audit("chat", "meter").pop()).is_some(), "the audit says so");
 }
 
 #[test]
@@ -289,7 +291,10 @@ fn root_a_client_that_hangs_up_closes_upstream_and_is_charged() {
             let flow = flow.unwrap();
             assert_eq!(flow["status"], "client_gone", "{api} {mode}: {flow}");
             assert_ne!(flow["provenance"], "reported", "{api} {mode}: {flow}");
-            assert!(flow["output"].as_u64().unwrap() > 0, "{api} {mode}: {flow}");
+            // what the mock had written when it noticed may be more than what had reached the meter
+            let charged = flow["output"].as_u64().unwrap();
+            let reached = record.billed.output - 8 * 2;
+            assert!(charged >= reached, "{api} {mode}: charged {charged}, {reached} had reached the meter");
         }
     }
 }
@@ -309,7 +314,8 @@ fn root_an_answer_without_usage_is_estimated_and_the_audit_says_so() {
             let flow = stage.flows("silent").pop().unwrap();
             assert_eq!(flow["provenance"], "estimated", "{what}: {flow}");
             assert_eq!(flow["estimated"], flow["total"], "{what}: {flow}");
-            assert!(flow["output"].as_u64().unwrap() > 0, "{what}: {flow}");
+            let (charged, billed) = (flow["output"].as_u64().unwrap(), record.billed.output);
+            assert!(charged >= billed, "{what}: charged {charged} of {billed}: {flow}");
             alarms += 1;
             let rows =
                 wait_until(SOON, || Some(stage.audit("silent", "meter")).filter(|rows| rows.len() == alarms));
