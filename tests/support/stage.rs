@@ -142,6 +142,12 @@ impl Asking {
         Asked::of(process::finish(self.0.take().expect("an agent ends once"), timeout))
     }
 
+    /// Whether it has not ended yet.
+    pub fn is_waiting(&mut self) -> bool {
+        let child = self.0.as_mut().expect("an agent that was not waited for");
+        child.try_wait().expect("a child can be waited for").is_none()
+    }
+
     /// Kills it, as a client that hangs up.
     pub fn hang_up(mut self) {
         process::kill(self.0.as_mut().expect("an agent that was not waited for"));
