@@ -85,7 +85,6 @@ impl Daemon {
     }
 
     /// Runs one command that must succeed; its standard output.
-    #[must_use]
     pub fn ok(&self, args: &[&str]) -> String {
         let output = self.cli(args);
         assert_eq!(output.code, Some(0), "enforcer {args:?}: {}\n{}", output.stdout, output.stderr);
@@ -125,7 +124,7 @@ impl Daemon {
     /// Attaches a cgroup as a bottle; `options` as on the command line.
     pub fn attach(&self, name: &str, cgroup: &Path, options: &[&str]) {
         let path = cgroup.to_str().expect("a test's cgroup has a plain name");
-        drop(self.ok(&[&["attach", name, "--cgroup", path], options].concat()));
+        self.ok(&[&["attach", name, "--cgroup", path], options].concat());
     }
 
     /// `ADDRESS:PORT` of the meter.

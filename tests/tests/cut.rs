@@ -203,7 +203,7 @@ fn root_an_operator_cuts_and_an_idle_connection_outlives_it() {
     stage.provider.wait_for(completed(1), SOON);
     // the answer's last bytes are on their way to the agent
     std::thread::sleep(Duration::from_millis(100));
-    let _ = stage.daemon.ok(&["cut", "idle", "--reason", "tea time"]);
+    stage.daemon.ok(&["cut", "idle", "--reason", "tea time"]);
     let cut = stage.daemon.bottle("idle");
     assert!(is_cut(&cut), "{cut}");
     let cause = &cut["cause"];
@@ -212,7 +212,7 @@ fn root_an_operator_cuts_and_an_idle_connection_outlives_it() {
     let row = stage.audit("idle", "cut").pop().unwrap();
     assert_eq!((&row["by"], row["took_us"].is_u64()), (&json!("uid:0"), true), "{row}");
     assert_no_request_leaves(&stage, &bottle);
-    let _ = stage.daemon.ok(&["restore", "idle"]);
+    stage.daemon.ok(&["restore", "idle"]);
     assert_eq!(stage.daemon.bottle("idle")["state"], "open");
     assert_eq!(stage.audit("idle", "restore").len(), 1);
 
@@ -233,9 +233,9 @@ fn root_a_stream_that_an_operator_cut_goes_on_after_a_restore() {
     let bottle = stage.bottle("held", &[]);
     let asking = stage.start_asking(&bottle, &["--stream"]);
     stage.provider.wait_for(|records| records.first().is_some_and(|r| r.billed.output > 200), SOON);
-    let _ = stage.daemon.ok(&["cut", "held"]);
+    stage.daemon.ok(&["cut", "held"]);
     std::thread::sleep(Duration::from_millis(300));
-    let _ = stage.daemon.ok(&["restore", "held"]);
+    stage.daemon.ok(&["restore", "held"]);
     let asked = asking.ended(Duration::from_secs(20));
     assert_eq!(asked.code, Some(0), "{asked:?}");
     let record = &stage.provider.billing_records()[0];
@@ -248,13 +248,13 @@ fn root_a_stream_that_an_operator_cut_goes_on_after_a_restore() {
 fn root_all_bottles_can_be_cut_at_once() {
     let stage = Stage::new(Reply::default(), "");
     let bottles = ["one", "two", "three"].map(|name| stage.bottle(name, &[]));
-    let _ = stage.daemon.ok(&["cut", "--all", "--reason", "fire"]);
+    stage.daemon.ok(&["cut", "--all", "--reason", "fire"]);
     for bottle in &bottles {
         let status = stage.daemon.bottle(&bottle.name);
         assert!(is_cut(&status) && status["cause"]["reason"] == "fire", "{status}");
         assert_no_request_leaves(&stage, bottle);
     }
-    let _ = stage.daemon.ok(&["restore", "two"]);
+    stage.daemon.ok(&["restore", "two"]);
     let states = ["one", "two", "three"].map(|name| stage.daemon.bottle(name)["state"].clone());
     assert_eq!(json!(states), json!(["cut", "open", "cut"]));
     assert_eq!(stage.ask(&bottles[1], &[]).code, Some(0), "the one that was restored works");
@@ -280,7 +280,7 @@ fn root_a_used_up_budget_opens_only_with_more_tokens() {
         assert!(is_cut(&after) && after["budget"]["claude"]["limit"] == 3_000, "nothing was added: {after}");
     }
 
-    let _ = stage.daemon.ok(&["restore", "debt", "--force"]);
+    stage.daemon.ok(&["restore", "debt", "--force"]);
     assert_eq!(stage.daemon.bottle("debt")["state"], "open");
     let before = stage.provider.records().len();
     let asked = stage.ask(&bottle, &["--stream"]);
@@ -293,7 +293,7 @@ fn root_a_used_up_budget_opens_only_with_more_tokens() {
     let row = wait_until(SOON, || stage.audit("debt", "refuse").pop()).expect("a refusal is in the audit");
     assert!(row["detail"].as_str().unwrap().contains("3000"), "{row}");
 
-    let _ = stage.daemon.ok(&["restore", "debt", "--add", "claude=100k"]);
+    stage.daemon.ok(&["restore", "debt", "--add", "claude=100k"]);
     let open = stage.daemon.bottle("debt");
     assert_eq!((&open["state"], &open["budget"]["claude"]["limit"]), (&json!("open"), &json!(103_000)));
     assert_eq!(stage.ask(&bottle, &["--stream"]).code, Some(0), "requests pass again");

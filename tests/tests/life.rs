@@ -61,7 +61,7 @@ impl Three {
         let settled = |bottle: &Value| bottle["state"] == "cut" && bottle["usage"]["claude"]["flows"] == 2;
         stage.daemon.wait_bottle("spent", settled, SOON);
         crossing.hang_up();
-        let _ = stage.daemon.ok(&["cut", "told", "--reason", "enough"]);
+        stage.daemon.ok(&["cut", "told", "--reason", "enough"]);
         Self { stage, spent, told, open }
     }
 
@@ -88,7 +88,7 @@ impl Three {
         assert_eq!(self.stage.ask(&self.open, &["--stream"]).code, Some(0), "and is metered on");
         let details = self.stage.audit("spent", "cut").pop().unwrap();
         assert!(details["detail"].as_str().unwrap().contains("stays cut"), "{details}");
-        let _ = self.stage.daemon.ok(&["restore", "spent", "--add", "claude=100k"]);
+        self.stage.daemon.ok(&["restore", "spent", "--add", "claude=100k"]);
         assert!(gets_out(&self.spent.cgroup), "restored");
         assert_eq!(self.stage.ask(&self.spent, &["--stream"]).code, Some(0));
     }
@@ -270,13 +270,13 @@ fn root_a_detached_bottle_leaves_nothing_pinned_and_goes_free() {
     let bottle = stage.bottle("free", &[]);
     let bottles = pins(&stage.daemon).join("bottles");
     assert_eq!(names_in(&bottles), ["free"]);
-    let _ = stage.daemon.ok(&["cut", "free"]);
+    stage.daemon.ok(&["cut", "free"]);
     assert!(!gets_out(&bottle.cgroup));
     let refused = stage.daemon.cli(&["detach", "free"]);
     assert_eq!(refused.code, Some(4), "a cut bottle is not let go by mistake: {refused:?}");
     assert!(!gets_out(&bottle.cgroup), "still cut");
 
-    let _ = stage.daemon.ok(&["detach", "free", "--force"]);
+    stage.daemon.ok(&["detach", "free", "--force"]);
     assert_eq!(names_in(&bottles), [""; 0]);
     assert!(gets_out(&bottle.cgroup), "nothing guards it");
     assert_eq!(stage.daemon.json(&["status"])["bottles"], json!([]));
@@ -289,7 +289,7 @@ fn root_a_detached_bottle_leaves_nothing_pinned_and_goes_free() {
 fn root_unpinning_takes_everything_away_but_not_under_a_daemon() {
     let mut stage = Stage::new(Reply::default(), "");
     let bottle = stage.bottle("pinned", &[]);
-    let _ = stage.daemon.ok(&["cut", "pinned"]);
+    stage.daemon.ok(&["cut", "pinned"]);
     let pins = pins(&stage.daemon);
     let refused = stage.daemon.cli(&["daemon", "--unpin-all"]);
     assert_eq!(refused.code, Some(1), "a daemon runs: {refused:?}");
@@ -315,7 +315,7 @@ fn root_a_bottle_whose_cgroup_was_removed_is_gone() {
     drop(bottle);
     stage.daemon.wait_bottle("lost", |status| status["state"] == "gone", SOON);
     println!("gone is told {} ms after the removal", (mono_ns() - started) / 1_000_000);
-    let _ = stage.daemon.ok(&["detach", "lost", "--force"]);
+    stage.daemon.ok(&["detach", "lost", "--force"]);
     assert_eq!(names_in(&pins(&stage.daemon).join("bottles")), [""; 0]);
 
     // the same path again is another cgroup

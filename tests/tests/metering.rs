@@ -168,7 +168,7 @@ fn root_requests_pass_untouched() {
     let bottle = stage.bottle("sent", &[]);
     for (api, options, streamed) in APIS {
         let args = [options, streamed, &["--prompt-bytes", "300000"]].concat();
-        let _ = stage.ask(&bottle, &args).one();
+        assert_eq!(stage.ask(&bottle, &args).code, Some(0), "{api}");
         let base = format!("{}{}", stage.provider.http_url(), if api == "messages" { "" } else { "/v1" });
         let direct = stage.ask(&bottle, &[&args[..], &["--base-url", &base]].concat());
         assert_eq!(direct.code, Some(0), "{direct:?}");
