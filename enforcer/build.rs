@@ -8,9 +8,15 @@ use std::process::ExitCode;
 #[path = "../xtask/src/ebpf.rs"]
 mod ebpf;
 
-/// What the object is made from, relative to the workspace's root.
-const SOURCES: [&str; 5] =
-    ["enforcer-ebpf/src", "enforcer-ebpf/Cargo.toml", "Cargo.toml", "Cargo.lock", "xtask/src/ebpf.rs"];
+/// What the object is made from, and the migrations that a macro embeds; relative to the workspace's root.
+const SOURCES: [&str; 6] = [
+    "enforcer-ebpf/src",
+    "enforcer-ebpf/Cargo.toml",
+    "Cargo.toml",
+    "Cargo.lock",
+    "xtask/src/ebpf.rs",
+    "migrations",
+];
 
 fn main() -> ExitCode {
     match build() {

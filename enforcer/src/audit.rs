@@ -1,6 +1,8 @@
 //! The words of the audit: actions, causes, rows. Written by the core, kept by the ledger, shown by `audit`.
 use serde::{Deserialize, Serialize};
 
+use crate::clock::{now_ms, rfc3339};
+
 /// Why a bottle is cut, or what an action was about. Absent fields are `null` in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cause {
@@ -25,6 +27,25 @@ pub struct Cause {
     /// What the operator said (`--reason`).
     #[serde(default)]
     pub reason: Option<String>,
+}
+
+impl Cause {
+    /// A decision of somebody, not of a budget, made now.
+    #[must_use]
+    pub fn operator(by: String, reason: Option<String>) -> Self {
+        Self {
+            kind: CauseKind::Operator,
+            provider: None,
+            scope: None,
+            owner: None,
+            limit: None,
+            used: None,
+            flow: None,
+            at: rfc3339(now_ms()),
+            by,
+            reason,
+        }
+    }
 }
 
 impl std::fmt::Display for Cause {

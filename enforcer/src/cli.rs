@@ -72,13 +72,13 @@ pub enum Command {
     Cut(Cut),
     /// Let a cut bottle go on
     Restore(Restore),
-    /// Freeze the processes of a bottle
+    /// Freeze the processes of a bottle (not yet in this version)
     Freeze(OneBottle),
-    /// Let a frozen bottle go on
+    /// Let a frozen bottle go on (not yet in this version)
     Thaw(OneBottle),
-    /// Kill every process of a bottle
+    /// Kill every process of a bottle (not yet in this version)
     Kill(Kill),
-    /// Show and change budgets
+    /// Show and change budgets (not yet in this version; `restore --add` adds tokens)
     Budget(Budget),
     /// Show what was used
     Usage(Usage),
@@ -142,10 +142,10 @@ pub struct Guarding {
     /// Tokens for this launch (500k, 2M); once for each provider
     #[arg(long, value_name = "PROVIDER=TOKENS", value_parser = budget)]
     pub budget: Vec<(String, u64)>,
-    /// What a crossed budget does
+    /// What a crossed budget does (only cutoff in this version)
     #[arg(long, value_enum)]
     pub policy: Option<Policy>,
-    /// What the bottle may reach besides the meter
+    /// What the bottle may reach besides the meter (only open in this version)
     #[arg(long, value_enum)]
     pub egress: Option<Egress>,
 }

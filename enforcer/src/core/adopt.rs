@@ -9,9 +9,9 @@ use meter_proxy::tokens::Tokens;
 use super::durable::{After, action};
 use super::requests::orphan;
 use super::{Core, Stage};
-use crate::audit::{ActionKind, Cause, CauseKind};
+use crate::audit::{ActionKind, Cause};
 use crate::bottle::cgroup::{self, Cgroup};
-use crate::clock::{now_ms, rfc3339};
+use crate::clock::now_ms;
 use crate::kernel::{Guard, KernelError, Pinned};
 use crate::ledger::{Attachment, Entry, Owner, Reservation, Snapshot, Sum, Verdict};
 
@@ -220,17 +220,7 @@ impl Core {
     }
 }
 
+/// The verdict of a guard that was found more closed than the ledger says.
 fn found_cut(reason: String) -> Cause {
-    Cause {
-        kind: CauseKind::Operator,
-        provider: None,
-        scope: None,
-        owner: None,
-        limit: None,
-        used: None,
-        flow: None,
-        at: rfc3339(now_ms()),
-        by: "controller".into(),
-        reason: Some(reason),
-    }
+    Cause::operator("controller".into(), Some(reason))
 }

@@ -2,9 +2,11 @@
 //!
 //! It never touches the disk and never waits: what must be durable goes to the writer, whose answer comes back
 //! as a message. Closing (a cut) is stored first and committed after; opening (a permit, an attach, a restore)
-//! is committed first and done after. `requests` follows the meter's messages, `verdicts` cuts and restores,
+//! is committed first and done after. `requests` follows the meter's messages, `accounts` says what they are
+//! charged to, `verdicts` cuts and restores,
 //! `members` attaches and detaches, `adopt` takes over what an earlier controller left, `durable` talks to the
 //! writer, `view` shows the state.
+mod accounts;
 mod adopt;
 mod durable;
 mod members;

@@ -129,18 +129,7 @@ impl Core {
         reply: oneshot::Sender<Result<(), Problem>>,
     ) {
         let Some(slot) = self.slot_of(name) else { return answer(reply, Err(unknown(name))) };
-        let cause = Cause {
-            kind: CauseKind::Operator,
-            provider: None,
-            scope: None,
-            owner: None,
-            limit: None,
-            used: None,
-            flow: None,
-            at: rfc3339(now_ms()),
-            by,
-            reason: order.reason,
-        };
+        let cause = Cause::operator(by, order.reason);
         self.cut(slot, cause, Upstream::Hold, received, After::Report { reply });
     }
 
