@@ -77,6 +77,8 @@ pub struct Tail {
     settle_timeout: Duration,
     bottle: Arc<Bottle>,
     reopened: Option<Waiting<()>>,
+    /// The provider's side broke, and the client is told at the next poll.
+    broken: Option<TailError>,
     _flight: Flight,
 }
 
@@ -103,6 +105,7 @@ pub async fn tail(
         settle_timeout: settings.settle_timeout,
         bottle,
         reopened: None,
+        broken: None,
         _flight: flight,
     };
     if let Leave::Metered(mut permit) = leave {
@@ -148,13 +151,31 @@ impl Tail {
         ending: Ending,
         error: TailError,
     ) -> Poll<Option<Result<Frame<Bytes>, TailError>>> {
+        self.close(ending, &error);
+        Poll::Ready(Some(Err(error)))
+    }
+
+    /// The same when the provider's side broke, but one poll later: an error makes the connection drop what it was
+    /// handed and has not written yet, and the provider's last words, perhaps its reason, are among that.
+    fn break_off_written(
+        &mut self,
+        error: TailError,
+        cx: &Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, TailError>>> {
+        self.close(Ending::UpstreamBroke, &error);
+        self.broken = Some(error);
+        // being pending makes the connection write
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn close(&mut self, ending: Ending, error: &TailError) {
         if let Phase::Streaming(mut permit) = std::mem::replace(&mut self.phase, Phase::Done) {
             settle::end(&mut permit, ending);
         }
         self.upstream = None;
         self.held.clear();
         tracing::debug!(%error, "an answer is broken off");
-        Poll::Ready(Some(Err(error)))
     }
 
     /// Waits while the bottle is held. Ready with whether anything may pass at all.
@@ -248,6 +269,9 @@ impl Body for Tail {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, TailError>>> {
         let this = &mut *self;
+        if let Some(error) = this.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
         loop {
             if !matches!(this.phase, Phase::Done) && !ready!(this.poll_open(cx)) {
                 return this.break_off(Ending::Cut, TailError::Cut);
@@ -266,7 +290,7 @@ impl Body for Tail {
                     };
                     match ready!(Pin::new(upstream).poll_frame(cx)) {
                         None => this.at_end(),
-                        Some(Err(error)) => return this.break_off(Ending::UpstreamBroke, error.into()),
+                        Some(Err(error)) => return this.break_off_written(error.into(), cx),
                         Some(Ok(frame)) => match this.see(frame) {
                             Ok(None) => {}
                             Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
@@ -280,7 +304,7 @@ impl Body for Tail {
 
     fn is_end_stream(&self) -> bool {
         match self.phase {
-            Phase::Done => true,
+            Phase::Done => self.broken.is_none(),
             Phase::Passing => self.held.is_empty() && self.upstream.as_ref().is_none_or(Body::is_end_stream),
             Phase::Streaming(_) | Phase::Settling(_) => false,
         }
