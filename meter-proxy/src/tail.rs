@@ -1,5 +1,5 @@
 //! The answer on its way to the client: bytes pass untouched, usage is seen, and the end is held back until its
-//! settlement is durable. Streaming → Settling → Passing.
+//! settlement is durable. Streaming → Settling → Passing (→ Breaking).
 //!
 //! However the answer ends — at its end, by a hang-up on either side, by a cut — it is settled once. Not here:
 //! what usage looks like (`exchange`).
@@ -58,6 +58,8 @@ enum Phase {
     Settling(Waiting<bool>),
     /// Settled, or free: what is held goes out, then the rest passes.
     Passing,
+    /// Everything is handed over, and the break that follows is told at the next poll.
+    Breaking(TailError),
     /// Nothing more comes.
     Done,
 }
@@ -77,7 +79,7 @@ pub struct Tail {
     settle_timeout: Duration,
     bottle: Arc<Bottle>,
     reopened: Option<Waiting<()>>,
-    /// The provider's side broke, and the client is told at the next poll.
+    /// The provider's side broke; the client is told once it has what came before.
     broken: Option<TailError>,
     _flight: Flight,
 }
@@ -151,31 +153,29 @@ impl Tail {
         ending: Ending,
         error: TailError,
     ) -> Poll<Option<Result<Frame<Bytes>, TailError>>> {
-        self.close(ending, &error);
-        Poll::Ready(Some(Err(error)))
-    }
-
-    /// The same when the provider's side broke, but one poll later: an error makes the connection drop what it was
-    /// handed and has not written yet, and the provider's last words, perhaps its reason, are among that.
-    fn break_off_written(
-        &mut self,
-        error: TailError,
-        cx: &Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, TailError>>> {
-        self.close(Ending::UpstreamBroke, &error);
-        self.broken = Some(error);
-        // being pending makes the connection write
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    }
-
-    fn close(&mut self, ending: Ending, error: &TailError) {
         if let Phase::Streaming(mut permit) = std::mem::replace(&mut self.phase, Phase::Done) {
             settle::end(&mut permit, ending);
         }
         self.upstream = None;
         self.held.clear();
+        self.broken = None;
         tracing::debug!(%error, "an answer is broken off");
+        Poll::Ready(Some(Err(error)))
+    }
+
+    /// The provider's side broke: what is held back, perhaps its reason, still goes out once that is settled.
+    fn upstream_broke(&mut self, error: TailError) {
+        tracing::debug!(%error, "a provider broke off");
+        self.upstream = None;
+        self.settle(Ending::UpstreamBroke);
+        self.broken = Some(error);
+    }
+
+    fn tell_of_break(&mut self) -> Poll<Option<Result<Frame<Bytes>, TailError>>> {
+        match std::mem::replace(&mut self.phase, Phase::Done) {
+            Phase::Breaking(error) => Poll::Ready(Some(Err(error))),
+            _ => Poll::Ready(None),
+        }
     }
 
     /// Waits while the bottle is held. Ready with whether anything may pass at all.
@@ -269,28 +269,32 @@ impl Body for Tail {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, TailError>>> {
         let this = &mut *self;
-        if let Some(error) = this.broken.take() {
-            return Poll::Ready(Some(Err(error)));
-        }
         loop {
             if !matches!(this.phase, Phase::Done) && !ready!(this.poll_open(cx)) {
                 return this.break_off(Ending::Cut, TailError::Cut);
             }
             match &mut this.phase {
                 Phase::Done => return Poll::Ready(None),
+                Phase::Breaking(_) => return this.tell_of_break(),
                 Phase::Settling(durable) => match ready!(durable.as_mut().poll(cx)) {
                     true => this.phase = Phase::Passing,
                     false => return this.break_off(Ending::Completed, TailError::NotDurable),
                 },
                 Phase::Passing if !this.held.is_empty() => return Poll::Ready(this.release().map(Ok)),
                 Phase::Passing | Phase::Streaming(_) => {
+                    if let Some(error) = this.broken.take() {
+                        // an error makes the connection drop what it has not written yet: being pending makes it write
+                        this.phase = Phase::Breaking(error);
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
                     let Some(upstream) = &mut this.upstream else {
                         this.at_end();
                         continue;
                     };
                     match ready!(Pin::new(upstream).poll_frame(cx)) {
                         None => this.at_end(),
-                        Some(Err(error)) => return this.break_off_written(error.into(), cx),
+                        Some(Err(error)) => this.upstream_broke(error.into()),
                         Some(Ok(frame)) => match this.see(frame) {
                             Ok(None) => {}
                             Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
@@ -304,9 +308,12 @@ impl Body for Tail {
 
     fn is_end_stream(&self) -> bool {
         match self.phase {
-            Phase::Done => self.broken.is_none(),
-            Phase::Passing => self.held.is_empty() && self.upstream.as_ref().is_none_or(Body::is_end_stream),
-            Phase::Streaming(_) | Phase::Settling(_) => false,
+            Phase::Done => true,
+            Phase::Passing => {
+                let nothing_follows = self.held.is_empty() && self.broken.is_none();
+                nothing_follows && self.upstream.as_ref().is_none_or(Body::is_end_stream)
+            }
+            Phase::Streaming(_) | Phase::Settling(_) | Phase::Breaking(_) => false,
         }
     }
 
