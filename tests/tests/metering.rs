@@ -240,6 +240,31 @@ fn root_a_finish_at_the_limit_is_reported_and_a_failure_inside_a_200_is_partial(
     }
 }
 
+/// The newest flow, once it is settled: an answer that breaks does not wait for that.
+fn last_settled(stage: &Stage, bottle: &str) -> Value {
+    let settled = wait_until(SOON, || stage.flows(bottle).pop().filter(|flow| flow["status"] != "open"));
+    settled.unwrap_or_else(|| panic!("not settled: {:?}", stage.flows(bottle)))
+}
+
+#[test]
+fn root_the_reason_of_a_provider_that_breaks_off_arrives() {
+    // every event, an error the last of them, and then no end of the body
+    let reply = Reply { finish: Finish::Failed, break_after: Some(1_000), ..Reply::default() };
+    let stage = Stage::over_tls(reply, "");
+    let bottle = stage.bottle("reason", &[]);
+    for (api, options, streamed) in APIS {
+        for mode in MODES {
+            let asked = stage.ask(&bottle, &[options, streamed, &["--mode", mode]].concat());
+            let answer = asked.one();
+            let record = stage.provider.billing_records().pop().unwrap();
+            assert!(answer.error.is_some(), "{api} {mode}: {asked:?}");
+            assert_eq!(answer.body_sha256, record.response_sha256, "{api} {mode}: all that was sent arrived");
+            let charged = last_settled(&stage, "reason")["output"].as_u64().unwrap();
+            assert!(charged >= record.billed.output, "{api} {mode}: {charged}");
+        }
+    }
+}
+
 #[test]
 fn root_a_stream_that_the_provider_breaks_is_partial_and_seen_as_broken() {
     // the last deltas are missing, and the usage with them
@@ -257,7 +282,7 @@ fn root_a_stream_that_the_provider_breaks_is_partial_and_seen_as_broken() {
             let record = stage.provider.billing_records().pop().unwrap();
             assert_eq!(record.end, Some(End::Broken));
             assert_eq!(answer.body_sha256, record.response_sha256, "{what}: all that was sent arrived");
-            let flow = stage.flows("broken").pop().unwrap();
+            let flow = last_settled(&stage, "broken");
             assert_eq!(flow["status"], "upstream_broke", "{what}: {flow}");
             // Anthropic states the input at the start; the others have said nothing when they break
             let word = if api == "messages" { "partial" } else { "estimated" };
@@ -287,8 +312,7 @@ fn root_a_client_that_hangs_up_closes_upstream_and_is_charged() {
             let after_ms = record.ended_ns.unwrap().saturating_sub(left) / 1_000_000;
             println!("{api} {mode}: upstream closed {after_ms} ms after the client left");
             assert!(after_ms <= 500, "{api} {mode}: {after_ms} ms");
-            let flow = wait_until(SOON, || stage.flows("gone").pop().filter(|f| f["status"] != "open"));
-            let flow = flow.unwrap();
+            let flow = last_settled(&stage, "gone");
             assert_eq!(flow["status"], "client_gone", "{api} {mode}: {flow}");
             assert_ne!(flow["provenance"], "reported", "{api} {mode}: {flow}");
             // what the mock had written when it noticed may be more than what had reached the meter
