@@ -184,9 +184,10 @@ fn assert_nothing_lost(stage: &Stage, answers: &[Answer]) {
         assert!(flow["total"].as_u64().unwrap() >= flow["reserved"].as_u64().unwrap(), "{flow}");
         assert!(flow["total"].as_u64().unwrap() > 0, "{flow}");
     }
-    let total = |flows: &[Value]| flows.iter().map(|flow| flow["total"].as_u64().unwrap()).sum::<u64>();
+    let sum = |flows: &[&Value]| flows.iter().map(|flow| flow["total"].as_u64().unwrap()).sum::<u64>();
     let usage = stage.daemon.json(&["usage", "--bottle", "load"]);
-    assert_eq!(total(usage.as_array().unwrap()), total(&flows), "sums are of the flows");
+    let usage: Vec<_> = usage.as_array().unwrap().iter().collect();
+    assert_eq!(sum(&usage), sum(&flows.iter().collect::<Vec<_>>()), "sums are of the flows");
     println!(
         "{} whole answers seen, {} flows reported, {} orphaned, {} requests at the provider",
         answers.len(),
@@ -194,6 +195,8 @@ fn assert_nothing_lost(stage: &Stage, answers: &[Answer]) {
         others.len(),
         records.len()
     );
+    let unreported = stage.provider.billed_total().total().saturating_sub(sum(&reported));
+    println!("orphans are charged {} tokens, the provider billed {unreported} for them", sum(&others));
     assert!(!answers.is_empty() && !others.is_empty(), "the load was none");
 }
 
