@@ -36,6 +36,7 @@ CREATE TABLE exchanges (
     reserved_tokens    INTEGER NOT NULL CHECK (reserved_tokens >= 0),
     window_key         TEXT    NOT NULL,
     started_at_ms      INTEGER NOT NULL,
+    seen_tokens        INTEGER CHECK (seen_tokens >= 0),                                  -- while under way, now and then
 
     input_tokens       INTEGER CHECK (input_tokens >= 0),                                 -- uncached
     cache_write_tokens INTEGER CHECK (cache_write_tokens >= 0),

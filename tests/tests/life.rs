@@ -197,6 +197,7 @@ fn assert_nothing_lost(stage: &Stage, answers: &[Answer]) {
     );
     let unreported = stage.provider.billed_total().total().saturating_sub(sum(&reported));
     println!("orphans are charged {} tokens, the provider billed {unreported} for them", sum(&others));
+    assert!(sum(&others) >= unreported, "a kill must not make an exchange cheaper");
     assert!(!answers.is_empty() && !others.is_empty(), "the load was none");
 }
 

@@ -9,10 +9,11 @@ use tokio::sync::oneshot;
 use super::durable::{After, action};
 use super::requests::reference;
 use super::verdicts::unknown;
-use super::{Bottle, Change, Core, Stage, answer};
+use super::{Bottle, Change, Core, Listener, Stage, answer};
 use crate::audit::ActionKind;
 use crate::clock::now_ms;
 use crate::control::api::Problem;
+use crate::kernel::Guard;
 use crate::ledger::{Attachment, AttachmentId, Entry};
 
 /// Most bottles below one another; deeper chains in the settings are an error there.
@@ -37,6 +38,14 @@ pub struct Admission {
     pub policy: String,
     /// Launch-time budgets, tokens by provider.
     pub launch_budget: BTreeMap<String, u64>,
+}
+
+impl Attachment {
+    /// What the kernel's entry for this attachment holds besides the verdict.
+    #[must_use]
+    pub fn guard(&self, listener: Listener) -> Guard {
+        Guard { slot: self.slot, generation: self.generation, meter: listener.address, listener: listener.id }
+    }
 }
 
 impl Core {

@@ -23,6 +23,8 @@ use crate::settings::{Gate, Unattached};
 const GATE_WAIT: Duration = Duration::from_secs(20);
 /// Requests that may wait at the gate; more are refused at once.
 const MAX_WAITING: usize = 4096;
+/// Growth of an exchange, in tokens, after which what was seen of it is written: what a crash may hide.
+pub(super) const PROGRESS_GRAIN: u64 = 200;
 /// In this time at most one row of the audit per bottle and provider says that a request was refused, and at most
 /// [`NOTICES`] rows per bottle say what the meter noticed.
 const ROWS_SPAN: Duration = Duration::from_secs(10);
@@ -39,6 +41,8 @@ pub(super) struct Live {
     held: Held,
     reserved: u64,
     tokens: Tokens,
+    /// Tokens that the ledger knows of while it is under way.
+    written: u64,
     /// The reservation is durable and the meter was told.
     permitted: bool,
     /// The asker left before the reservation was durable.
@@ -239,6 +243,7 @@ impl Core {
                 held,
                 reserved: request.tokens,
                 tokens: Tokens::default(),
+                written: 0,
                 permitted: false,
                 withdrawn: false,
             },
@@ -327,7 +332,15 @@ impl Core {
         live.tokens = tokens;
         live.held = self.accounts.progress(&live.path, live.held, tokens.total());
         let (path, bottle, id) = (live.path.clone(), live.bottle, live.id);
+        let seen_tokens = tokens.total();
+        let news = seen_tokens >= live.written.saturating_add(PROGRESS_GRAIN);
+        if news {
+            live.written = seen_tokens;
+        }
         self.cut_where_crossed(&path, bottle, id, received);
+        if news {
+            self.submit(vec![Entry::Progress { exchange: id, seen_tokens }], After::Nothing);
+        }
     }
 
     fn settle(&mut self, epoch: u64, settle: Settle, received: Instant) {
@@ -430,13 +443,14 @@ impl Core {
     }
 }
 
-/// The settlement of an exchange that nobody can account for any more: what was seen, and the rest of the
-/// reservation as output.
+/// The settlement of an exchange that nobody can account for any more: what was seen, its output doubled because
+/// the running count errs low by up to that, and the rest of the reservation as output.
 pub(super) fn orphan(id: ExchangeId, seen: Tokens, reserved: u64) -> Settlement {
-    let rest = reserved.saturating_sub(seen.total());
+    let mut tokens = Tokens { output: seen.output.saturating_mul(2), ..seen };
+    tokens.output = tokens.output.saturating_add(reserved.saturating_sub(tokens.total()));
     Settlement {
         id,
-        tokens: Tokens { output: seen.output.saturating_add(rest), ..seen },
+        tokens,
         provenance: Provenance::Estimated,
         ending: Ending::Orphaned,
         http_status: None,

@@ -53,9 +53,11 @@ fn attachment(row: &Row<'_>) -> rusqlite::Result<Attachment> {
     })
 }
 
-fn orphans(connection: &Connection) -> rusqlite::Result<Vec<Reservation>> {
-    let mut select = connection.prepare("SELECT * FROM exchanges WHERE ended_at_ms IS NULL ORDER BY id")?;
-    select.query_map([], reservation)?.collect()
+fn orphans(connection: &Connection) -> rusqlite::Result<Vec<(Reservation, u64)>> {
+    let mut select = connection.prepare(
+        "SELECT *, coalesce(seen_tokens, 0) AS seen FROM exchanges WHERE ended_at_ms IS NULL ORDER BY id",
+    )?;
+    select.query_map([], |row| Ok((reservation(row)?, count(row, "seen")?)))?.collect()
 }
 
 fn reservation(row: &Row<'_>) -> rusqlite::Result<Reservation> {
