@@ -137,7 +137,10 @@ fn numbered() -> Script {
 fn load(stage: &Stage, bottle: &Bottle) -> Vec<Asking> {
     let kinds: [&[&str]; 4] =
         [&["--stream"], &[], &["--stream", "--mode", "connect"], &["--stream", "--provider", "codex"]];
-    let start = |args: &&[&str]| stage.start_asking(bottle, &[*args, &["--requests", "8"]].concat());
+    // as much is asked as the provider bills for it: the estimate of a killed exchange is no guess in the dark
+    let start = |args: &&[&str]| {
+        stage.start_asking(bottle, &[*args, &["--requests", "8", "--prompt-bytes", "4400"]].concat())
+    };
     kinds.iter().map(start).collect()
 }
 

@@ -59,8 +59,8 @@ impl Core {
         }
 
         self.load_sums(snapshot.sums, snapshot.own);
-        for (reservation, seen_tokens) in snapshot.orphans {
-            self.settle_orphan(reservation, seen_tokens);
+        for (reservation, seen) in snapshot.orphans {
+            self.settle_orphan(reservation, seen);
         }
         for (slot, cause) in verdicts {
             self.settle_verdict(slot, cause);
@@ -174,8 +174,8 @@ impl Core {
     }
 
     /// A reservation that was never settled is charged in full, or by what was seen and may have been seen since.
-    fn settle_orphan(&mut self, reservation: Reservation, seen_tokens: u64) {
-        let seen = Tokens { output: seen_tokens.saturating_add(PROGRESS_GRAIN), ..Tokens::default() };
+    fn settle_orphan(&mut self, reservation: Reservation, seen: Tokens) {
+        let seen = Tokens { output: seen.output.saturating_add(PROGRESS_GRAIN), ..seen };
         let settlement = orphan(reservation.id, seen, reservation.reserved_tokens);
         let mut owners: Vec<Owner> = reservation.attachment.map(Owner::Launch).into_iter().collect();
         owners.extend(reservation.agent.map(Owner::Agent));

@@ -339,7 +339,7 @@ impl Core {
         }
         self.cut_where_crossed(&path, bottle, id, received);
         if news {
-            self.submit(vec![Entry::Progress { exchange: id, seen_tokens }], After::Nothing);
+            self.submit(vec![Entry::Progress { exchange: id, seen: tokens }], After::Nothing);
         }
     }
 
@@ -444,9 +444,13 @@ impl Core {
 }
 
 /// The settlement of an exchange that nobody can account for any more: what was seen, its output doubled because
-/// the running count errs low by up to that, and the rest of the reservation as output.
+/// the running count errs low by up to that, the reservation for an input that the provider had not told yet, and
+/// never less than the reservation.
 pub(super) fn orphan(id: ExchangeId, seen: Tokens, reserved: u64) -> Settlement {
     let mut tokens = Tokens { output: seen.output.saturating_mul(2), ..seen };
+    if tokens.all_input() == 0 {
+        tokens.input = reserved;
+    }
     tokens.output = tokens.output.saturating_add(reserved.saturating_sub(tokens.total()));
     Settlement {
         id,

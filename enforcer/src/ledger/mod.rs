@@ -160,8 +160,8 @@ pub enum Entry {
     Progress {
         /// The exchange.
         exchange: ExchangeId,
-        /// Figures so far, tokens of all classes.
-        seen_tokens: u64,
+        /// Figures so far. Input and cache classes are kept as one.
+        seen: Tokens,
     },
     /// An exchange ended. A second settlement of the same exchange changes nothing.
     Settle(Settlement),
@@ -202,8 +202,8 @@ pub struct Sum {
 pub struct Snapshot {
     /// Attachments that have not ended, with the verdict that was recorded last.
     pub attachments: Vec<(Attachment, Option<crate::audit::Cause>)>,
-    /// Reservations that were never settled, each with the tokens that were seen of it last.
-    pub orphans: Vec<(Reservation, u64)>,
+    /// Reservations that were never settled, each with what was seen of it last (all input in `input`).
+    pub orphans: Vec<(Reservation, Tokens)>,
     /// Settled sums of every account that has any.
     pub sums: Vec<Sum>,
     /// Settled sums of each bottle by name, without its descendants' (`status` shows them); `owner` is

@@ -25,7 +25,7 @@ pub(super) fn entry(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), 
         Entry::Attach(attachment) => attach(transaction, attachment),
         Entry::Detach { attachment, at } => detach(transaction, *attachment, *at),
         Entry::Reserve(reservation) => reserve(transaction, reservation),
-        Entry::Progress { exchange, seen_tokens } => progress(transaction, *exchange, *seen_tokens),
+        Entry::Progress { exchange, seen } => progress(transaction, *exchange, seen),
         Entry::Settle(settlement) => settle(transaction, settlement),
         Entry::AddTokens { owner, provider, tokens, at } => {
             add_tokens(transaction, owner, provider, *tokens, *at)
@@ -88,10 +88,12 @@ fn reserve(transaction: &Transaction<'_>, reservation: &Reservation) -> Result<(
 }
 
 /// What was seen of an exchange that has ended meanwhile is of no interest.
-fn progress(transaction: &Transaction<'_>, exchange: i64, seen_tokens: u64) -> Result<(), Refusal> {
-    let mut update = transaction
-        .prepare_cached("UPDATE exchanges SET seen_tokens = ?2 WHERE id = ?1 AND ended_at_ms IS NULL")?;
-    update.execute(params![exchange, figure(seen_tokens)])?;
+fn progress(transaction: &Transaction<'_>, exchange: i64, seen: &Tokens) -> Result<(), Refusal> {
+    let mut update = transaction.prepare_cached(
+        "UPDATE exchanges SET seen_input_tokens = ?2, seen_output_tokens = ?3 \
+         WHERE id = ?1 AND ended_at_ms IS NULL",
+    )?;
+    update.execute(params![exchange, figure(seen.all_input()), figure(seen.output)])?;
     Ok(())
 }
 

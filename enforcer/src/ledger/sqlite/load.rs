@@ -53,11 +53,12 @@ fn attachment(row: &Row<'_>) -> rusqlite::Result<Attachment> {
     })
 }
 
-fn orphans(connection: &Connection) -> rusqlite::Result<Vec<(Reservation, u64)>> {
+fn orphans(connection: &Connection) -> rusqlite::Result<Vec<(Reservation, Tokens)>> {
     let mut select = connection.prepare(
-        "SELECT *, coalesce(seen_tokens, 0) AS seen FROM exchanges WHERE ended_at_ms IS NULL ORDER BY id",
+        "SELECT * FROM exchanges WHERE ended_at_ms IS NULL ORDER BY id",
     )?;
-    select.query_map([], |row| Ok((reservation(row)?, count(row, "seen")?)))?.collect()
+    select.query_map([], |row| let (input, output) = (count(row, "seen_input_tokens")?, count(row, "seen_output_tokens")?);
+            Ok((reservation(row)?, Tokens { input, output, ..Tokens::default() })))?.collect()
 }
 
 fn reservation(row: &Row<'_>) -> rusqlite::Result<Reservation> {
