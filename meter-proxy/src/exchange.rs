@@ -213,7 +213,8 @@ impl Exchange {
         if self.status.is_some() && !self.is_success() {
             return (reported, Provenance::Reported, Ending::UpstreamError);
         }
-        if !self.listed && !self.tally.report.is_known() {
+        // nothing of it looked like an inference
+        if self.shape == Shape::Any && self.tally.text_bytes == 0 {
             return (Tokens::default(), Provenance::Reported, ending);
         }
         if self.is_settled_by_report() {

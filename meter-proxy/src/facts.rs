@@ -45,6 +45,13 @@ impl Facts {
         self.input_estimate.saturating_add(self.output_allowance)
     }
 
+    /// What is known of a request to an unlisted endpoint, whose body is not read: the input to charge should the
+    /// answer turn out to be an inference. `content_length` in bytes; `None` when nobody has said it.
+    #[must_use]
+    pub fn of_unlisted(content_length: Option<u64>) -> Self {
+        Self::unread(Shape::Any, content_length.unwrap_or(u64::MAX))
+    }
+
     /// Reads a request. `body` is what was kept of it, still encoded; `complete` says that it is all of it;
     /// `content_length`, in bytes, is what its head declared. An unlisted endpoint ([`Shape::Any`]) has no
     /// allowance: nobody knows that it generates anything.

@@ -96,9 +96,11 @@ pub async fn admit(
     match usage::endpoint(provider.dialect, request.method.as_str(), &destination.endpoint) {
         Endpoint::Free => free(client, destination, body),
         Endpoint::Refused(why) => Err(shaped(Reason::Unmeterable(why))),
+        Endpoint::Ambiguous => Err(shaped(Reason::Malformed("the path can be read in more than one way"))),
         Endpoint::Unlisted => {
             notice_unlisted(meter, client, provider, &destination.endpoint);
-            let ask = Question { shape: Shape::Any, facts: Facts::default(), provider, destination };
+            let facts = Facts::of_unlisted(body.size_hint().exact());
+            let ask = Question { shape: Shape::Any, facts, provider, destination };
             Ok((ask.leave(meter, client).await.map_err(shaped)?, Outgoing::whole(body)))
         }
         Endpoint::Billing(shape) => {

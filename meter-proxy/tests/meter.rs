@@ -227,6 +227,8 @@ fn root_bad_requests_get_one_clear_answer() {
     for (request, status) in [
         ("POST /claude/v1/messages HTTP/1.1\r\nContent-Length: 0\r\n\r\n", 400),
         ("GET /claude/v1/models HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        ("POST /claude/v1%2fmessages HTTP/1.1\r\nHost: m\r\nContent-Length: 0\r\n\r\n", 400),
+        ("POST /claude/api/../v1/messages HTTP/1.1\r\nHost: m\r\nContent-Length: 0\r\n\r\n", 400),
         ("CONNECT nonsense HTTP/1.1\r\nHost: nonsense\r\n\r\n", 400),
         ("CONNECT a:0 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("CONNECT api.anthropic.com:80 HTTP/1.1\r\nHost: a\r\n\r\n", 403),
@@ -503,6 +505,15 @@ fn root_an_unlisted_endpoint_passes_is_tailed_and_noticed_once() {
     let is_notice = |message: &ToController| matches!(message, ToController::Notice(notice) if notice.detail.contains("/v9/surprise"));
     rig.heard(is_notice);
     assert_eq!(rig.count(is_notice), 1);
+}
+
+#[test]
+fn root_an_encoded_path_is_metered_as_what_it_means() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    assert_eq!(rig.ask(&post("/claude/v1/%6dessages", ASK)).body, JSON.as_bytes());
+    assert!(rig.reservation().tokens >= 100);
+    assert!(upstream.heads()[0].starts_with("POST /v1/%6dessages "), "what passes is untouched");
 }
 
 #[test]

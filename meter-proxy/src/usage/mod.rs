@@ -5,6 +5,7 @@ mod anthropic;
 mod endpoint;
 mod openai_chat;
 mod openai_responses;
+mod path;
 pub(crate) mod read;
 pub(crate) mod tally;
 
@@ -55,6 +56,10 @@ struct UsageMarks<'a> {
     total_tokens: Raw<'a>,
     #[serde(borrow)]
     input_tokens_details: Raw<'a>,
+    #[serde(borrow)]
+    input_tokens: Raw<'a>,
+    #[serde(borrow)]
+    output_tokens: Raw<'a>,
 }
 
 /// Reads one event of a stream into the tally. `shape` becomes definite with the first event that tells it.
@@ -99,7 +104,8 @@ fn shape_of_event(data: &[u8]) -> Shape {
     }
 }
 
-/// Chat counts prompts; Responses states totals, which Anthropic never does.
+/// Chat counts prompts; Responses states totals, which Anthropic never does. Usage of anything but tokens is
+/// no dialect's.
 fn shape_of_usage(usage: &RawValue) -> Shape {
     match nested::<UsageMarks<'_>>(Some(usage)) {
         None => Shape::Any,
@@ -107,6 +113,9 @@ fn shape_of_usage(usage: &RawValue) -> Shape {
         Some(marks) if marks.total_tokens.is_some() || marks.input_tokens_details.is_some() => {
             Shape::OpenaiResponses
         }
-        Some(_) => Shape::AnthropicMessages,
+        Some(marks) if marks.input_tokens.is_some() || marks.output_tokens.is_some() => {
+            Shape::AnthropicMessages
+        }
+        Some(_) => Shape::Any,
     }
 }

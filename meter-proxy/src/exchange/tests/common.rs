@@ -116,6 +116,36 @@ fn unlisted_endpoints_without_usage_are_left_alone() {
 }
 
 #[test]
+fn an_unlisted_endpoint_that_generated_is_never_free() {
+    let facts = || Facts::of_unlisted(Some(200));
+    for (shape_tells, text) in [
+        (
+            r#"{"type":"message_start","message":{"model":"m"}}"#,
+            r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":"thirty bytes of text, at least"}}"#,
+        ),
+        (
+            r#"{"type":"response.created","response":{}}"#,
+            r#"{"type":"response.output_text.delta","delta":"thirty bytes of text, at least"}"#,
+        ),
+        (r#"{"choices":[]}"#, r#"{"choices":[{"delta":{"content":"thirty bytes of text, at least"}}]}"#),
+    ] {
+        for ending in [Ending::Completed, Ending::ClientGone, Ending::Cut] {
+            let mut exchange = Exchange::new(Shape::Any, facts());
+            exchange.head(200, "text/event-stream", "");
+            exchange.feed(framed(shape_tells).as_bytes());
+            exchange.feed(framed(text).as_bytes());
+            let figures = exchange.end(ending);
+            assert_eq!(figures.tokens, tokens(50, 0, 0, 10, 0), "{text}");
+            assert_eq!(figures.provenance, Provenance::Estimated);
+        }
+    }
+    let mut exchange = Exchange::new(Shape::Any, facts());
+    exchange.head(200, "application/json", "");
+    exchange.feed(br#"{"usage":{"requests":3}}"#);
+    assert_eq!(exchange.end(Ending::Completed).tokens, Tokens::default(), "usage of something else");
+}
+
+#[test]
 fn what_cannot_be_decoded_is_estimated_and_said() {
     for encoding in ["secret", "gzip"] {
         let mut exchange = started(Shape::AnthropicMessages, "text/event-stream", encoding);
