@@ -253,7 +253,7 @@ impl Exchange {
         let known = stated.total() > 0;
         let mut tokens = stated;
         if tokens.input + tokens.cache_read + tokens.cache_write == 0 {
-            tokens.input = self.facts.input_estimate;
+            tokens.input = self.facts.charged_input();
         }
         if self.is_stream() {
             let bytes = self.tally.text_bytes.saturating_add(self.undecoded_bytes);

@@ -13,6 +13,7 @@ use crate::Meter;
 use crate::bottles::{Bottle, Standing};
 use crate::controller::{Controller, Slot};
 use crate::exchange::{Exchange, Facts};
+use crate::facts::MAX_REQUEST_BYTES;
 use crate::forward::{BODY_TIMEOUT, Outgoing};
 use crate::identify::Client;
 use crate::protocol::{Refusal, Reserve};
@@ -24,6 +25,8 @@ use crate::usage::{self, Endpoint, Shape};
 
 /// Most of a request's body that is read before the question is asked, bytes.
 const MAX_PREFIX_BYTES: usize = 4 * 1024 * 1024;
+/// The same where a body that is not read whole is refused: as much as is decoded.
+const MAX_WHOLE_BYTES: usize = MAX_REQUEST_BYTES;
 /// Most of an unlisted endpoint's path that the operator is told.
 const MAX_NOTICED_CHARS: usize = 256;
 
@@ -137,16 +140,20 @@ async fn read_facts(
 ) -> Result<(Outgoing, Facts), Reason> {
     let text = |name| request.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let declared = text(CONTENT_LENGTH).parse().ok();
-    let room = client.bottle.room_for(declared.unwrap_or(u64::MAX).min(MAX_PREFIX_BYTES as u64)).await;
+    let most = if shape == Shape::OpenaiResponses { MAX_WHOLE_BYTES } else { MAX_PREFIX_BYTES };
+    let room = client.bottle.room_for(declared.unwrap_or(u64::MAX).min(most as u64)).await;
     let mut prefix = BytesMut::new();
     let mut complete = body.is_end_stream();
-    while !complete && prefix.len() < MAX_PREFIX_BYTES {
+    while !complete && prefix.len() < most {
         match next_piece(&mut body).await? {
             Some(piece) => prefix.extend_from_slice(&piece),
             None => complete = true,
         }
     }
     let facts = Facts::of_request(shape, &prefix, complete, text(CONTENT_ENCODING), declared);
+    if let Some(why) = facts.unmeterable {
+        return Err(Reason::Unmeterable(why));
+    }
     let rest = if complete { None } else { Some(body) };
     Ok((Outgoing::begun(prefix.freeze(), rest, room), facts))
 }

@@ -508,6 +508,24 @@ fn root_an_unlisted_endpoint_passes_is_tailed_and_noticed_once() {
 }
 
 #[test]
+fn root_a_background_response_is_refused() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    let zipped =
+        post("/codex/v1/responses", "{}").replace("Host: meter", "Host: meter\r\nContent-Encoding: secret");
+    for request in [post("/codex/v1/responses", r#"{"background":true,"input":"hi"}"#), zipped] {
+        let answer = rig.ask(&request);
+        assert_eq!((answer.status(), answer.header("x-should-retry")), (400, Some("false")));
+        let error = &answer.json()["error"];
+        assert_eq!(error["type"], "invalid_request_error");
+        assert!(error["message"].as_str().unwrap().contains("background"), "{error}");
+    }
+    assert!(upstream.heads().is_empty());
+    let large = format!(r#"{{"input":"{}"}}"#, "x ".repeat(3 * 1024 * 1024));
+    assert_eq!(rig.ask(&post("/codex/v1/responses", &large)).status(), 200, "long ones are read whole");
+}
+
+#[test]
 fn root_an_encoded_path_is_metered_as_what_it_means() {
     let upstream = Upstream::saying(json_answer("200 OK", JSON));
     let rig = Rig::start(config(upstream.address));
