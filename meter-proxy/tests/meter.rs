@@ -585,6 +585,66 @@ fn root_a_client_that_leaves_at_the_end_is_still_charged_what_is_reported() {
     assert_eq!((settle.tokens.output, settle.provenance), (25, Provenance::Reported));
 }
 
+/// A JSON answer in chunks: most of it first, then a little, then its end with the usage.
+const PARTS: [&str; 3] = [
+    r#"{"type":"message","model":"claude-x","content":["#,
+    r#""w"],"#,
+    r#""usage":{"input_tokens":10,"output_tokens":5}}"#,
+];
+const JSON_HEAD: &str =
+    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+
+#[test]
+fn root_a_client_that_leaves_a_document_is_charged_what_is_reported() {
+    let (step, steps) = mpsc::channel::<()>();
+    let steps = Mutex::new(steps);
+    let upstream = Upstream::start(move |stream| {
+        write!(stream, "{JSON_HEAD}{}{}", chunk(PARTS[0]), chunk(&format!("{:9000}", "")))?;
+        steps.lock().unwrap().recv().unwrap();
+        write!(stream, "{}{}0\r\n\r\n", chunk(PARTS[1]), chunk(PARTS[2]))
+    });
+    let rig = Rig::start(config(upstream.address));
+    let mut client = rig.connect();
+    client.write_all(post(MESSAGES, ASK).as_bytes()).unwrap();
+    Answer::read_head(&mut client).unwrap();
+    drop(client);
+    std::thread::sleep(Duration::from_millis(50));
+    step.send(()).unwrap();
+    let settle = rig.settlement();
+    assert_eq!((settle.tokens.output, settle.provenance), (5, Provenance::Reported));
+}
+
+#[test]
+fn root_the_end_of_a_document_waits_for_the_ledger_also_with_trailers() {
+    let head = JSON_HEAD.replace("\r\n\r\n", "\r\ntrailer: x-sum\r\n\r\n");
+    let body = PARTS.map(chunk).concat();
+    let padding = " ".repeat(9_000);
+    let upstream = Upstream::saying(format!("{head}{}{body}0\r\nx-sum: 7\r\n\r\n", chunk(&padding)));
+    let rig = Rig::start(config(upstream.address));
+    rig.manner(|manner| manner.settles = false);
+    let mut client = rig.connect();
+    let request =
+        post(MESSAGES, ASK).replace("Host: meter", "Host: meter\r\nTE: trailers\r\nConnection: TE, close");
+    client.write_all(request.as_bytes()).unwrap();
+    let settle = rig.settlement();
+    Answer::read_head(&mut client).unwrap();
+    client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let mut early = Vec::new();
+    client.read_to_end(&mut early).unwrap_err();
+    let early = String::from_utf8(early).unwrap();
+    assert!(!early.contains("model"), "nothing of the end may arrive before it is settled: {early}");
+    client.set_read_timeout(Some(SOON)).unwrap();
+    rig.send(&ToMeter::Settled { exchange: settle.exchange });
+    let mut all = early;
+    client.read_to_string(&mut all).unwrap();
+    assert!(all.ends_with("0\r\nx-sum: 7\r\n\r\n"));
+    let (mut wire, mut got) = (all.as_bytes(), Vec::new());
+    while let Some(more) = read_chunk(&mut wire).unwrap() {
+        got.extend(more);
+    }
+    assert_eq!(String::from_utf8(got).unwrap(), padding + &PARTS.concat());
+}
+
 #[test]
 fn root_an_upstream_that_breaks_is_passed_on_as_a_break() {
     let upstream = Upstream::start(|stream| {

@@ -10,7 +10,9 @@ pub(crate) mod read;
 pub(crate) mod tally;
 
 pub use endpoint::{Endpoint, endpoint};
+use memchr::memmem;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use self::read::{Raw, model_name, nested, object};
@@ -92,6 +94,23 @@ pub(crate) fn document(shape: &mut Shape, body: &[u8], tally: &mut Tally) -> boo
     tally.whole = tally.report.is_known();
     tally.terminal = true;
     true
+}
+
+/// Most places in an object's end where its usage is looked for.
+const MAX_PLACES: usize = 16;
+
+/// Reads the end of a JSON answer whose beginning is lost; `false` when no usage stands there at the top level.
+pub(crate) fn document_end(shape: &mut Shape, end: &[u8], tally: &mut Tally) -> bool {
+    from_usage_on(b"{", end).is_some_and(|rebuilt| document(shape, &rebuilt, tally))
+}
+
+/// Makes an object of its end: `opening`, then all from the last `"usage"` that leaves the whole balanced. One
+/// deeper inside closes more than it opens, and inside a string the quotes are escaped.
+fn from_usage_on(opening: &[u8], end: &[u8]) -> Option<Vec<u8>> {
+    memmem::rfind_iter(end, b"\"usage\"")
+        .take(MAX_PLACES)
+        .map(|at| [opening, &end[at..]].concat())
+        .find(|rebuilt| serde_json::from_slice::<IgnoredAny>(rebuilt).is_ok())
 }
 
 fn shape_of_event(data: &[u8]) -> Shape {

@@ -162,11 +162,46 @@ fn what_cannot_be_decoded_is_estimated_and_said() {
 }
 
 #[test]
-fn too_long_bodies_are_estimated_and_said() {
-    let mut exchange = started(Shape::OpenaiResponses, "application/json", "gzip");
-    exchange.feed(&encode("gzip", &vec![b' '; MAX_DOCUMENT_BYTES + 1]));
+fn half_a_document_costs_at_least_its_length() {
+    for ending in [Ending::ClientGone, Ending::UpstreamBroke, Ending::Cut, Ending::Completed] {
+        let mut exchange = started(Shape::OpenaiChat, "application/json", "");
+        exchange.feed(format!(r#"{{"choices":[{{"message":{{"content":"{}"#, "x".repeat(60_000)).as_bytes());
+        let figures = exchange.end(ending);
+        assert!(figures.tokens.output > 20_000, "{figures:?}");
+    }
+}
+
+/// A document with `padding` of text before its usage.
+fn long_document(padding: usize, usage: &str) -> String {
+    let text = r#"a \"usage\":{\"input_tokens\":1} "#.repeat(padding / 32);
+    format!(
+        r#"{{"model":"m","content":[{{"text":"{text}","input":{{"usage":{{"input_tokens":1,"output_tokens":1}}}}}}]{usage},"metadata":{{}}}}"#
+    )
+}
+
+#[test]
+fn the_usage_of_a_long_document_is_read_from_its_end() {
+    const USAGE: &str = r#","usage":{"input_tokens":10,"cache_read_input_tokens":5,"output_tokens":20}"#;
+    for encoding in ["", "gzip"] {
+        let mut exchange = started(Shape::AnthropicMessages, "application/json", encoding);
+        let sent = encode(encoding, long_document(3 * document::MAX_WHOLE_BYTES, USAGE).as_bytes());
+        for piece in sent.chunks(4_000) {
+            exchange.feed(piece);
+        }
+        let Body::Document(document) = &exchange.body else { unreachable!() };
+        assert!(document.kept().len() < 256 * 1024, "memory stays bounded");
+        assert_reported(&exchange.end(Ending::Completed), USED);
+    }
+}
+
+#[test]
+fn too_long_bodies_are_charged_by_their_length_and_said() {
+    let text = long_document(2 * document::MAX_WHOLE_BYTES, "");
+    let mut exchange = started(Shape::AnthropicMessages, "application/json", "gzip");
+    exchange.feed(&encode("gzip", text.as_bytes()));
     let figures = exchange.end(Ending::Completed);
-    assert_estimated(&figures, Ending::Completed, ESTIMATE, ALLOWANCE);
+    let output = estimate::charged_output_tokens(text.len() as u64);
+    assert_estimated(&figures, Ending::Completed, ESTIMATE, output);
     assert!(figures.alarm.unwrap().contains("too long"));
 }
 
