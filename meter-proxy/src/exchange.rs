@@ -287,20 +287,22 @@ impl Exchange {
     }
 }
 
-/// Reads one event; `true` when it was too long to be read.
+/// Reads one event; `true` when it may have had figures and was too long to be read.
 fn on_event(event: Event<'_>, shape: &mut Shape, tally: &mut Tally) -> bool {
     match event {
         Event::Data(data) => {
             usage::event(shape, data, tally);
             false
         }
-        Event::Oversized => {
-            if *shape != Shape::Any {
+        Event::Oversized { start, end } => {
+            let is_read = usage::oversized_event(shape, start, end, tally);
+            if !is_read {
                 tally.alarm("an event of the stream is too long to be read");
+                tally.hold = true;
+                // the figures may have been in it; later ones, being cumulative, make up for it
+                tally.whole &= tally.terminal;
             }
-            // the figures may have been in it; later ones, being cumulative, make up for it
-            tally.whole &= tally.terminal;
-            true
+            !is_read
         }
     }
 }

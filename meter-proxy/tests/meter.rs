@@ -607,6 +607,7 @@ fn root_a_client_that_leaves_a_document_is_charged_what_is_reported() {
     let mut client = rig.connect();
     client.write_all(post(MESSAGES, ASK).as_bytes()).unwrap();
     Answer::read_head(&mut client).unwrap();
+    read_chunk(&mut client).unwrap();
     drop(client);
     std::thread::sleep(Duration::from_millis(50));
     step.send(()).unwrap();

@@ -77,6 +77,41 @@ pub(crate) fn event(shape: &mut Shape, data: &[u8], tally: &mut Tally) {
     }
 }
 
+/// Reads what is left of an event that was too long to be kept: its type at the start, usage at the end. `false`
+/// when figures may have been in it and were not found.
+pub(crate) fn oversized_event(shape: &mut Shape, start: &[u8], end: &[u8], tally: &mut Tally) -> bool {
+    let kind = kind_in(start);
+    if *shape == Shape::Any && kind.is_some_and(|kind| kind.starts_with("response.")) {
+        *shape = Shape::OpenaiResponses;
+    }
+    match (*shape, kind) {
+        (Shape::Any, _) => true,
+        (Shape::OpenaiResponses, Some(kind)) if !openai_responses::is_terminal(kind) => true,
+        (Shape::OpenaiResponses, Some(kind)) => {
+            let opening = format!(r#"{{"type":"{kind}","response":{{"#);
+            let rebuilt = from_usage_on(opening.as_bytes(), end);
+            let bare = || format!("{opening}}}}}").into_bytes();
+            openai_responses::event(&rebuilt.unwrap_or_else(bare), tally);
+            tally.whole
+        }
+        (_, kind) => {
+            let opening = kind.map_or_else(|| "{".to_owned(), |kind| format!(r#"{{"type":"{kind}","#));
+            let rebuilt = from_usage_on(opening.as_bytes(), end);
+            let found = rebuilt.is_some();
+            event(shape, &rebuilt.unwrap_or_default(), tally);
+            found
+        }
+    }
+}
+
+/// The type that the start of an event names; only what needs no escapes.
+fn kind_in(start: &[u8]) -> Option<&str> {
+    let after_key = start.get(memmem::find(start, b"\"type\"")? + b"\"type\"".len()..)?;
+    let value = after_key.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start().strip_prefix(b"\"")?;
+    let kind = std::str::from_utf8(&value[..memchr::memchr(b'"', value)?]).ok()?;
+    kind.bytes().all(|byte| byte.is_ascii_lowercase() || b"._".contains(&byte)).then_some(kind)
+}
+
 /// Reads a whole JSON answer into the tally; `false` when it is not JSON to its end.
 pub(crate) fn document(shape: &mut Shape, body: &[u8], tally: &mut Tally) -> bool {
     let Some(document) = object::<Document<'_>>(body) else { return false };

@@ -225,6 +225,43 @@ fn an_event_too_long_to_read_may_have_hidden_the_figures() {
 }
 
 #[test]
+fn the_figures_of_an_event_too_long_to_keep_are_found_at_its_end() {
+    let text = r#"a \"usage\":{} "#.repeat(crate::sse::MAX_EVENT_BYTES / 12);
+    let usage =
+        r#""usage":{"input_tokens":15,"input_tokens_details":{"cached_tokens":5},"output_tokens":20}"#;
+    for (kind, terminal) in [("completed", true), ("incomplete", true), ("output_item.done", false)] {
+        for shape in [Shape::OpenaiResponses, Shape::Any] {
+            let event = format!(
+                r#"{{"type":"response.{kind}","response":{{"output":[{{"text":"{text}","x":{{"usage":{{}}}}}}],{usage},"user":null}},"n":1}}"#
+            );
+            let mut exchange = started(shape, "text/event-stream", "");
+            let mut step = Step::default();
+            for piece in framed(&event).as_bytes().chunks(30_000) {
+                step = exchange.feed(piece);
+            }
+            assert_eq!((step.hold, step.terminal), (terminal, terminal), "{kind}");
+            if terminal {
+                assert_reported(&exchange.end(Ending::Completed), USED);
+            }
+        }
+    }
+    let bare = format!(r#"{{"type":"response.completed","response":{{"output":["{text}"]}}}}"#);
+    let mut exchange = started(Shape::OpenaiResponses, "text/event-stream", "");
+    let step = exchange.feed(framed(&bare).as_bytes());
+    assert!(step.hold && step.terminal, "held though the figures are not found");
+    let figures = exchange.end(Ending::Completed);
+    assert_estimated(&figures, Ending::Completed, ESTIMATE, 0);
+    assert!(figures.alarm.unwrap().contains("too long"));
+    let chat = format!(
+        r#"{{"choices":[],"note":"{text}","usage":{{"prompt_tokens":15,"prompt_tokens_details":{{"cached_tokens":5}},"completion_tokens":20}}}}"#
+    );
+    let mut exchange = started(Shape::OpenaiChat, "text/event-stream", "");
+    assert!(exchange.feed(framed(&chat).as_bytes()).hold);
+    exchange.feed(b"data: [DONE]\n\n");
+    assert_reported(&exchange.end(Ending::Completed), USED);
+}
+
+#[test]
 fn a_mislabelled_stream_is_read_as_one() {
     let mut exchange = Exchange::new(Shape::OpenaiChat, facts(true));
     exchange.head(200, "", "");
