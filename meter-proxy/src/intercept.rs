@@ -48,14 +48,14 @@ pub async fn connect(
         .map_err(|_| Refused::plain(Reason::Malformed("CONNECT needs a host and a port")))?;
     let settings = Arc::clone(&meter.settings.borrow());
     let upgrade = hyper::upgrade::on(Request::from_parts(request, ()));
-    match (&authority.host, settings.provider_at(&authority.host)) {
+    match (&authority.host, settings.provider_of(&authority)) {
         (Host::Name(name), Some(_)) if authority.port == HTTPS => {
             let tls = meter.certs.for_host(&meter.controller, name).await;
             let tls = tls.map_err(|error| Refused::plain(Reason::Upstream(error.to_string())))?;
             tokio::spawn(open(Arc::clone(meter), Arc::clone(client), authority, tls, upgrade));
         }
         (_, Some(_)) => {
-            let what = format!("{authority} is metered, and reached on port {HTTPS} only");
+            let what = format!("{authority} is metered, and reached by name on port {HTTPS} only");
             return Err(Refused::plain(Reason::Forbidden(what)));
         }
         (_, None) => {

@@ -107,7 +107,7 @@ fn in_tunnel(
     name_agrees: bool,
     request: &Parts,
 ) -> Result<Destination, Refused> {
-    let provider = settings.provider_at(&authority.host);
+    let provider = settings.provider_of(authority);
     let dialect = provider.map(|provider| provider.dialect);
     let shaped = |reason| Refused { reason, dialect };
     let host = host_header(request, Some(443)).map_err(|refused| shaped(refused.reason))?;
@@ -150,7 +150,7 @@ fn by_authority(
     tls: bool,
     request: &Parts,
 ) -> Result<Destination, Refused> {
-    let provider = settings.provider_at(&authority.host).cloned();
+    let provider = settings.provider_of(&authority).cloned();
     let rest = request.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
     let Some(base) = provider.as_ref().and_then(|provider| provider.upstream.clone()) else {
         let endpoint = request.uri.path().to_owned();

@@ -306,6 +306,21 @@ fn root_absolute_requests_are_metered_by_their_host() {
 }
 
 #[test]
+fn root_the_upstream_itself_is_metered_by_every_way_in() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let there = upstream.address;
+    let mut settings = config(there);
+    settings.allow_private = vec!["127.0.0.0/8".into()];
+    let rig = Rig::start(settings);
+    let absolute = post("/v1/messages", ASK)
+        .replace("POST ", &format!("POST http://{there}"))
+        .replace("Host: meter", &format!("Host: {there}"));
+    assert_eq!(rig.ask(&absolute).body, JSON.as_bytes());
+    assert_eq!(rig.settlement().tokens.output, 5);
+    assert_eq!(rig.ask(&format!("CONNECT {there} HTTP/1.1\r\nHost: {there}\r\n\r\n")).status(), 403);
+}
+
+#[test]
 fn root_an_upstream_that_is_down_costs_nothing() {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let rig = Rig::start(config(nobody));
@@ -320,7 +335,8 @@ fn root_an_upstream_that_is_down_costs_nothing() {
 fn root_private_addresses_are_not_reached_unless_allowed() {
     let upstream = Upstream::saying(json_answer("200 OK", "{}"));
     let there = upstream.address;
-    let strict = Rig::start(config(there));
+    let elsewhere: std::net::SocketAddr = "127.0.0.1:9".parse().unwrap();
+    let strict = Rig::start(config(elsewhere));
     for target in [
         format!("{there}"),
         format!("localhost:{}", there.port()),
@@ -336,7 +352,7 @@ fn root_private_addresses_are_not_reached_unless_allowed() {
     assert_eq!(strict.ask(&plain).status(), 403);
     assert!(upstream.heads().is_empty());
 
-    let mut open = config(there);
+    let mut open = config(elsewhere);
     open.allow_private = vec!["127.0.0.0/8".into()];
     let open = Rig::start(open);
     assert_eq!(open.ask(&plain).body, b"{}");
@@ -699,7 +715,7 @@ fn root_a_cut_before_the_answer_charges_the_reservation() {
 fn root_a_held_tunnel_goes_on_after_a_restore() {
     let echo = TcpListener::bind("127.0.0.1:0").unwrap();
     let there = echo.local_addr().unwrap();
-    let mut settings = config(there);
+    let mut settings = config("127.0.0.1:9".parse().unwrap());
     settings.allow_private = vec!["127.0.0.0/8".into()];
     let rig = Rig::start(settings);
     let mut tunnel = rig.connect();
