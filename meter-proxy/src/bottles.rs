@@ -3,12 +3,13 @@
 //! The controller decides; here its word is kept and spread by a watch channel. Not here: what each part of
 //! the meter does when a bottle changes.
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::forward::Upstreams;
+use crate::lock::lock;
 use crate::protocol::{BottleRef, Upstream};
 use crate::settings::Settings;
 
@@ -18,11 +19,6 @@ pub const MAX_CONNECTIONS_PER_BOTTLE: usize = 6_144;
 const MAX_ROOM_KIB: u32 = 64 * 1024;
 /// Most unlisted endpoints of one bottle that are noticed by name.
 const MAX_NOTICED: usize = 256;
-
-/// Locks, also after a holder panicked: every critical section here leaves the data whole.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// What the controller last said of a bottle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -68,12 +68,12 @@ impl Facts {
     /// answer turn out to be an inference. `content_length` in bytes; `None` when nobody has said it.
     #[must_use]
     pub fn of_unlisted(content_length: Option<u64>) -> Self {
-        Self::unread(Shape::Any, content_length.unwrap_or(u64::MAX))
+        let input_estimate = estimate::unread_input_tokens(content_length.unwrap_or(u64::MAX));
+        Self { input_estimate, ..Self::default() }
     }
 
     /// Reads a request. `body` is what was kept of it, still encoded; `complete` says that it is all of it;
-    /// `content_length`, in bytes, is what its head declared. An unlisted endpoint ([`Shape::Any`]) has no
-    /// allowance: nobody knows that it generates anything.
+    /// `content_length`, in bytes, is what its head declared.
     #[must_use]
     pub fn of_request(
         shape: Shape,
@@ -93,7 +93,7 @@ impl Facts {
             model: model_name(request.model),
             streamed,
             input_estimate: estimate::input_tokens(decoded),
-            output_allowance: allowance(shape, streamed, request.output_limit()),
+            output_allowance: allowance(streamed, request.output_limit()),
             has_stored_input: shape == Shape::OpenaiResponses && request.continues(),
             unmeterable: (shape == Shape::OpenaiResponses && request.is_background()).then_some(BACKGROUND),
         }
@@ -103,7 +103,7 @@ impl Facts {
     fn unread(shape: Shape, content_length: u64) -> Self {
         Self {
             input_estimate: estimate::unread_input_tokens(content_length),
-            output_allowance: allowance(shape, false, None),
+            output_allowance: allowance(false, None),
             unmeterable: (shape == Shape::OpenaiResponses).then_some(UNREAD),
             ..Self::default()
         }
@@ -132,8 +132,8 @@ impl Request<'_> {
     }
 }
 
-fn allowance(shape: Shape, streamed: bool, limit: Option<u64>) -> u64 {
-    if streamed || shape == Shape::Any {
+fn allowance(streamed: bool, limit: Option<u64>) -> u64 {
+    if streamed {
         return 0;
     }
     limit.unwrap_or(estimate::DEFAULT_OUTPUT_ALLOWANCE).min(estimate::MAX_OUTPUT_ALLOWANCE)
@@ -263,7 +263,7 @@ mod tests {
             let facts = Facts::of_request(Shape::AnthropicMessages, body, *complete, encoding, Some(100));
             assert_eq!(facts, guess, "{:?}", String::from_utf8_lossy(body));
         }
-        assert_eq!(Facts::of_request(Shape::Any, b"x", true, "", Some(100)).reservation(), 25);
+        assert_eq!(Facts::of_unlisted(Some(100)), Facts { input_estimate: 25, ..Facts::default() });
     }
 
     #[test]

@@ -22,10 +22,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Sleep;
 
-use crate::bottles::lock;
 use crate::dial::{self, Chosen, DialError};
 use crate::gate::Leave;
 use crate::hosts::Authority;
+use crate::lock::lock;
 use crate::refuse::{Reason, Refused};
 use crate::route::Destination;
 use crate::settings::Settings;
@@ -151,6 +151,7 @@ fn outgoing(
     let takes_trailers = request.headers.get(header::TE).is_some_and(|te| te == "trailers");
     strip_hop_by_hop(&mut request.headers);
     request.headers.remove(header::EXPECT);
+    request.headers.remove(header::TRAILER);
     if takes_trailers {
         request.headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
@@ -186,7 +187,7 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// A request's body: what the gate has read of it, then the rest as it comes.
+/// A request's body: what the gate has read of it, then the rest as it comes, without trailers.
 pub struct Outgoing {
     begun: Option<Bytes>,
     rest: Option<Incoming>,
@@ -223,7 +224,8 @@ impl Body for Outgoing {
         let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
         if let Poll::Ready(frame) = Pin::new(rest).poll_frame(cx) {
             self.silence = None;
-            return Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)));
+            let data = frame.map(|frame| frame.map_err(io::Error::other)).filter(|frame| !is_trailers(frame));
+            return Poll::Ready(data);
         }
         let silence = self.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(BODY_TIMEOUT)));
         silence.as_mut().poll(cx).map(|()| Some(Err(io::ErrorKind::TimedOut.into())))
@@ -243,6 +245,11 @@ impl Body for Outgoing {
         }
         hint
     }
+}
+
+/// Trailers are the last frame of a body.
+fn is_trailers(frame: &io::Result<Frame<Bytes>>) -> bool {
+    frame.as_ref().is_ok_and(Frame::is_trailers)
 }
 
 /// A connection to an upstream, with TLS or without.

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use http::HeaderValue;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, UPGRADE};
 use http::request::Parts;
 use http_body_util::BodyExt;
@@ -20,6 +21,7 @@ use crate::protocol::{Refusal, Reserve};
 use crate::refuse::{Reason, Refused};
 use crate::route::Destination;
 use crate::settings::Metered;
+use crate::text::printable_within;
 use crate::tokens::Ending;
 use crate::usage::{self, Endpoint, Shape};
 
@@ -27,16 +29,19 @@ use crate::usage::{self, Endpoint, Shape};
 const MAX_PREFIX_BYTES: usize = 4 * 1024 * 1024;
 /// The same where a body that is not read whole is refused: as much as is decoded.
 const MAX_WHOLE_BYTES: usize = MAX_REQUEST_BYTES;
-/// Most of an unlisted endpoint's path that the operator is told.
-const MAX_NOTICED_CHARS: usize = 256;
+/// Most of an endpoint's path that the operator and the ledger are told, characters.
+const MAX_ENDPOINT_CHARS: usize = 256;
 
 /// Leave to forward one request.
 pub enum Leave {
     /// It may cost: the permit to settle.
     Metered(Box<Permit>),
     /// It costs nothing.
-    Free,
+    Free(Free),
 }
+
+/// The gate's word that a request costs nothing and its bottle was open; made here alone.
+pub struct Free(());
 
 /// The controller's leave for one exchange, with the state of that exchange. Dropped unsettled, it settles.
 pub struct Permit {
@@ -93,7 +98,7 @@ pub async fn admit(
         return free(client, destination, body);
     };
     let shaped = |reason| Refused::shaped(reason, provider.dialect);
-    if request.headers.contains_key(UPGRADE) {
+    if asks_for_websocket(request) {
         return Err(shaped(Reason::Upgrade));
     }
     match usage::endpoint(provider.dialect, request.method.as_str(), &destination.endpoint) {
@@ -114,17 +119,26 @@ pub async fn admit(
     }
 }
 
+/// Whether the request would become a WebSocket. Any other upgrade is an offer that is not taken up (Java's
+/// clients offer h2c each time).
+fn asks_for_websocket(request: &Parts) -> bool {
+    let names = |value: &HeaderValue| {
+        value.as_bytes().to_ascii_lowercase().windows(9).any(|part| part == b"websocket")
+    };
+    request.headers.get_all(UPGRADE).iter().any(names)
+}
+
 /// Passes what costs nothing, unless the bottle is cut.
 fn free(client: &Client, destination: &Destination, body: Incoming) -> Result<(Leave, Outgoing), Refused> {
     match client.refusal_when_cut() {
         Some(refusal) => Err(Refused::by_controller(refusal, destination.dialect())),
-        None => Ok((Leave::Free, Outgoing::whole(body))),
+        None => Ok((Leave::Free(Free(())), Outgoing::whole(body))),
     }
 }
 
 /// Tells the operator of an endpoint that is in no table, once for each bottle.
 fn notice_unlisted(meter: &Meter, client: &Client, provider: &Metered, endpoint: &str) {
-    let endpoint: String = endpoint.chars().take(MAX_NOTICED_CHARS).collect();
+    let endpoint = printable_within(endpoint, MAX_ENDPOINT_CHARS);
     let what = format!("unlisted endpoint of {}: {endpoint}", provider.name);
     if client.bottle.notice_once(&what) {
         meter.controller.notice(Some(client.bottle.id), &what);
@@ -184,8 +198,9 @@ impl Question<'_> {
             exchange: number,
             bottle: client.bottle.id,
             provider: self.provider.name.clone(),
-            endpoint: self.destination.endpoint.clone(),
+            endpoint: printable_within(&self.destination.endpoint, MAX_ENDPOINT_CHARS),
             model: self.facts.model.clone(),
+            // nobody knows yet that an unlisted endpoint generates anything
             tokens: if self.shape == Shape::Any { 0 } else { self.facts.reservation() },
         };
         let gone = |_| Reason::from(Refusal::Closed { reason: "the controller is gone".to_owned() });

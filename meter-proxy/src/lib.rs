@@ -45,6 +45,8 @@ mod identify;
 #[cfg(feature = "proxy")]
 mod intercept;
 #[cfg(feature = "proxy")]
+mod lock;
+#[cfg(feature = "proxy")]
 mod refuse;
 #[cfg(feature = "proxy")]
 mod route;
@@ -56,6 +58,8 @@ mod settle;
 mod shutdown;
 #[cfg(feature = "proxy")]
 mod tail;
+#[cfg(feature = "proxy")]
+mod text;
 
 #[cfg(feature = "proxy")]
 use {
