@@ -12,9 +12,10 @@ use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
-use crate::bottles::{Bottle, Standing};
+use crate::bottles::Standing;
 use crate::dial::{self, Chosen, DialError};
 use crate::hosts::{Authority, Host};
 use crate::identify::Client;
@@ -115,17 +116,18 @@ async fn pass(
         Err(error) => return tracing::debug!(%error, "a tunnel was not taken up"),
     };
     if authority.port == HTTPS
-        && let Err(error) = pass_hello(&meter, &mut downstream, &mut upstream).await
+        && let Err(error) = pass_hello(&meter, &client, &mut downstream, &mut upstream).await
     {
-        let what = format!("a tunnel to {authority} was closed: {error}");
-        return meter.controller.notice(Some(client.bottle.id), &what);
+        return tracing::debug!(%error, %authority, "a tunnel was closed at its first message");
     }
     splice(&client, downstream, upstream).await;
 }
 
-/// Passes the client's first message on, unless it asks for a metered name.
+/// Passes the client's first message on, unless it asks for a metered name, which the operator is told, or the
+/// bottle is cut.
 async fn pass_hello(
     meter: &Meter,
+    client: &Client,
     downstream: &mut TokioIo<Upgraded>,
     upstream: &mut TcpStream,
 ) -> std::io::Result<()> {
@@ -133,9 +135,14 @@ async fn pass_hello(
     let settings = Arc::clone(&meter.settings.borrow());
     match opening.name {
         Some(name) if settings.provider_at(&name).is_some() => {
-            Err(std::io::Error::other(format!("its TLS asks for {name}, which is metered")))
+            let what = format!("a tunnel was closed: its TLS asks for {name}, which is metered");
+            if client.bottle.notice_once(&what) {
+                meter.controller.notice(Some(client.bottle.id), &what);
+            }
+            Err(std::io::Error::other(what))
         }
-        _ => upstream.write_all(&opening.bytes).await,
+        _ if stays_open(&mut client.bottle.watch()).await => upstream.write_all(&opening.bytes).await,
+        _ => Err(std::io::ErrorKind::ConnectionAborted.into()),
     }
 }
 
@@ -149,7 +156,7 @@ async fn splice(client: &Client, mut downstream: TokioIo<Upgraded>, mut upstream
     );
     tokio::pin!(copy);
     let mut standing = client.bottle.watch();
-    while stays_open(&client.bottle, &mut standing).await {
+    while stays_open(&mut standing).await {
         tokio::select! {
             biased;
             changed = standing.changed() => if changed.is_err() { return },
@@ -164,7 +171,7 @@ async fn splice(client: &Client, mut downstream: TokioIo<Upgraded>, mut upstream
 }
 
 /// Waits while the bottle is held; false when it is closed or gone.
-async fn stays_open(bottle: &Bottle, standing: &mut tokio::sync::watch::Receiver<Standing>) -> bool {
+async fn stays_open(standing: &mut watch::Receiver<Standing>) -> bool {
     let settled = standing.wait_for(|standing| !matches!(standing, Standing::Held(_))).await;
-    settled.is_ok() && bottle.standing() == Standing::Open
+    settled.is_ok_and(|standing| *standing == Standing::Open)
 }

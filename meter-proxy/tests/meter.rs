@@ -426,7 +426,7 @@ fn root_a_tunnel_elsewhere_may_not_mean_a_metered_name() {
 
     let mut honest = rig.tunnel(&target, "example.com");
     let (mut origin, _) = there.accept().unwrap();
-    honest.conn.complete_io(&mut Cut(&mut honest.sock)).unwrap_err();
+    honest.conn.complete_io(&mut WriteOnly(&mut honest.sock)).unwrap_err();
     let mut record = [0; 5];
     origin.read_exact(&mut record).unwrap();
     assert_eq!(record[0], 0x16, "another name passes untouched");
@@ -438,16 +438,36 @@ fn root_a_tunnel_elsewhere_may_not_mean_a_metered_name() {
     rig.heard(|message| matches!(message, ToController::Notice(notice) if notice.detail.contains("metered")));
 }
 
-/// Writes to the stream, and reads nothing.
-struct Cut<'a>(&'a mut TcpStream);
+#[test]
+fn root_the_first_message_of_a_tunnel_waits_while_the_bottle_is_held() {
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let target = format!("127.78.{high}.{low}:443");
+    let there = TcpListener::bind(&target).unwrap();
+    let mut settings = config("127.0.0.1:9".parse().unwrap());
+    settings.allow_private = vec!["127.0.0.0/8".into()];
+    let rig = Rig::start(settings);
+    let mut tunnel = rig.tunnel(&target, "example.com");
+    let (mut origin, _) = there.accept().unwrap();
+    rig.send(&ToMeter::Cut { bottle: BOTTLE, upstream: Towards::Hold });
+    rig.taken_in();
+    tunnel.conn.complete_io(&mut WriteOnly(&mut tunnel.sock)).unwrap_err();
+    origin.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    assert!(origin.read(&mut [0]).is_err(), "nothing passes while the bottle is held");
+    rig.send(&ToMeter::Open { bottle: BOTTLE });
+    origin.set_read_timeout(Some(SOON)).unwrap();
+    assert_eq!(origin.read(&mut [0]).unwrap(), 1);
+}
 
-impl Read for Cut<'_> {
+/// Writes to the stream, and reads nothing.
+struct WriteOnly<'a>(&'a mut TcpStream);
+
+impl Read for WriteOnly<'_> {
     fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
         Err(std::io::ErrorKind::UnexpectedEof.into())
     }
 }
 
-impl Write for Cut<'_> {
+impl Write for WriteOnly<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.write(bytes)
     }
@@ -521,6 +541,46 @@ fn root_an_unlisted_endpoint_passes_is_tailed_and_noticed_once() {
     let is_notice = |message: &ToController| matches!(message, ToController::Notice(notice) if notice.detail.contains("/v9/surprise"));
     rig.heard(is_notice);
     assert_eq!(rig.count(is_notice), 1);
+}
+
+#[test]
+fn root_an_offer_of_another_protocol_is_not_taken_up() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    let offer = "Host: meter\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x";
+    assert_eq!(rig.ask(&post(MESSAGES, ASK).replace("Host: meter", offer)).body, JSON.as_bytes());
+    assert!(!upstream.heads()[0].to_lowercase().contains("upgrade"));
+}
+
+#[test]
+fn root_a_long_path_is_told_in_short_and_harmless() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    let path = format!("/claude/v9/\u{202e}{}", "x".repeat(8_000));
+    rig.ask(&post(&path, ASK));
+    let told = rig.reservation().endpoint;
+    assert!(told.chars().count() == 256 && !told.contains('\u{202e}'), "{told}");
+}
+
+#[test]
+fn root_trailers_of_requests_are_not_forwarded() {
+    let (tell, told) = mpsc::channel();
+    let tell = Mutex::new(tell);
+    let upstream = Upstream::start(move |stream| {
+        let mut got = Vec::new();
+        while !got.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte)?;
+            got.push(byte[0]);
+        }
+        tell.lock().unwrap().send(String::from_utf8(got).unwrap()).unwrap();
+        stream.write_all(json_answer("200 OK", "{}").as_bytes())
+    });
+    let rig = Rig::start(config(upstream.address));
+    let request = "POST /claude/v9/x HTTP/1.1\r\nHost: m\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum\r\n\r\n3\r\nabc\r\n0\r\nx-sum: 7\r\n\r\n";
+    assert_eq!(rig.ask(request).status(), 200);
+    assert_eq!(told.recv().unwrap(), "3\r\nabc\r\n0\r\n\r\n");
+    assert!(!upstream.heads()[0].to_lowercase().contains("trailer"));
 }
 
 #[test]
