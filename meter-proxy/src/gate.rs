@@ -11,6 +11,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 
 use crate::Meter;
+use crate::activity::Activity;
 use crate::bottles::{Bottle, Standing};
 use crate::controller::{Controller, Slot};
 use crate::exchange::{Exchange, Facts};
@@ -55,18 +56,24 @@ pub struct Permit {
     pub controller: Arc<Controller>,
     /// Status of the provider's answer, once there is one.
     pub status: Option<u16>,
-    /// Whether anything of the request may have left.
-    pub sent: bool,
+    /// The request's way out, once it has begun: whether anything may have left.
+    pub way_out: Option<Activity>,
     /// The place in the queue; gone once settled.
     pub(crate) slot: Option<Slot>,
 }
 
 impl Permit {
+    /// Whether anything of the request may have left: not while its connection is still being made.
+    #[must_use]
+    pub fn may_have_left(&self) -> bool {
+        self.way_out.as_ref().is_some_and(Activity::has_begun)
+    }
+
     /// How the exchange ends when it is given up now.
     #[must_use]
     pub fn ending_if_dropped(&self) -> Ending {
         match self.bottle.standing() {
-            _ if !self.sent => Ending::Unsent,
+            _ if !self.may_have_left() => Ending::Unsent,
             Standing::Closed | Standing::Detached => Ending::Cut,
             Standing::Open | Standing::Held(_) => Ending::ClientGone,
         }
@@ -212,7 +219,7 @@ impl Question<'_> {
             bottle: Arc::clone(&client.bottle),
             controller: Arc::clone(&meter.controller),
             status: None,
-            sent: false,
+            way_out: None,
             slot: Some(slot),
         };
         client.refusal_when_cut().map_or(Ok(Leave::Metered(Box::new(permit))), |cut| Err(cut.into()))

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+use crate::activity::{Activity, Watched};
 use crate::bottles::Standing;
 use crate::dial::{self, Chosen, DialError};
 use crate::hosts::{Authority, Host};
@@ -28,6 +29,8 @@ use crate::{Meter, accept, hello};
 const HTTPS: u16 = 443;
 /// Longest wait for a client's TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time that nothing moves in a spliced tunnel: what people leave open over lunch lives on.
+const MAX_IDLE: Duration = Duration::from_secs(2 * 3_600);
 /// Bytes of a spliced tunnel that wait in the meter, each way.
 const SPLICE_BUFFER_BYTES: usize = 8 * 1024;
 
@@ -63,8 +66,9 @@ pub async fn connect(
             if let Some(refusal) = client.refusal_when_cut() {
                 return Err(Refused::by_controller(refusal, None));
             }
-            let upstream =
-                dial::connect(&authority, Chosen::ByClient, &settings).await.map_err(unreachable)?;
+            let upstream = dial::connect(&authority, Chosen::ByClient, &settings, &client.bottle.lookups)
+                .await
+                .map_err(unreachable)?;
             tokio::spawn(pass(Arc::clone(meter), Arc::clone(client), authority, upgrade, upstream));
         }
     }
@@ -146,20 +150,25 @@ async fn pass_hello(
     }
 }
 
-/// Copies both ways until either side ends, or the bottle is cut for good; nothing moves while it is held.
-async fn splice(client: &Client, mut downstream: TokioIo<Upgraded>, mut upstream: TcpStream) {
+/// Copies both ways until either side ends, nothing moves for long, or the bottle is cut for good; nothing moves
+/// while it is held.
+async fn splice(client: &Client, downstream: TokioIo<Upgraded>, mut upstream: TcpStream) {
+    let activity = Activity::default();
+    let mut downstream = Watched { stream: downstream, activity: activity.clone() };
+    let rest = activity.rested(MAX_IDLE);
     let copy = tokio::io::copy_bidirectional_with_sizes(
         &mut downstream,
         &mut upstream,
         SPLICE_BUFFER_BYTES,
         SPLICE_BUFFER_BYTES,
     );
-    tokio::pin!(copy);
+    tokio::pin!(copy, rest);
     let mut standing = client.bottle.watch();
     while stays_open(&mut standing).await {
         tokio::select! {
             biased;
             changed = standing.changed() => if changed.is_err() { return },
+            () = &mut rest => return tracing::debug!("nothing moved in a tunnel for long"),
             ended = &mut copy => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "a tunnel broke");

@@ -14,10 +14,12 @@ use http::Response;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::Sleep;
 
 use crate::Meter;
 use crate::accept::Flight;
 use crate::bottles::{Bottle, Standing};
+use crate::forward::MAX_SILENCE;
 use crate::gate::{Leave, Permit};
 use crate::settle;
 use crate::tokens::Ending;
@@ -41,6 +43,9 @@ pub enum TailError {
     /// The provider's side broke.
     #[error("the provider broke off: {0}")]
     Upstream(#[from] hyper::Error),
+    /// The provider sent nothing for too long.
+    #[error("the provider sent nothing for {} s", MAX_SILENCE.as_secs())]
+    Silent,
     /// The bottle was cut.
     #[error("the bottle was cut")]
     Cut,
@@ -80,6 +85,8 @@ pub struct Tail {
     settle_timeout: Duration,
     bottle: Arc<Bottle>,
     reopened: Option<Waiting<()>>,
+    /// Runs while the provider sends nothing.
+    silence: Option<Pin<Box<Sleep>>>,
     _flight: Flight,
 }
 
@@ -106,6 +113,7 @@ pub async fn tail(
         settle_timeout: settings.settle_timeout,
         bottle,
         reopened: None,
+        silence: None,
         _flight: flight,
     };
     if let Leave::Metered(mut permit) = leave {
@@ -180,6 +188,17 @@ impl Tail {
                 }
             }
         }
+    }
+
+    /// The next frame from upstream; `None` at its end.
+    fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TailError>>> {
+        let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
+        if let Poll::Ready(frame) = Pin::new(upstream).poll_frame(cx) {
+            self.silence = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(TailError::from)));
+        }
+        let silence = self.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(MAX_SILENCE)));
+        silence.as_mut().poll(cx).map(|()| Some(Err(TailError::Silent)))
     }
 
     /// One frame from upstream, seen. `None` in the result: it is held back.
@@ -272,13 +291,9 @@ impl Body for Tail {
                     if let Some(frame) = this.release_ahead() {
                         return Poll::Ready(Some(Ok(frame)));
                     }
-                    let Some(upstream) = &mut this.upstream else {
-                        this.at_end();
-                        continue;
-                    };
-                    match ready!(Pin::new(upstream).poll_frame(cx)) {
+                    match ready!(this.poll_upstream(cx)) {
                         None => this.at_end(),
-                        Some(Err(error)) => return this.break_off(Ending::UpstreamBroke, error.into()),
+                        Some(Err(error)) => return this.break_off(Ending::UpstreamBroke, error),
                         Some(Ok(frame)) => match this.see(frame) {
                             Ok(None) => {}
                             Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),

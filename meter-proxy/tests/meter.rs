@@ -219,6 +219,18 @@ fn root_a_peer_of_no_bottle_is_forbidden() {
 }
 
 #[test]
+fn root_a_peer_of_no_bottle_that_asks_nothing_is_let_go() {
+    let rig = Rig::start(config("127.0.0.1:9".parse().unwrap()));
+    rig.manner(|manner| manner.attached = false);
+    let mut idle: Vec<TcpStream> = (0..80).map(|_| rig.connect()).collect();
+    let since = Instant::now();
+    for client in &mut idle {
+        assert_eq!(client.read(&mut [0]).unwrap_or(0), 0);
+    }
+    assert!(since.elapsed() < Duration::from_secs(8), "after 5 s at most");
+}
+
+#[test]
 fn root_bad_requests_get_one_clear_answer() {
     let upstream = Upstream::saying(json_answer("200 OK", JSON));
     let rig = Rig::start(config(upstream.address));
@@ -641,6 +653,19 @@ fn root_a_client_that_leaves_at_the_gate_withdraws() {
     rig.send(&ToMeter::Permit { exchange: reserve.exchange });
     assert_eq!(rig.settlement().ending, Ending::Unsent);
     assert!(upstream.heads().is_empty());
+}
+
+#[test]
+fn root_a_client_that_leaves_before_there_is_a_connection_pays_nothing() {
+    let full = rig::Deaf::listen();
+    let rig = Rig::start(config(full.address));
+    let mut client = rig.connect();
+    client.write_all(post(MESSAGES, ASK).as_bytes()).unwrap();
+    rig.reservation();
+    std::thread::sleep(Duration::from_millis(100));
+    drop(client);
+    let settle = rig.settlement();
+    assert_eq!((settle.ending, settle.tokens.total()), (Ending::Unsent, 0));
 }
 
 #[test]

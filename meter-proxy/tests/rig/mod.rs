@@ -427,6 +427,27 @@ impl Upstream {
     }
 }
 
+/// A listening socket whose queue is full: who connects to it waits.
+pub struct Deaf {
+    pub address: SocketAddr,
+    _held: (OwnedFd, Vec<TcpStream>),
+}
+
+impl Deaf {
+    pub fn listen() -> Self {
+        use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        bind(&socket, &"127.0.0.1:0".parse::<SocketAddr>().unwrap()).unwrap();
+        listen(&socket, 0).unwrap();
+        let address = SocketAddr::try_from(getsockname(&socket).unwrap()).unwrap();
+        let mut queue = Vec::new();
+        while let Ok(queued) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+            queue.push(queued);
+        }
+        Self { address, _held: (socket, queue) }
+    }
+}
+
 fn take_request(stream: &mut TcpStream, seen: &Seen) -> std::io::Result<()> {
     let head = Answer::read_head(stream)?;
     seen.heads.lock().unwrap().push(head.head.clone());
