@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use meter_proxy::protocol::{Refusal, ToController, ToMeter, Upstream as Towards};
 use meter_proxy::tokens::{Ending, Provenance};
-use rig::{Answer, BOTTLE, Rig, SOON, Upstream, chunk, config, json_answer, post, read_chunk, until_closed};
+use rig::{
+    Answer, BOTTLE, OTHER, Rig, SOON, Upstream, chunk, config, json_answer, post, read_chunk, until_closed,
+};
 
 const MESSAGES: &str = "/claude/v1/messages";
 const ASK: &str = r#"{"model":"claude-x","max_tokens":100,"messages":[{"role":"user","content":"hi"}]}"#;
@@ -907,6 +909,52 @@ fn root_a_large_upload_is_streamed_in_bounded_memory() {
 
 #[test]
 fn root_an_upload_waits_for_its_permit() {
+    const BYTES: usize = 6 * 1024 * 1024;
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    rig.manner(|manner| manner.permits = false);
+    let mut client = rig.connect();
+    let head = post(MESSAGES, "").replace("Content-Length: 0", &format!("Content-Length: {BYTES}"));
+    let mut uploading = client.try_clone().unwrap();
+    let upload = std::thread::spawn(move || {
+        uploading.write_all(head.as_bytes())?;
+        uploading.write_all(&vec![b'x'; BYTES])
+    });
+    let reserve = rig.reservation();
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(upstream.heads().is_empty() && upstream.body_bytes() == 0, "nothing leaves before the permit");
+    rig.send(&ToMeter::Permit { exchange: reserve.exchange });
+    assert_eq!(Answer::read(&mut client).unwrap().body, JSON.as_bytes());
+    upload.join().unwrap().unwrap();
+    assert_eq!(upstream.body_bytes(), BYTES);
+}
+
+#[test]
+fn root_bottles_share_no_connection_to_upstream() {
+    let accepted = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&accepted);
+    let upstream = Upstream::start(move |stream: &mut TcpStream| {
+        kept.lock().unwrap().push(stream.peer_addr().unwrap());
+        stream.write_all(json_answer("200 OK", JSON).as_bytes())
+    });
+    let rig = Rig::start(config(upstream.address));
+    for bottle in [BOTTLE, OTHER, BOTTLE, OTHER] {
+        rig.manner(|manner| manner.bottle = bottle);
+        assert_eq!(rig.ask(&post(MESSAGES, ASK)).status(), 200);
+        rig.heard(|message| matches!(message, ToController::Reserve(reserve) if reserve.bottle == bottle));
+    }
+    let peers = accepted.lock().unwrap().clone();
+    assert!(peers[0] == peers[2] && peers[1] == peers[3] && peers[0] != peers[1], "{peers:?}");
+
+    rig.send(&ToMeter::Cut { bottle: BOTTLE, upstream: Towards::Close });
+    rig.taken_in();
+    assert_eq!(rig.ask(&post(MESSAGES, ASK)).status(), 200, "the other bottle is not cut");
+    rig.manner(|manner| manner.bottle = BOTTLE);
+    assert_eq!(rig.ask(&post(MESSAGES, ASK)).status(), 402);
+}
+
+#[test]
+fn root_an_expectation_is_met_by_the_meter() {
     let upstream = Upstream::saying(json_answer("200 OK", JSON));
     let rig = Rig::start(config(upstream.address));
     let mut client = rig.connect();
