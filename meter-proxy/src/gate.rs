@@ -58,8 +58,8 @@ pub struct Permit {
     pub status: Option<u16>,
     /// The request's way out, once it has begun: whether anything may have left.
     pub way_out: Option<Activity>,
-    /// The place in the queue; gone once settled.
-    pub(crate) slot: Option<Slot>,
+    /// The place in the queue, got with the controller's leave; gone once settled.
+    slot: Option<Slot>,
 }
 
 impl Permit {
@@ -67,6 +67,11 @@ impl Permit {
     #[must_use]
     pub fn may_have_left(&self) -> bool {
         self.way_out.as_ref().is_some_and(Activity::has_begun)
+    }
+
+    /// The place to settle from, the first time.
+    pub fn take_slot(&mut self) -> Option<Slot> {
+        self.slot.take()
     }
 
     /// How the exchange ends when it is given up now.
