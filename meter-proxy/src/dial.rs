@@ -162,3 +162,21 @@ async fn within<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
 fn failed(authority: &Authority, step: &'static str, error: io::Error) -> DialError {
     DialError::Failed { authority: authority.clone(), step, error }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_bottle_looks_up_so_many_names_and_no_more() {
+        let lookups = Lookups::default();
+        let all = u32::try_from(MAX_LOOKUPS).unwrap();
+        let under_way = lookups.0.acquire_many(all).await.unwrap();
+        let find = || tokio::time::timeout(Duration::from_millis(50), lookups.find("localhost".into(), 1));
+        assert!(find().await.is_err(), "one more waits");
+        drop(under_way);
+        let found = lookups.find("localhost".into(), 1).await.unwrap();
+        assert!(found.iter().all(|address| address.ip().is_loopback() && address.port() == 1), "{found:?}");
+        assert_eq!(lookups.0.available_permits(), MAX_LOOKUPS);
+    }
+}

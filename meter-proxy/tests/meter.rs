@@ -449,7 +449,19 @@ fn root_a_tunnel_elsewhere_may_not_mean_a_metered_name() {
     let (mut origin, _) = there.accept().unwrap();
     fronting.flush().unwrap_err();
     assert_eq!(origin.read(&mut record).unwrap_or(0), 0, "nothing of it may arrive");
-    rig.heard(|message| matches!(message, ToController::Notice(notice) if notice.detail.contains("metered")));
+    let is_notice = |message: &ToController| matches!(message, ToController::Notice(_));
+    let ToController::Notice(notice) = rig.heard(is_notice) else { unreachable!() };
+    assert!(notice.detail.contains("api.anthropic.com, which is metered"), "{}", notice.detail);
+
+    for _ in 0..3 {
+        rig.tunnel(&target, "api.anthropic.com").flush().unwrap_err();
+        let mut unread = rig.tunnel(&target, "example.com").sock;
+        unread.write_all(&[0x16, 3, 1, 0, 4, 9, 9, 9, 9]).unwrap();
+        // How it is closed is the kernel's choice: an end or a reset.
+        drop(unread.read_to_end(&mut Vec::new()));
+    }
+    rig.taken_in();
+    assert_eq!(rig.count(is_notice), 1, "told once, and failed tunnels are not told");
 }
 
 #[test]
