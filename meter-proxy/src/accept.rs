@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::process::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -25,8 +26,17 @@ use crate::protocol::Refusal;
 use crate::refuse::Refused;
 use crate::route::Entrance;
 
-/// Most connections at a time; each may take two descriptors.
-pub const MAX_CONNECTIONS: usize = 8_192;
+/// Most connections at a time; fewer where the process may open fewer descriptors.
+const MAX_CONNECTIONS: usize = 8_192;
+/// Descriptors that a connection takes: its own and one upstream.
+const DESCRIPTORS_EACH: usize = 2;
+/// Descriptors for all else: listeners, the controller, libraries.
+const RESERVED_DESCRIPTORS: usize = 64;
+/// One bottle has no more than this part of all places.
+const BOTTLES_PART: usize = 4;
+/// Most connections of no bottle that are told so at a time, and how long that may take.
+const MAX_STRANGERS: usize = 64;
+const STRANGER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most headers of a request.
 const MAX_HEADERS: usize = 128;
 /// Longest head of a request, and most of a message that waits in the meter, bytes.
@@ -36,13 +46,44 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// First and longest pause after a connection could not be taken.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 
+/// The places of connections: of all, and of those of no bottle.
+#[derive(Clone)]
+pub struct Places {
+    all: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
+    most: usize,
+}
+
+impl Places {
+    /// As many as the limit of open descriptors lets this process have.
+    #[must_use]
+    pub fn of_this_process() -> Self {
+        let limit = getrlimit(Resource::Nofile).current;
+        let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        let most = places_within(limit);
+        Self { all: Arc::new(Semaphore::new(most)), strangers: Arc::new(Semaphore::new(MAX_STRANGERS)), most }
+    }
+
+    /// Most connections of one bottle.
+    #[must_use]
+    pub fn most_of_one_bottle(&self) -> usize {
+        (self.most / BOTTLES_PART).max(1)
+    }
+}
+
+/// How many connections are served under a limit of open descriptors; at least one.
+fn places_within(descriptors: usize) -> usize {
+    (descriptors / DESCRIPTORS_EACH).saturating_sub(RESERVED_DESCRIPTORS).clamp(1, MAX_CONNECTIONS)
+}
+
 /// Takes connections from one listening socket for ever.
-pub async fn run(meter: Arc<Meter>, listener: Listener, places: Arc<Semaphore>) -> io::Result<()> {
+pub async fn run(meter: Arc<Meter>, listener: Listener, places: Places) -> io::Result<()> {
     let socket = TcpListener::from_std(listener.socket)?;
     loop {
-        let place = Arc::clone(&places).acquire_owned().await.map_err(io::Error::other)?;
+        let place = Arc::clone(&places.all).acquire_owned().await.map_err(io::Error::other)?;
         let (stream, peer) = next(&socket).await;
-        tokio::spawn(connection(Arc::clone(&meter), stream, peer, listener.id, place));
+        let strangers = Arc::clone(&places.strangers);
+        tokio::spawn(connection(Arc::clone(&meter), stream, peer, listener.id, place, strangers));
     }
 }
 
@@ -69,6 +110,7 @@ async fn connection(
     peer: SocketAddr,
     listener: u32,
     place: OwnedSemaphorePermit,
+    strangers: Arc<Semaphore>,
 ) {
     let local = match stream.set_nodelay(true).and_then(|()| stream.local_addr()) {
         Ok(local) => local,
@@ -76,7 +118,10 @@ async fn connection(
     };
     match identify::identify(&meter, peer, local, listener, place).await {
         Ok(Answer::Client(client)) => serve(meter, client, Entrance::Listener { local }, stream).await,
-        Ok(Answer::Unattached) => refuse_all(stream).await,
+        Ok(Answer::Unattached(place)) => match strangers.try_acquire() {
+            Ok(_among_strangers) => refuse_all(stream, place).await,
+            Err(_) => tracing::debug!(%peer, "too many connections of no bottle"),
+        },
         Ok(Answer::TooMany) => tracing::warn!(%peer, "a bottle has too many connections"),
         Err(error) => tracing::warn!(%error, %peer, "a connection could not be identified"),
     }
@@ -115,14 +160,18 @@ where
     }
 }
 
-/// Tells a peer of no bottle so, whatever it asks.
-async fn refuse_all(stream: TcpStream) {
+/// Tells a peer of no bottle so, whatever it asks, and soon. It keeps its `place` among all until then.
+async fn refuse_all(stream: TcpStream, place: OwnedSemaphorePermit) {
     let service = service_fn(|_: Request<Incoming>| async {
         Ok::<_, Infallible>(Refused::by_controller(Refusal::Unattached, None).response())
     });
-    if let Err(error) = http1().keep_alive(false).serve_connection(TokioIo::new(stream), service).await {
-        tracing::debug!(%error, "a connection of no bottle broke");
+    let connection = http1().keep_alive(false).serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(STRANGER_TIMEOUT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a connection of no bottle broke"),
+        Err(_) => tracing::debug!("a connection of no bottle asked nothing"),
     }
+    drop(place);
 }
 
 /// HTTP/1.1 with every bound set.
@@ -162,5 +211,19 @@ pub struct Flight(Arc<AtomicUsize>);
 impl Drop for Flight {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_follow_the_descriptors() {
+        for (descriptors, places) in
+            [(0, 1), (256, 64), (1_024, 448), (16_512, 8_192), (1_048_576, 8_192), (usize::MAX, 8_192)]
+        {
+            assert_eq!(places_within(descriptors), places, "{descriptors}");
+        }
     }
 }

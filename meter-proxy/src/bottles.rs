@@ -3,26 +3,21 @@
 //! The controller decides; here its word is kept and spread by a watch channel. Not here: what each part of
 //! the meter does when a bottle changes.
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::dial::Lookups;
 use crate::forward::Upstreams;
+use crate::lock::lock;
 use crate::protocol::{BottleRef, Upstream};
 use crate::settings::Settings;
 
-/// Most connections of one bottle at a time.
-pub const MAX_CONNECTIONS_PER_BOTTLE: usize = 6_144;
 /// Most of the request bodies of one bottle that wait at the gate or on their way, KiB.
 const MAX_ROOM_KIB: u32 = 64 * 1024;
 /// Most unlisted endpoints of one bottle that are noticed by name.
 const MAX_NOTICED: usize = 256;
-
-/// Locks, also after a holder panicked: every critical section here leaves the data whole.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// What the controller last said of a bottle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +38,8 @@ pub struct Bottle {
     pub id: BottleRef,
     /// Its connections to providers, shared with no other bottle.
     pub upstreams: Upstreams,
+    /// Its name lookups.
+    pub lookups: Lookups,
     /// One permit a connection.
     pub connections: Arc<Semaphore>,
     room: Arc<Semaphore>,
@@ -51,11 +48,13 @@ pub struct Bottle {
 }
 
 impl Bottle {
-    fn new(id: BottleRef, settings: &watch::Receiver<Arc<Settings>>) -> Self {
+    fn new(id: BottleRef, settings: &watch::Receiver<Arc<Settings>>, most_connections: usize) -> Self {
+        let lookups = Lookups::default();
         Self {
             id,
-            upstreams: Upstreams::new(settings.clone()),
-            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS_PER_BOTTLE)),
+            upstreams: Upstreams::new(settings.clone(), lookups.clone()),
+            lookups,
+            connections: Arc::new(Semaphore::new(most_connections)),
             room: Arc::new(Semaphore::new(MAX_ROOM_KIB as usize)),
             standing: watch::Sender::new(Standing::Open),
             noticed: Mutex::default(),
@@ -103,6 +102,7 @@ impl Bottle {
 pub struct Bottles {
     known: Mutex<Known>,
     settings: watch::Receiver<Arc<Settings>>,
+    most_connections: usize,
 }
 
 #[derive(Default)]
@@ -112,17 +112,18 @@ struct Known {
 }
 
 impl Bottles {
-    /// Begins with none.
+    /// Begins with none. `most_connections`: of each at a time.
     #[must_use]
-    pub fn new(settings: watch::Receiver<Arc<Settings>>) -> Self {
-        Self { known: Mutex::default(), settings }
+    pub fn new(settings: watch::Receiver<Arc<Settings>>, most_connections: usize) -> Self {
+        Self { known: Mutex::default(), settings, most_connections }
     }
 
     /// The bottle, made known when it was not. Called in the order of the controller's messages, so that a
     /// detached one never comes back.
     pub fn enter(&self, id: BottleRef) -> Arc<Bottle> {
         let mut known = lock(&self.known);
-        let bottle = known.bottles.entry(id).or_insert_with(|| Arc::new(Bottle::new(id, &self.settings)));
+        let fresh = || Arc::new(Bottle::new(id, &self.settings, self.most_connections));
+        let bottle = known.bottles.entry(id).or_insert_with(fresh);
         Arc::clone(bottle)
     }
 

@@ -11,8 +11,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use crate::bottles::lock;
 use crate::controller::{Controller, ControllerError};
+use crate::lock::lock;
 use crate::protocol::Leaf;
 
 /// Most hosts whose certificates are kept.

@@ -13,13 +13,15 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use crate::bottles::{Bottle, Bottles, lock};
+use crate::bottles::{Bottle, Bottles};
 use crate::certs::Certs;
+use crate::lock::lock;
 use crate::protocol::{
     self, BottleRef, Config, Identity, Leaf, Notice, ProtocolError, Refusal, Reserve, Settle, ToController,
     ToMeter,
 };
 use crate::settings::{Settings, SettingsError};
+use crate::text::printable;
 use crate::tokens::{Ending, Provenance, Tokens};
 
 /// Most messages of exchanges that wait for the socket; each exchange under way holds one place.
@@ -409,9 +411,10 @@ impl Outbox {
         loop {
             let written = tokio::select! {
                 biased;
+                // First, for it comes due seldom: behind a full queue the running counts would never be told.
+                counts = self.desk.due() => self.write_counts(counts).await,
                 Some(message) = self.exchanges.recv() => self.write(&message).await,
                 Some(message) = self.questions.recv() => self.write(&message).await,
-                counts = self.desk.due() => self.write_counts(counts).await,
             };
             if let Err(error) = written {
                 return error.into();
@@ -541,12 +544,4 @@ impl Inbox {
             }
         });
     }
-}
-
-/// The text with control characters and bidirectional marks replaced, at most 1,024 characters of it.
-#[must_use]
-pub fn printable(text: &str) -> String {
-    let bidi =
-        |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    text.chars().take(1_024).map(|c| if c.is_control() || bidi(c) { '\u{fffd}' } else { c }).collect()
 }

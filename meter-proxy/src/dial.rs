@@ -7,8 +7,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::sockopt;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -17,6 +19,15 @@ use crate::settings::Settings;
 
 /// Longest wait for a name, a connection or a TLS handshake, each.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Most names that one bottle looks up at a time.
+const MAX_LOOKUPS: usize = 16;
+/// How long a connection is silent before the kernel asks whether the other side still lives.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+/// Between two such questions.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+/// How long bytes, or such a question, may stay unacknowledged before the connection is broken, milliseconds.
+const MAX_UNACKNOWLEDGED_MS: u32 = 60_000;
 
 /// Why there is no connection. Nothing of a request has left then.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +59,30 @@ pub enum Chosen {
     ByClient,
 }
 
-/// Connects to `authority`, trying its addresses in the resolver's order.
+/// The name lookups of one bottle. Each blocks a thread, all bottles share those, and one that is given up goes
+/// on: its place is free when it has really ended.
+#[derive(Clone)]
+pub struct Lookups(Arc<Semaphore>);
+
+impl Default for Lookups {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_LOOKUPS)))
+    }
+}
+
+impl Lookups {
+    async fn find(&self, name: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let place = Arc::clone(&self.0).acquire_owned().await.map_err(io::Error::other)?;
+        let lookup = tokio::spawn(async move {
+            let found = tokio::net::lookup_host((name, port)).await.map(Vec::from_iter);
+            drop(place);
+            found
+        });
+        lookup.await.map_err(io::Error::other)?
+    }
+}
+
+/// Connects to `authority`, trying its addresses in the resolver's order. `lookups` are those of its bottle.
 ///
 /// # Errors
 /// When no address may be dialled, or none answers.
@@ -56,16 +90,17 @@ pub async fn connect(
     authority: &Authority,
     chosen: Chosen,
     settings: &Settings,
+    lookups: &Lookups,
 ) -> Result<TcpStream, DialError> {
     let may_dial = |address: SocketAddr| match chosen {
         Chosen::BySettings => !settings.addresses.is_own(address),
         Chosen::ByClient => settings.addresses.allows(address),
     };
     let mut last = None;
-    for address in resolve(authority).await?.into_iter().filter(|address| may_dial(*address)) {
+    for address in resolve(authority, lookups).await?.into_iter().filter(|address| may_dial(*address)) {
         match within(TcpStream::connect(address)).await {
             Ok(stream) => {
-                stream.set_nodelay(true).map_err(|error| failed(authority, "connect", error))?;
+                watch_peer(&stream).map_err(|error| failed(authority, "connect", error))?;
                 return Ok(stream);
             }
             Err(error) => last = Some(error),
@@ -75,6 +110,16 @@ pub async fn connect(
         || DialError::Forbidden(authority.host.clone()),
         |error| failed(authority, "connect", error),
     ))
+}
+
+/// Lets the kernel find out that the other side is gone without a word, also while nothing is sent.
+fn watch_peer(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_EVERY)?;
+    sockopt::set_tcp_user_timeout(stream, MAX_UNACKNOWLEDGED_MS)?;
+    Ok(())
 }
 
 /// Speaks TLS on a connection to `authority`, whose name the certificate must carry.
@@ -96,15 +141,14 @@ pub async fn secure(
 }
 
 /// All addresses of the host; at least one.
-async fn resolve(authority: &Authority) -> Result<Vec<SocketAddr>, DialError> {
+async fn resolve(authority: &Authority, lookups: &Lookups) -> Result<Vec<SocketAddr>, DialError> {
     let name = match &authority.host {
         Host::Address(address) => return Ok(vec![SocketAddr::new(IpAddr::clone(address), authority.port)]),
         Host::Name(name) => name,
     };
-    let found: Vec<SocketAddr> = within(tokio::net::lookup_host((name.as_str(), authority.port)))
+    let found = within(lookups.find(name.clone(), authority.port))
         .await
-        .map_err(|error| failed(authority, "name resolution", error))?
-        .collect();
+        .map_err(|error| failed(authority, "name resolution", error))?;
     if found.is_empty() {
         return Err(failed(authority, "name resolution", io::ErrorKind::NotFound.into()));
     }
@@ -117,4 +161,22 @@ async fn within<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
 
 fn failed(authority: &Authority, step: &'static str, error: io::Error) -> DialError {
     DialError::Failed { authority: authority.clone(), step, error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_bottle_looks_up_so_many_names_and_no_more() {
+        let lookups = Lookups::default();
+        let all = u32::try_from(MAX_LOOKUPS).unwrap();
+        let under_way = lookups.0.acquire_many(all).await.unwrap();
+        let find = || tokio::time::timeout(Duration::from_millis(50), lookups.find("localhost".into(), 1));
+        assert!(find().await.is_err(), "one more waits");
+        drop(under_way);
+        let found = lookups.find("localhost".into(), 1).await.unwrap();
+        assert!(found.iter().all(|address| address.ip().is_loopback() && address.port() == 1), "{found:?}");
+        assert_eq!(lookups.0.available_permits(), MAX_LOOKUPS);
+    }
 }

@@ -20,6 +20,10 @@ pub const DEFAULT_OUTPUT_ALLOWANCE: u64 = 1_024;
 /// Most output reserved for an answer that is not streamed, tokens: limits are set generously and rarely met.
 pub const MAX_OUTPUT_ALLOWANCE: u64 = 4_096;
 
+/// Least that a picture, sound or document in a request counts, tokens: what OpenAI charges for a picture in low
+/// detail, the cheapest of all.
+pub const MIN_MEDIA_TOKENS: u64 = 85;
+
 /// A base64 value shorter than this, in bytes, is counted as text.
 const MIN_MEDIA_BYTES: usize = 64;
 
@@ -35,22 +39,24 @@ pub fn charged_output_tokens(text_bytes: u64) -> u64 {
     text_bytes.div_ceil(CHARGED_BYTES_PER_TOKEN)
 }
 
-/// Tokens of a JSON request: its strings and keys, without base64 media (`data` values and `data:` URLs).
-/// Takes anything; what is no JSON is guessed at just the same.
+/// Tokens of a JSON request: its strings and keys; base64 media (`data` values and `data:` URLs) count
+/// [`MIN_MEDIA_TOKENS`] each. Takes anything; what is no JSON is guessed at just the same.
 #[must_use]
 pub fn input_tokens(body: &[u8]) -> u64 {
-    let mut text_bytes = 0;
+    let (mut text_bytes, mut media_tokens) = (0, 0);
     let mut rest = body;
     let mut media_key = false;
     while let Some(open) = memchr(b'"', rest) {
         let (string, after) = split_string(&rest[open + 1..]);
-        if !(is_data_url(string) || media_key && is_base64(string)) {
+        if is_data_url(string) || media_key && is_base64(string) {
+            media_tokens += MIN_MEDIA_TOKENS;
+        } else {
             text_bytes += string.len() as u64;
         }
         media_key = string == b"data" && after.trim_ascii_start().starts_with(b":");
         rest = after;
     }
-    text_bytes.div_ceil(INPUT_BYTES_PER_TOKEN)
+    text_bytes.div_ceil(INPUT_BYTES_PER_TOKEN) + media_tokens
 }
 
 /// Tokens of a request of which only the length is known.
@@ -105,15 +111,18 @@ fn split_string(text: &[u8]) -> (&[u8], &[u8]) {
     (text, b"")
 }
 
+/// Whether a string is `data:type/subtype[;…];base64,` and base64 (RFC 2397). Slashes may be escaped.
 fn is_data_url(string: &[u8]) -> bool {
-    string.starts_with(b"data:") && string.len() >= MIN_MEDIA_BYTES
+    let Some(url) = string.strip_prefix(b"data:") else { return false };
+    let Some(comma) = memchr(b',', url) else { return false };
+    let (head, data) = (&url[..comma], &url[comma + 1..]);
+    head.contains(&b'/') && head.ends_with(b";base64") && is_base64(data)
 }
 
-/// Whether a value's beginning is base64 and nothing else; spaces tell text.
+/// Whether a value is base64 and nothing else, and long enough to be media; spaces tell text.
 fn is_base64(string: &[u8]) -> bool {
-    string.get(..MIN_MEDIA_BYTES).is_some_and(|start| {
-        start.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+/=-_\\".contains(byte))
-    })
+    let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=-_\\".contains(byte);
+    string.len() >= MIN_MEDIA_BYTES && string.iter().all(is_digit)
 }
 
 #[cfg(test)]
@@ -145,10 +154,21 @@ mod tests {
         let bare = input_tokens(text.as_bytes());
         for media in table {
             let tokens = input_tokens(format!("[{text},{media}]").as_bytes());
-            assert!(tokens > bare && tokens < bare + 10, "{tokens} tokens for {}", &media[..40]);
+            let floor = bare + MIN_MEDIA_TOKENS;
+            assert!(tokens > floor && tokens < floor + 10, "{tokens} tokens for {}", &media[..40]);
         }
         let prose = "words of a file ".repeat(1_000);
         assert!(input_tokens(format!(r#"{{"data":"{prose}"}}"#).as_bytes()) >= 4_000, "text in data counts");
+        for (key, text) in [
+            ("text", format!("data: {prose}")),
+            ("text", format!("data:text/plain,{prose}")),
+            ("text", format!("data:;base64,{picture}")),
+            ("text", format!("data:image/png;base64,{picture}{prose}")),
+            ("data", format!("{picture}{prose}")),
+        ] {
+            let tokens = input_tokens(format!(r#"{{"{key}":"{text}"}}"#).as_bytes());
+            assert!(tokens >= text.len() as u64 / 4, "{tokens} for {}", &text[..40]);
+        }
         assert!(input_tokens(format!(r#"{{"note":"{picture}"}}"#).as_bytes()) > 2_000, "only data is media");
     }
 

@@ -2,6 +2,7 @@
 //!
 //! It sees a copy of what passes and changes nothing. Not here: connections, time, the socket to the
 //! controller; the caller delivers, holds back and settles as it is told.
+use self::document::Document;
 use crate::decode::Decoder;
 use crate::estimate;
 use crate::sse::{Event, Parser};
@@ -9,10 +10,9 @@ use crate::tokens::{Ending, Provenance, Tokens};
 use crate::usage::tally::Tally;
 use crate::usage::{self, Shape};
 
-pub use crate::facts::Facts;
+mod document;
 
-/// Longest decoded JSON answer that is read, in bytes; of a longer one the usage is not found.
-pub const MAX_DOCUMENT_BYTES: usize = 16 * 1024 * 1024;
+pub use crate::facts::Facts;
 
 /// What a chunk meant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,10 +49,8 @@ enum Body {
     Waiting,
     /// An event stream.
     Stream(Parser),
-    /// One JSON document: what was decoded of it.
-    Document(Vec<u8>),
-    /// A document longer than [`MAX_DOCUMENT_BYTES`].
-    Overlong,
+    /// One JSON document.
+    Document(Document),
     /// Of an unlisted endpoint, and neither JSON nor an event stream.
     Ignored,
 }
@@ -113,6 +111,18 @@ impl Exchange {
         matches!(self.body, Body::Stream(_))
     }
 
+    /// Whether the answer is one document, whose usage stands near its end.
+    #[must_use]
+    pub fn is_document(&self) -> bool {
+        matches!(self.body, Body::Document(_))
+    }
+
+    /// Whether a document has begun to come: the provider has generated most or all of it by then.
+    #[must_use]
+    pub fn has_begun_document(&self) -> bool {
+        matches!(&self.body, Body::Document(document) if document.seen_bytes() > 0)
+    }
+
     /// Takes bytes of the answer as they pass, still encoded.
     pub fn feed(&mut self, bytes: &[u8]) -> Step {
         let before = self.tokens();
@@ -150,7 +160,7 @@ impl Exchange {
         if content_type.starts_with("text/event-stream") || asked_for_stream && !json {
             Body::Stream(Parser::new())
         } else if self.listed || json {
-            Body::Document(Vec::new())
+            Body::Document(Document::default())
         } else {
             Body::Ignored
         }
@@ -170,9 +180,8 @@ impl Exchange {
             Body::Stream(parser) => {
                 parser.feed(piece, |event| *hidden_event |= on_event(event, shape, tally))
             }
-            Body::Document(kept) if kept.len() + piece.len() > MAX_DOCUMENT_BYTES => *body = Body::Overlong,
-            Body::Document(kept) => kept.extend_from_slice(piece),
-            Body::Waiting | Body::Overlong | Body::Ignored => {}
+            Body::Document(document) => document.feed(piece),
+            Body::Waiting | Body::Ignored => {}
         });
         if let Err(why) = decoded {
             self.decoder = None;
@@ -192,14 +201,18 @@ impl Exchange {
                     && tally.finished
                     && tally.whole;
             }
-            Body::Document(kept) if self.decoder.is_some() => {
-                let is_json = usage::document(shape, kept, tally);
+            Body::Document(document) if self.decoder.is_some() => {
+                let (is_read, why_not) = if document.is_whole() {
+                    (usage::document(shape, document.kept(), tally), "the answer is not JSON")
+                } else {
+                    let is_read = usage::document_end(shape, document.kept(), tally);
+                    (is_read, "the answer is too long to be read, and has no usage at its end")
+                };
                 let worth_an_alarm = self.listed && ending == Ending::Completed;
-                if !is_json && worth_an_alarm && self.is_success() {
-                    self.tally.alarm("the answer is not JSON");
+                if !is_read && worth_an_alarm && self.is_success() {
+                    self.tally.alarm(why_not);
                 }
             }
-            Body::Overlong if self.listed => self.tally.alarm("the answer is too long to be read"),
             _ => {}
         }
     }
@@ -213,7 +226,8 @@ impl Exchange {
         if self.status.is_some() && !self.is_success() {
             return (reported, Provenance::Reported, Ending::UpstreamError);
         }
-        if !self.listed && !self.tally.report.is_known() {
+        // nothing of it looked like an inference
+        if self.shape == Shape::Any && self.tally.text_bytes == 0 {
             return (Tokens::default(), Provenance::Reported, ending);
         }
         if self.is_settled_by_report() {
@@ -245,39 +259,50 @@ impl Exchange {
         ending == Ending::Completed && self.is_stream() && !ended_well && !unread
     }
 
-    /// The safe side: what the provider stated, and for the rest the estimates. Without evidence of output,
-    /// an answer that is not streamed is charged its whole reservation.
+    /// The safe side: what the provider stated, and for the rest the estimates. An answer that is not streamed is
+    /// charged its whole reservation, or its length if that is more.
     fn guess(&self) -> (Tokens, Provenance) {
         let stated = self.tally.report.tokens();
         let known = stated.total() > 0;
         let mut tokens = stated;
         if tokens.input + tokens.cache_read + tokens.cache_write == 0 {
-            tokens.input = self.facts.input_estimate;
+            tokens.input = self.facts.charged_input();
         }
+        let text_bytes = self.shown_bytes().saturating_add(self.undecoded_bytes);
+        let shown = estimate::charged_output_tokens(text_bytes);
         if self.is_stream() {
-            let bytes = self.tally.text_bytes.saturating_add(self.undecoded_bytes);
-            tokens.output = stated.output.max(estimate::charged_output_tokens(bytes));
+            tokens.output = stated.output.max(shown);
         } else if !known || self.tally.report.output.is_none() {
-            tokens.output = stated.output.max(self.facts.output_allowance);
+            tokens.output = stated.output.max(self.facts.output_allowance).max(shown);
         }
         (tokens, if known { Provenance::Partial } else { Provenance::Estimated })
     }
+
+    /// Bytes of output that were seen: the text of a stream, all of a document.
+    fn shown_bytes(&self) -> u64 {
+        match &self.body {
+            Body::Document(document) => document.seen_bytes(),
+            _ => self.tally.text_bytes,
+        }
+    }
 }
 
-/// Reads one event; `true` when it was too long to be read.
+/// Reads one event; `true` when it may have had figures and was too long to be read.
 fn on_event(event: Event<'_>, shape: &mut Shape, tally: &mut Tally) -> bool {
     match event {
         Event::Data(data) => {
             usage::event(shape, data, tally);
             false
         }
-        Event::Oversized => {
-            if *shape != Shape::Any {
+        Event::Oversized { start, end } => {
+            let is_read = usage::oversized_event(shape, start, end, tally);
+            if !is_read {
                 tally.alarm("an event of the stream is too long to be read");
+                tally.hold = true;
+                // the figures may have been in it; later ones, being cumulative, make up for it
+                tally.whole &= tally.terminal;
             }
-            // the figures may have been in it; later ones, being cumulative, make up for it
-            tally.whole &= tally.terminal;
-            true
+            !is_read
         }
     }
 }

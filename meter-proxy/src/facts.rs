@@ -22,7 +22,14 @@ pub struct Facts {
     pub input_estimate: u64,
     /// Output that is reserved beforehand, tokens; 0 for streams, whose output is counted as it flows.
     pub output_allowance: u64,
+    /// Whether the provider adds input that it keeps: a conversation of which the request is the last turn.
+    pub has_stored_input: bool,
+    /// Why the answer may not report what it costs, in words; such a request is not forwarded.
+    pub unmeterable: Option<&'static str>,
 }
+
+const BACKGROUND: &str = "a background response reports its usage later, where no budget can stop it";
+const UNREAD: &str = "its body cannot be read whole, so it may ask for a background response";
 
 #[derive(Deserialize)]
 struct Request<'a> {
@@ -36,18 +43,37 @@ struct Request<'a> {
     max_completion_tokens: Raw<'a>,
     #[serde(borrow)]
     max_output_tokens: Raw<'a>,
+    #[serde(borrow)]
+    background: Raw<'a>,
+    #[serde(borrow)]
+    previous_response_id: Raw<'a>,
+    #[serde(borrow)]
+    conversation: Raw<'a>,
 }
 
 impl Facts {
-    /// What the gate reserves, tokens.
+    /// What the gate reserves, tokens. Stored input is not in it: it would refuse most turns for a guess.
     #[must_use]
     pub fn reservation(&self) -> u64 {
         self.input_estimate.saturating_add(self.output_allowance)
     }
 
+    /// Input to charge when the provider's figures never came, tokens; on the safe side.
+    #[must_use]
+    pub fn charged_input(&self) -> u64 {
+        if self.has_stored_input { estimate::MAX_UNREAD_INPUT } else { self.input_estimate }
+    }
+
+    /// What is known of a request to an unlisted endpoint, whose body is not read: the input to charge should the
+    /// answer turn out to be an inference. `content_length` in bytes; `None` when nobody has said it.
+    #[must_use]
+    pub fn of_unlisted(content_length: Option<u64>) -> Self {
+        let input_estimate = estimate::unread_input_tokens(content_length.unwrap_or(u64::MAX));
+        Self { input_estimate, ..Self::default() }
+    }
+
     /// Reads a request. `body` is what was kept of it, still encoded; `complete` says that it is all of it;
-    /// `content_length`, in bytes, is what its head declared. An unlisted endpoint ([`Shape::Any`]) has no
-    /// allowance: nobody knows that it generates anything.
+    /// `content_length`, in bytes, is what its head declared.
     #[must_use]
     pub fn of_request(
         shape: Shape,
@@ -67,7 +93,9 @@ impl Facts {
             model: model_name(request.model),
             streamed,
             input_estimate: estimate::input_tokens(decoded),
-            output_allowance: allowance(shape, streamed, request.output_limit()),
+            output_allowance: allowance(streamed, request.output_limit()),
+            has_stored_input: shape == Shape::OpenaiResponses && request.continues(),
+            unmeterable: (shape == Shape::OpenaiResponses && request.is_background()).then_some(BACKGROUND),
         }
     }
 
@@ -75,24 +103,37 @@ impl Facts {
     fn unread(shape: Shape, content_length: u64) -> Self {
         Self {
             input_estimate: estimate::unread_input_tokens(content_length),
-            output_allowance: allowance(shape, false, None),
+            output_allowance: allowance(false, None),
+            unmeterable: (shape == Shape::OpenaiResponses).then_some(UNREAD),
             ..Self::default()
         }
     }
 }
 
 impl Request<'_> {
-    /// The most tokens of output that the request asks for, when it says so.
+    /// The most tokens of output that the request asks for, when it says so: which of the names the provider
+    /// heeds is not known.
     fn output_limit(&self) -> Option<u64> {
         [self.max_output_tokens, self.max_completion_tokens, self.max_tokens]
             .into_iter()
             .flatten()
-            .find_map(|limit| count(limit).ok())
+            .filter_map(|limit| count(limit).ok())
+            .max()
+    }
+
+    /// Whether the provider adds earlier turns that it keeps.
+    fn continues(&self) -> bool {
+        self.previous_response_id.is_some() || self.conversation.is_some()
+    }
+
+    /// Whether the answer is made after the connection has ended. Anything but `false` may mean so.
+    fn is_background(&self) -> bool {
+        self.background.is_some_and(|background| background.get() != "false")
     }
 }
 
-fn allowance(shape: Shape, streamed: bool, limit: Option<u64>) -> u64 {
-    if streamed || shape == Shape::Any {
+fn allowance(streamed: bool, limit: Option<u64>) -> u64 {
+    if streamed {
         return 0;
     }
     limit.unwrap_or(estimate::DEFAULT_OUTPUT_ALLOWANCE).min(estimate::MAX_OUTPUT_ALLOWANCE)
@@ -147,6 +188,8 @@ mod tests {
             (r#"{"max_tokens":100}"#, 100),
             (r#"{"max_output_tokens":200}"#, 200),
             (r#"{"max_completion_tokens":300,"max_tokens":9}"#, 300),
+            (r#"{"max_output_tokens":9,"max_completion_tokens":8,"max_tokens":300}"#, 300),
+            (r#"{"max_output_tokens":"9","max_tokens":300}"#, 300),
             (r#"{"max_tokens":64000}"#, 4_096),
             (r#"{"max_tokens":null}"#, 1_024),
             (r#"{"max_tokens":-1}"#, 1_024),
@@ -158,6 +201,39 @@ mod tests {
         for (body, expected) in table {
             assert_eq!(read(body.as_bytes()).output_allowance, expected, "{body}");
         }
+    }
+
+    #[test]
+    fn a_background_response_is_not_metered_and_what_may_be_one_neither() {
+        let ask = |body: &str, complete| {
+            Facts::of_request(Shape::OpenaiResponses, body.as_bytes(), complete, "", None).unmeterable
+        };
+        for body in
+            [r#"{"background":true}"#, r#"{"b\u0061ckground":true,"x":1}"#, r#"{"background":"true"}"#]
+        {
+            assert_eq!(ask(body, true), Some(BACKGROUND), "{body}");
+        }
+        for body in ["{}", r#"{"background":false}"#, r#"{"background":null}"#, r#"{"input":"background"}"#] {
+            assert_eq!(ask(body, true), None, "{body}");
+            assert_eq!(ask(body, false), Some(UNREAD), "{body}");
+        }
+        for body in ["", "not json", r#"{"background":false,"background":true}"#] {
+            assert_eq!(ask(body, true), Some(UNREAD), "{body}");
+        }
+        assert_eq!(read(br#"{"background":true}"#).unmeterable, None, "no other dialect has them");
+    }
+
+    #[test]
+    fn a_kept_conversation_is_charged_and_not_reserved() {
+        for body in
+            [r#"{"previous_response_id":"r1","input":"hi"}"#, r#"{"conversation":{"id":"c"},"input":"hi"}"#]
+        {
+            let facts = Facts::of_request(Shape::OpenaiResponses, body.as_bytes(), true, "", None);
+            assert_eq!(facts.charged_input(), estimate::MAX_UNREAD_INPUT, "{body}");
+            assert!(facts.reservation() < 2_000, "{body}");
+        }
+        let facts = Facts::of_request(Shape::OpenaiResponses, br#"{"conversation":null}"#, true, "", None);
+        assert_eq!(facts.charged_input(), facts.input_estimate);
     }
 
     #[test]
@@ -187,7 +263,7 @@ mod tests {
             let facts = Facts::of_request(Shape::AnthropicMessages, body, *complete, encoding, Some(100));
             assert_eq!(facts, guess, "{:?}", String::from_utf8_lossy(body));
         }
-        assert_eq!(Facts::of_request(Shape::Any, b"x", true, "", Some(100)).reservation(), 25);
+        assert_eq!(Facts::of_unlisted(Some(100)), Facts { input_estimate: 25, ..Facts::default() });
     }
 
     #[test]

@@ -22,10 +22,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Sleep;
 
-use crate::bottles::lock;
-use crate::dial::{self, Chosen, DialError};
+use crate::activity::Activity;
+use crate::dial::{self, Chosen, DialError, Lookups};
 use crate::gate::Leave;
 use crate::hosts::Authority;
+use crate::lock::lock;
 use crate::refuse::{Reason, Refused};
 use crate::route::Destination;
 use crate::settings::Settings;
@@ -33,6 +34,8 @@ use crate::tokens::Ending;
 
 /// Longest wait for the next piece of a request's body, at the gate and on its way.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest silence of a provider, before its answer and in it: the longest that its own clients wait.
+pub const MAX_SILENCE: Duration = Duration::from_secs(600);
 /// Idle connections to one authority that a bottle keeps.
 const MAX_IDLE: usize = 16;
 /// How long it keeps them.
@@ -44,6 +47,7 @@ const MAX_BUFFER_BYTES: usize = 32 * 1024;
 /// kept apart: the address of the first was not judged.
 pub struct Upstreams {
     settings: watch::Receiver<Arc<Settings>>,
+    lookups: Lookups,
     clients: Mutex<Clients>,
 }
 
@@ -53,16 +57,16 @@ struct Clients {
 }
 
 impl Upstreams {
-    /// Begins with no connection.
+    /// Begins with no connection; `lookups` are those of the bottle.
     #[must_use]
-    pub fn new(settings: watch::Receiver<Arc<Settings>>) -> Self {
-        let clients = Mutex::new(Clients::new(&settings));
-        Self { settings, clients }
+    pub fn new(settings: watch::Receiver<Arc<Settings>>, lookups: Lookups) -> Self {
+        let clients = Mutex::new(Clients::new(&settings, &lookups));
+        Self { settings, lookups, clients }
     }
 
     /// Drops the idle connections; those in use end with their answers.
     pub fn forget(&self) {
-        *lock(&self.clients) = Clients::new(&self.settings);
+        *lock(&self.clients) = Clients::new(&self.settings, &self.lookups);
     }
 
     fn client(&self, chosen: Chosen) -> Client<Connector, Outgoing> {
@@ -75,7 +79,7 @@ impl Upstreams {
 }
 
 impl Clients {
-    fn new(settings: &watch::Receiver<Arc<Settings>>) -> Self {
+    fn new(settings: &watch::Receiver<Arc<Settings>>, lookups: &Lookups) -> Self {
         let client = |chosen| {
             Client::builder(TokioExecutor::new())
                 .timer(TokioTimer::new())
@@ -83,7 +87,7 @@ impl Clients {
                 .pool_max_idle_per_host(MAX_IDLE)
                 .pool_idle_timeout(IDLE_TIMEOUT)
                 .http1_max_buf_size(MAX_BUFFER_BYTES)
-                .build(Connector { chosen, settings: settings.clone() })
+                .build(Connector { chosen, settings: settings.clone(), lookups: lookups.clone() })
         };
         Self { by_settings: client(Chosen::BySettings), by_client: client(Chosen::ByClient) }
     }
@@ -103,26 +107,34 @@ pub async fn forward(
     let refused = |reason| Refused { reason, dialect: destination.dialect() };
     let request = outgoing(destination, request, body)
         .map_err(|_| refused(Reason::Malformed("the request cannot be forwarded as it is")))?;
+    let way_out = request.body().way_out.clone();
     if let Leave::Metered(permit) = &mut leave {
-        permit.sent = true;
+        permit.way_out = Some(way_out.clone());
     }
-    match upstreams.client(destination.chosen).request(request).await {
+    let answer = tokio::select! {
+        answer = upstreams.client(destination.chosen).request(request) => answer,
+        () = way_out.rested(MAX_SILENCE) => {
+            give_up(leave, false);
+            return Err(refused(Reason::Upstream("it was silent for too long".to_owned())));
+        }
+    };
+    match answer {
         Ok(mut answer) => {
             strip_hop_by_hop(answer.headers_mut());
             Ok((leave, answer))
         }
         Err(error) => {
-            give_up(leave, &error);
+            give_up(leave, error.is_connect());
             Err(refused(reason(&error)))
         }
     }
 }
 
 /// Settles what got no answer: nothing is charged when there was no connection.
-fn give_up(leave: Leave, error: &legacy::Error) {
+fn give_up(leave: Leave, no_connection: bool) {
     if let Leave::Metered(mut permit) = leave {
-        let ending = if error.is_connect() { Ending::Unsent } else { Ending::UpstreamBroke };
-        crate::settle::end(&mut permit, ending);
+        let is_unsent = no_connection || !permit.may_have_left();
+        crate::settle::end(&mut permit, if is_unsent { Ending::Unsent } else { Ending::UpstreamBroke });
     }
 }
 
@@ -151,6 +163,7 @@ fn outgoing(
     let takes_trailers = request.headers.get(header::TE).is_some_and(|te| te == "trailers");
     strip_hop_by_hop(&mut request.headers);
     request.headers.remove(header::EXPECT);
+    request.headers.remove(header::TRAILER);
     if takes_trailers {
         request.headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
@@ -186,12 +199,14 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// A request's body: what the gate has read of it, then the rest as it comes.
+/// A request's body: what the gate has read of it, then the rest as it comes, without trailers.
 pub struct Outgoing {
     begun: Option<Bytes>,
     rest: Option<Incoming>,
     /// Runs while the client sends nothing: a request under way holds a reservation.
     silence: Option<Pin<Box<Sleep>>>,
+    /// Notes when it is asked for, which is when there is a connection.
+    way_out: Activity,
     _room: Option<OwnedSemaphorePermit>,
 }
 
@@ -199,13 +214,22 @@ impl Outgoing {
     /// A body of which nothing was read.
     #[must_use]
     pub fn whole(body: Incoming) -> Self {
-        Self { begun: None, rest: (!body.is_end_stream()).then_some(body), silence: None, _room: None }
+        Self::new(None, (!body.is_end_stream()).then_some(body), None)
     }
 
     /// A body of which `begun` was read, in memory that `room` stands for; no `rest` when that is all of it.
     #[must_use]
     pub fn begun(begun: Bytes, rest: Option<Incoming>, room: Option<OwnedSemaphorePermit>) -> Self {
-        Self { begun: (!begun.is_empty()).then_some(begun), rest, silence: None, _room: room }
+        Self::new((!begun.is_empty()).then_some(begun), rest, room)
+    }
+
+    fn new(begun: Option<Bytes>, rest: Option<Incoming>, room: Option<OwnedSemaphorePermit>) -> Self {
+        let way_out = Activity::default();
+        if begun.is_none() && rest.is_none() {
+            // Nobody asks for an empty body, so its head may leave at any time.
+            way_out.note();
+        }
+        Self { begun, rest, silence: None, way_out, _room: room }
     }
 }
 
@@ -217,13 +241,15 @@ impl Body for Outgoing {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        self.way_out.note();
         if let Some(begun) = self.begun.take() {
             return Poll::Ready(Some(Ok(Frame::data(begun))));
         }
         let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
         if let Poll::Ready(frame) = Pin::new(rest).poll_frame(cx) {
             self.silence = None;
-            return Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)));
+            let data = frame.map(|frame| frame.map_err(io::Error::other)).filter(|frame| !is_trailers(frame));
+            return Poll::Ready(data);
         }
         let silence = self.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(BODY_TIMEOUT)));
         silence.as_mut().poll(cx).map(|()| Some(Err(io::ErrorKind::TimedOut.into())))
@@ -245,6 +271,11 @@ impl Body for Outgoing {
     }
 }
 
+/// Trailers are the last frame of a body.
+fn is_trailers(frame: &io::Result<Frame<Bytes>>) -> bool {
+    frame.as_ref().is_ok_and(Frame::is_trailers)
+}
+
 /// A connection to an upstream, with TLS or without.
 trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
@@ -260,6 +291,7 @@ impl Connection for Box<dyn Wire> {
 struct Connector {
     chosen: Chosen,
     settings: watch::Receiver<Arc<Settings>>,
+    lookups: Lookups,
 }
 
 impl Connector {
@@ -269,7 +301,7 @@ impl Connector {
         let named = uri.authority().map_or("", |authority| authority.as_str());
         let authority = Authority::parse(named, Some(if tls { 443 } else { 80 }))
             .map_err(|error| DialError::NoHost(error.to_string()))?;
-        let stream = dial::connect(&authority, self.chosen, &settings).await?;
+        let stream = dial::connect(&authority, self.chosen, &settings, &self.lookups).await?;
         let wire: Box<dyn Wire> =
             if tls { Box::new(dial::secure(stream, &authority, &settings).await?) } else { Box::new(stream) };
         Ok(TokioIo::new(wire))

@@ -37,8 +37,8 @@ impl Client {
 pub enum Answer {
     /// It belongs to a bottle.
     Client(Arc<Client>),
-    /// It belongs to none.
-    Unattached,
+    /// It belongs to none; its place among all connections.
+    Unattached(OwnedSemaphorePermit),
     /// Its bottle has as many connections as it may.
     TooMany,
 }
@@ -55,7 +55,7 @@ pub async fn identify(
     place: OwnedSemaphorePermit,
 ) -> Result<Answer, ControllerError> {
     let Some(known) = meter.controller.identify(peer, local, listener).await? else {
-        return Ok(Answer::Unattached);
+        return Ok(Answer::Unattached(place));
     };
     let Ok(own_place) = Arc::clone(&known.bottle.connections).try_acquire_owned() else {
         return Ok(Answer::TooMany);

@@ -12,9 +12,11 @@ use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
-use crate::bottles::{Bottle, Standing};
+use crate::activity::{Activity, Watched};
+use crate::bottles::Standing;
 use crate::dial::{self, Chosen, DialError};
 use crate::hosts::{Authority, Host};
 use crate::identify::Client;
@@ -27,6 +29,8 @@ use crate::{Meter, accept, hello};
 const HTTPS: u16 = 443;
 /// Longest wait for a client's TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time that nothing moves in a spliced tunnel: what people leave open over lunch lives on.
+const MAX_IDLE: Duration = Duration::from_secs(2 * 3_600);
 /// Bytes of a spliced tunnel that wait in the meter, each way.
 const SPLICE_BUFFER_BYTES: usize = 8 * 1024;
 
@@ -47,22 +51,23 @@ pub async fn connect(
         .ok_or_else(|| Refused::plain(Reason::Malformed("CONNECT needs a host and a port")))?;
     let settings = Arc::clone(&meter.settings.borrow());
     let upgrade = hyper::upgrade::on(Request::from_parts(request, ()));
-    match (&authority.host, settings.provider_at(&authority.host)) {
+    match (&authority.host, settings.provider_of(&authority)) {
         (Host::Name(name), Some(_)) if authority.port == HTTPS => {
             let tls = meter.certs.for_host(&meter.controller, name).await;
             let tls = tls.map_err(|error| Refused::plain(Reason::Upstream(error.to_string())))?;
             tokio::spawn(open(Arc::clone(meter), Arc::clone(client), authority, tls, upgrade));
         }
         (_, Some(_)) => {
-            let what = format!("{authority} is metered, and reached on port {HTTPS} only");
+            let what = format!("{authority} is metered, and reached by name on port {HTTPS} only");
             return Err(Refused::plain(Reason::Forbidden(what)));
         }
         (_, None) => {
             if let Some(refusal) = client.refusal_when_cut() {
                 return Err(Refused::by_controller(refusal, None));
             }
-            let upstream =
-                dial::connect(&authority, Chosen::ByClient, &settings).await.map_err(unreachable)?;
+            let upstream = dial::connect(&authority, Chosen::ByClient, &settings, &client.bottle.lookups)
+                .await
+                .map_err(unreachable)?;
             tokio::spawn(pass(Arc::clone(meter), Arc::clone(client), authority, upgrade, upstream));
         }
     }
@@ -120,17 +125,18 @@ async fn pass(
         Err(error) => return tracing::debug!(%error, "a tunnel was not taken up"),
     };
     if authority.port == HTTPS
-        && let Err(error) = pass_hello(&meter, &mut downstream, &mut upstream).await
+        && let Err(error) = pass_hello(&meter, &client, &mut downstream, &mut upstream).await
     {
-        let what = format!("a tunnel to {authority} was closed: {error}");
-        return meter.controller.notice(Some(client.bottle.id), &what);
+        return tracing::debug!(%error, %authority, "a tunnel was closed at its first message");
     }
     splice(&client, downstream, upstream).await;
 }
 
-/// Passes the client's first message on, unless it asks for a metered name.
+/// Passes the client's first message on, unless it asks for a metered name, which the operator is told, or the
+/// bottle is cut.
 async fn pass_hello(
     meter: &Meter,
+    client: &Client,
     downstream: &mut TokioIo<Upgraded>,
     upstream: &mut TcpStream,
 ) -> std::io::Result<()> {
@@ -138,26 +144,36 @@ async fn pass_hello(
     let settings = Arc::clone(&meter.settings.borrow());
     match opening.name {
         Some(name) if settings.provider_at(&name).is_some() => {
-            Err(std::io::Error::other(format!("its TLS asks for {name}, which is metered")))
+            let what = format!("a tunnel was closed: its TLS asks for {name}, which is metered");
+            if client.bottle.notice_once(&what) {
+                meter.controller.notice(Some(client.bottle.id), &what);
+            }
+            Err(std::io::Error::other(what))
         }
-        _ => upstream.write_all(&opening.bytes).await,
+        _ if stays_open(&mut client.bottle.watch()).await => upstream.write_all(&opening.bytes).await,
+        _ => Err(std::io::ErrorKind::ConnectionAborted.into()),
     }
 }
 
-/// Copies both ways until either side ends, or the bottle is cut for good; nothing moves while it is held.
-async fn splice(client: &Client, mut downstream: TokioIo<Upgraded>, mut upstream: TcpStream) {
+/// Copies both ways until either side ends, nothing moves for long, or the bottle is cut for good; nothing moves
+/// while it is held.
+async fn splice(client: &Client, downstream: TokioIo<Upgraded>, mut upstream: TcpStream) {
+    let activity = Activity::default();
+    let mut downstream = Watched { stream: downstream, activity: activity.clone() };
+    let rest = activity.rested(MAX_IDLE);
     let copy = tokio::io::copy_bidirectional_with_sizes(
         &mut downstream,
         &mut upstream,
         SPLICE_BUFFER_BYTES,
         SPLICE_BUFFER_BYTES,
     );
-    tokio::pin!(copy);
+    tokio::pin!(copy, rest);
     let mut standing = client.bottle.watch();
-    while stays_open(&client.bottle, &mut standing).await {
+    while stays_open(&mut standing).await {
         tokio::select! {
             biased;
             changed = standing.changed() => if changed.is_err() { return },
+            () = &mut rest => return tracing::debug!("nothing moved in a tunnel for long"),
             ended = &mut copy => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "a tunnel broke");
@@ -169,7 +185,7 @@ async fn splice(client: &Client, mut downstream: TokioIo<Upgraded>, mut upstream
 }
 
 /// Waits while the bottle is held; false when it is closed or gone.
-async fn stays_open(bottle: &Bottle, standing: &mut tokio::sync::watch::Receiver<Standing>) -> bool {
+async fn stays_open(standing: &mut watch::Receiver<Standing>) -> bool {
     let settled = standing.wait_for(|standing| !matches!(standing, Standing::Held(_))).await;
-    settled.is_ok() && bottle.standing() == Standing::Open
+    settled.is_ok_and(|standing| *standing == Standing::Open)
 }

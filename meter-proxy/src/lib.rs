@@ -27,6 +27,8 @@ pub mod usage;
 #[cfg(feature = "proxy")]
 mod accept;
 #[cfg(feature = "proxy")]
+mod activity;
+#[cfg(feature = "proxy")]
 mod bottles;
 #[cfg(feature = "proxy")]
 mod certs;
@@ -45,6 +47,8 @@ mod identify;
 #[cfg(feature = "proxy")]
 mod intercept;
 #[cfg(feature = "proxy")]
+mod lock;
+#[cfg(feature = "proxy")]
 mod refuse;
 #[cfg(feature = "proxy")]
 mod route;
@@ -56,6 +60,8 @@ mod settle;
 mod shutdown;
 #[cfg(feature = "proxy")]
 mod tail;
+#[cfg(feature = "proxy")]
+mod text;
 
 #[cfg(feature = "proxy")]
 use {
@@ -63,7 +69,7 @@ use {
     hyper::body::Incoming,
     std::os::fd::OwnedFd,
     std::sync::Arc,
-    tokio::sync::{Semaphore, watch},
+    tokio::sync::watch,
 };
 
 /// What every stage may ask.
@@ -87,14 +93,14 @@ pub async fn run(socket: OwnedFd) -> Result<std::convert::Infallible, controller
     let (listeners, config) = link.beginning().await?;
     let own: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
     let (apply, settings) = watch::channel(Arc::new(settings::Settings::apply(config, &own)?));
-    let bottles = bottles::Bottles::new(settings.clone());
+    let places = accept::Places::of_this_process();
+    let bottles = bottles::Bottles::new(settings.clone(), places.most_of_one_bottle());
     let (controller, inbox, outbox) = link.split();
     let mut telling = tokio::spawn(outbox.run());
     let meter = Arc::new(Meter { controller, settings, certs: certs::Certs::default() });
-    let places = Arc::new(Semaphore::new(accept::MAX_CONNECTIONS));
     let mut accepting = tokio::task::JoinSet::new();
     for listener in listeners {
-        accepting.spawn(accept::run(Arc::clone(&meter), listener, Arc::clone(&places)));
+        accepting.spawn(accept::run(Arc::clone(&meter), listener, places.clone()));
     }
     meter.controller.ready().await?;
     tokio::select! {

@@ -8,9 +8,9 @@ use http::{Response, StatusCode};
 use http_body_util::{Either, Full};
 use serde_json::{Value, json};
 
-use crate::controller::printable;
 use crate::protocol::{Dialect, Refusal};
 use crate::tail::AnswerBody;
+use crate::text::printable;
 
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const CODEX_PROMO: HeaderName = HeaderName::from_static("x-codex-promo-message");

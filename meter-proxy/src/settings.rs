@@ -97,10 +97,24 @@ impl Settings {
         self.providers.iter().find(|provider| provider.name == name)
     }
 
-    /// The provider that `host` belongs to.
+    /// The provider that `host` belongs to: by its hosts, or by the name of the upstream in its settings.
     #[must_use]
     pub fn provider_at(&self, host: &Host) -> Option<&Arc<Metered>> {
-        self.providers.iter().find(|provider| provider.hosts.iter().any(|pattern| pattern.matches(host)))
+        let names = |base: &Base| matches!(host, Host::Name(_)) && base.authority.host == *host;
+        self.providers.iter().find(|provider| {
+            provider.hosts.iter().any(|pattern| pattern.matches(host))
+                || provider.upstream.as_ref().is_some_and(names)
+        })
+    }
+
+    /// The provider that `authority` belongs to: as [`Self::provider_at`], or as the upstream itself. An address
+    /// alone may serve much else at other ports.
+    #[must_use]
+    pub fn provider_of(&self, authority: &Authority) -> Option<&Arc<Metered>> {
+        let is_upstream = |provider: &&Arc<Metered>| {
+            provider.upstream.as_ref().is_some_and(|base| base.authority == *authority)
+        };
+        self.provider_at(&authority.host).or_else(|| self.providers.iter().find(is_upstream))
     }
 }
 
@@ -189,6 +203,22 @@ mod tests {
         );
         assert!(settings.provider_at(&"API.anthropic.com".parse().unwrap()).is_some());
         assert!(settings.provider_at(&"anthropic.com".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn the_host_of_an_upstream_is_metered_too() {
+        let mut config = config();
+        config.providers[0].upstream = Some("https://gateway.test:8443/claude".into());
+        let settings = Settings::apply(config, &[]).unwrap();
+        for host in ["gateway.test", "api.anthropic.com"] {
+            assert_eq!(settings.provider_at(&host.parse().unwrap()).unwrap().name, "claude");
+        }
+        let mut config = self::config();
+        config.providers[0].upstream = Some("http://10.0.0.1:8080".into());
+        let settings = Settings::apply(config, &[]).unwrap();
+        let provider = |authority| settings.provider_of(&Authority::parse(authority, None).unwrap());
+        assert!(provider("10.0.0.1:8080").is_some() && provider("api.anthropic.com:80").is_some());
+        assert!(provider("10.0.0.1:8081").is_none());
     }
 
     #[test]

@@ -5,8 +5,15 @@
 //! name inside its JSON. Not here: what an event means.
 use memchr::memchr2;
 
-/// Longest event in bytes; a longer one is skipped to its end and reported as [`Event::Oversized`].
+/// Longest event in bytes; of a longer one only both ends are kept, and reported as [`Event::Oversized`].
 pub const MAX_EVENT_BYTES: usize = 4 * 1024 * 1024;
+
+/// What is kept of the beginning of a longer one: its type stands there.
+const START_BYTES: usize = 256;
+/// What is kept of its end, where the usage stands; at most twice as much for a while.
+const END_BYTES: usize = 64 * 1024;
+/// How a line of data begins; the space may be missing.
+const FIELD: &[u8] = b"data: ";
 
 /// Buffers larger than this, in bytes, are given back after the event that needed them.
 const KEPT_BUFFER_BYTES: usize = 16 * 1024;
@@ -18,8 +25,32 @@ const BOM: &[u8] = b"\xef\xbb\xbf";
 pub enum Event<'a> {
     /// The data of one event, its lines joined by LF; never empty.
     Data(&'a [u8]),
-    /// An event longer than [`MAX_EVENT_BYTES`] was skipped.
-    Oversized,
+    /// The two ends of the data of an event longer than [`MAX_EVENT_BYTES`].
+    Oversized {
+        /// Its first bytes.
+        start: &'a [u8],
+        /// Its last bytes.
+        end: &'a [u8],
+    },
+}
+
+/// What is kept of an event that grew too long.
+#[derive(Debug, Default)]
+struct Ends {
+    start: Vec<u8>,
+    end: Vec<u8>,
+}
+
+impl Ends {
+    fn push(&mut self, value: &[u8]) {
+        let missing = START_BYTES.saturating_sub(self.start.len()).min(value.len());
+        self.start.extend_from_slice(&value[..missing]);
+        let last = &value[value.len().saturating_sub(END_BYTES)..];
+        self.end.extend_from_slice(last);
+        if self.end.len() > 2 * END_BYTES {
+            self.end.drain(..self.end.len() - END_BYTES);
+        }
+    }
 }
 
 /// The state between two chunks.
@@ -29,9 +60,9 @@ pub struct Parser {
     bom_seen: usize,
     /// The last byte was a CR: an LF that follows belongs to it.
     after_cr: bool,
-    /// The event grew too long: nothing is kept until its blank line.
-    skipping: bool,
-    /// The beginning of a line whose end has not come. While skipping: its first byte.
+    /// The event grew too long: no more than this is kept until its blank line.
+    ends: Option<Ends>,
+    /// The beginning of a line whose end has not come. Of an event that grew too long: no more than [`FIELD`].
     line: Vec<u8>,
     /// Data lines of the event under way.
     data: Vec<u8>,
@@ -92,25 +123,44 @@ impl Parser {
 
     /// Keeps the beginning of a line for later.
     fn keep(&mut self, part: &[u8]) {
-        if self.line.len() + part.len() > MAX_EVENT_BYTES {
-            self.skip_event();
+        if self.ends.is_none() && self.line.len() + part.len() > MAX_EVENT_BYTES {
+            let mut line = std::mem::take(&mut self.line);
+            self.keep_ends_only(&line);
+            line.truncate(FIELD.len());
+            line.shrink_to_fit();
+            self.line = line;
         }
-        if !self.skipping {
-            self.line.extend_from_slice(part);
-        } else if self.line.is_empty() {
-            self.line.extend(part.first());
+        if self.ends.is_some() { self.pass(part) } else { self.line.extend_from_slice(part) }
+    }
+
+    /// Takes a part of a line of an event that grew too long.
+    fn pass(&mut self, part: &[u8]) {
+        let Some(ends) = &mut self.ends else { return };
+        let missing = FIELD.len().saturating_sub(self.line.len()).min(part.len());
+        let (name, value) = part.split_at(missing);
+        self.line.extend_from_slice(name);
+        if self.line.len() < FIELD.len() {
+            return;
         }
+        let Some(begun) = data_value(&self.line) else { return };
+        if missing > 0 {
+            ends.push(begun);
+        }
+        ends.push(value);
     }
 
     /// Takes a line's last part, its end excluded.
     fn end_line(&mut self, part: &[u8], on_event: &mut impl FnMut(Event<'_>)) {
-        if self.line.is_empty() {
+        let blank = self.line.is_empty() && part.is_empty();
+        if blank || self.line.is_empty() && self.ends.is_none() {
             self.take_line(part, on_event);
             return;
         }
         self.keep(part);
         let mut line = std::mem::take(&mut self.line);
-        self.take_line(&line, on_event);
+        if self.ends.is_none() {
+            self.take_line(&line, on_event);
+        }
         line.clear();
         line.shrink_to(KEPT_BUFFER_BYTES);
         self.line = line;
@@ -120,10 +170,8 @@ impl Parser {
         if line.is_empty() {
             self.dispatch(on_event);
         } else if self.data.len() + line.len() > MAX_EVENT_BYTES {
-            self.skip_event();
-        } else if !self.skipping
-            && let Some(value) = data_value(line)
-        {
+            self.keep_ends_only(line);
+        } else if let Some(value) = data_value(line) {
             if self.has_data {
                 self.data.push(b'\n');
             }
@@ -133,19 +181,21 @@ impl Parser {
     }
 
     fn dispatch(&mut self, on_event: &mut impl FnMut(Event<'_>)) {
-        if std::mem::take(&mut self.skipping) {
-            on_event(Event::Oversized);
+        if let Some(Ends { start, end }) = self.ends.take() {
+            on_event(Event::Oversized { start: &start, end: &end });
         } else if !self.data.is_empty() {
             on_event(Event::Data(&self.data));
         }
         self.forget_data();
     }
 
-    fn skip_event(&mut self) {
-        self.skipping = true;
+    /// The event has grown too long with `line`, or what has come of it.
+    fn keep_ends_only(&mut self, line: &[u8]) {
+        let mut ends = Ends::default();
+        ends.push(&self.data);
+        ends.push(data_value(line).unwrap_or_default());
+        self.ends = Some(ends);
         self.forget_data();
-        self.line.truncate(1);
-        self.line.shrink_to(KEPT_BUFFER_BYTES);
     }
 
     fn forget_data(&mut self) {
@@ -174,7 +224,12 @@ mod tests {
     fn record(into: &mut Vec<String>, event: Event<'_>) {
         into.push(match event {
             Event::Data(data) => String::from_utf8_lossy(data).into_owned(),
-            Event::Oversized => "<oversized>".to_owned(),
+            Event::Oversized { start, end } => {
+                assert!(start.len() == START_BYTES && (END_BYTES..=2 * END_BYTES).contains(&end.len()));
+                let ends =
+                    (String::from_utf8_lossy(&start[..3]), String::from_utf8_lossy(&end[end.len() - 3..]));
+                format!("<{}…{}>", ends.0, ends.1)
+            }
         });
     }
 
@@ -229,16 +284,24 @@ mod tests {
     }
 
     #[test]
-    fn an_oversized_event_is_skipped_to_its_end_and_named_once() {
+    fn both_ends_of_an_oversized_event_are_kept() {
         let long = vec![b'x'; MAX_EVENT_BYTES];
-        let one_line = [b"data: ", &long[..], b"\n\ndata: next\n\n"].concat();
+        let one_line = [b"data: one", &long[..], b"end\n\ndata: next\n\n"].concat();
         let half = &long[..MAX_EVENT_BYTES / 2];
-        let three_lines =
-            [b"data: ", half, b"\ndata: ", half, b"\ndata: ", half, b"\n\ndata: next\n\n"].concat();
+        let three_lines = [
+            b"data: one",
+            half,
+            b"\ndata:",
+            half,
+            b"\n: no\nid: 7\ndata: ",
+            half,
+            b"\ndata:end\nx\n\ndata: next\n\n",
+        ]
+        .concat();
         for stream in [one_line, three_lines] {
-            for size in [stream.len(), 65_536, 4_099] {
+            for size in [stream.len(), 65_536, 4_099, 61] {
                 let chunks: Vec<&[u8]> = stream.chunks(size).collect();
-                assert_eq!(events_of(&chunks), ["<oversized>", "next"], "chunks of {size}");
+                assert_eq!(events_of(&chunks), ["<one…end>", "next"], "chunks of {size}");
             }
         }
     }

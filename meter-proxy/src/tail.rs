@@ -14,10 +14,12 @@ use http::Response;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::Sleep;
 
 use crate::Meter;
 use crate::accept::Flight;
 use crate::bottles::{Bottle, Standing};
+use crate::forward::MAX_SILENCE;
 use crate::gate::{Leave, Permit};
 use crate::settle;
 use crate::tokens::Ending;
@@ -27,6 +29,9 @@ pub type AnswerBody = Either<Full<Bytes>, Tail>;
 
 /// Most that is held back, bytes. An answer whose end is longer than this is broken off.
 const MAX_HELD_BYTES: usize = 1024 * 1024;
+/// Most of a document's end that is held back until it is settled, bytes: what tells where the usage stands, and
+/// enough that nobody can leave with the answer and without its figures.
+const DOCUMENT_END_BYTES: usize = 8 * 1024;
 /// How long the usage is read for after the client left close to the end.
 const READ_ON: Duration = Duration::from_secs(2);
 /// Growth of the running count that is told at once, tokens.
@@ -38,6 +43,9 @@ pub enum TailError {
     /// The provider's side broke.
     #[error("the provider broke off: {0}")]
     Upstream(#[from] hyper::Error),
+    /// The provider sent nothing for too long.
+    #[error("the provider sent nothing for {} s", MAX_SILENCE.as_secs())]
+    Silent,
     /// The bottle was cut.
     #[error("the bottle was cut")]
     Cut,
@@ -72,8 +80,8 @@ pub struct Tail {
     held_bytes: usize,
     /// The usage-bearing end has begun: nothing passes any more.
     holding: bool,
-    /// One frame is kept back until the next: only the end tells that a plain answer has ended.
-    look_ahead: bool,
+    /// At least so many of the latest bytes are held back: only the end tells that a plain answer has ended.
+    kept_back_bytes: usize,
     told_tokens: u64,
     midstream: bool,
     settle_timeout: Duration,
@@ -81,6 +89,8 @@ pub struct Tail {
     reopened: Option<Waiting<()>>,
     /// The provider's side broke; the client is told once it has what came before.
     broken: Option<TailError>,
+    /// Runs while the provider sends nothing.
+    silence: Option<Pin<Box<Sleep>>>,
     _flight: Flight,
 }
 
@@ -101,20 +111,25 @@ pub async fn tail(
         held: VecDeque::new(),
         held_bytes: 0,
         holding: false,
-        look_ahead: false,
+        kept_back_bytes: 0,
         told_tokens: 0,
         midstream: settings.midstream,
         settle_timeout: settings.settle_timeout,
         bottle,
         reopened: None,
         broken: None,
+        silence: None,
         _flight: flight,
     };
     if let Leave::Metered(mut permit) = leave {
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         permit.status = Some(head.status.as_u16());
         permit.exchange.head(head.status.as_u16(), text(CONTENT_TYPE), text(CONTENT_ENCODING));
-        tail.look_ahead = !permit.exchange.is_stream();
+        tail.kept_back_bytes = match () {
+            () if permit.exchange.is_stream() => 0,
+            () if permit.exchange.is_document() => DOCUMENT_END_BYTES,
+            () => 1,
+        };
         tail.phase = Phase::Streaming(permit);
         if tail.is_empty() && !tail.settled_at_once().await {
             return None;
@@ -196,6 +211,17 @@ impl Tail {
         }
     }
 
+    /// The next frame from upstream; `None` at its end.
+    fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TailError>>> {
+        let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
+        if let Poll::Ready(frame) = Pin::new(upstream).poll_frame(cx) {
+            self.silence = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(TailError::from)));
+        }
+        let silence = self.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(MAX_SILENCE)));
+        silence.as_mut().poll(cx).map(|()| Some(Err(TailError::Silent)))
+    }
+
     /// One frame from upstream, seen. `None` in the result: it is held back.
     fn see(&mut self, frame: Frame<Bytes>) -> Result<Option<Frame<Bytes>>, TailError> {
         let Phase::Streaming(permit) = &mut self.phase else { return Ok(Some(frame)) };
@@ -213,16 +239,14 @@ impl Tail {
                 permit.controller.progress(permit.number, tokens, urgent);
             }
         }
+        if !terminal && !self.holding && self.kept_back_bytes == 0 {
+            return Ok(Some(frame));
+        }
+        self.hold(frame)?;
         if terminal {
-            self.hold(frame)?;
             self.settle(Ending::Completed);
-            return Ok(None);
         }
-        if self.holding || self.look_ahead {
-            self.hold(frame)?;
-            return Ok(if self.holding { None } else { self.release_all_but_one() });
-        }
-        Ok(Some(frame))
+        Ok(None)
     }
 
     fn hold(&mut self, frame: Frame<Bytes>) -> Result<(), TailError> {
@@ -237,8 +261,12 @@ impl Tail {
         Some(frame)
     }
 
-    fn release_all_but_one(&mut self) -> Option<Frame<Bytes>> {
-        if self.held.len() > 1 { self.release() } else { None }
+    /// The oldest frame, if enough stays behind it. Only data counts: trailers do not tell that the end is near
+    /// before it has come.
+    fn release_ahead(&mut self) -> Option<Frame<Bytes>> {
+        let oldest_bytes = self.held.front()?.data_ref().map_or(0, Bytes::len);
+        let may_go = !self.holding && self.held_bytes - oldest_bytes >= self.kept_back_bytes;
+        if may_go { self.release() } else { None }
     }
 
     /// The end of upstream: what streams is settled, what was settled is done.
@@ -288,13 +316,12 @@ impl Body for Tail {
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
                     }
-                    let Some(upstream) = &mut this.upstream else {
-                        this.at_end();
-                        continue;
-                    };
-                    match ready!(Pin::new(upstream).poll_frame(cx)) {
+                    if let Some(frame) = this.release_ahead() {
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                    match ready!(this.poll_upstream(cx)) {
                         None => this.at_end(),
-                        Some(Err(error)) => this.upstream_broke(error.into()),
+                        Some(Err(error)) => this.upstream_broke(error),
                         Some(Ok(frame)) => match this.see(frame) {
                             Ok(None) => {}
                             Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
@@ -333,7 +360,7 @@ impl Drop for Tail {
         let ending = permit.ending_if_dropped();
         if upstream.is_end_stream() {
             settle::end(&mut permit, Ending::Completed);
-        } else if self.holding
+        } else if (self.holding || permit.exchange.has_begun_document())
             && ending == Ending::ClientGone
             && tokio::runtime::Handle::try_current().is_ok()
         {
@@ -348,13 +375,14 @@ impl Drop for Tail {
 async fn read_on(mut permit: Box<Permit>, mut upstream: Incoming) {
     let bottle = Arc::clone(&permit.bottle);
     let rest = async {
-        while let Some(Ok(frame)) = upstream.frame().await {
+        while let Some(frame) = upstream.frame().await {
+            let Ok(frame) = frame else { return false };
             let step = frame.data_ref().map(|bytes| permit.exchange.feed(bytes)).unwrap_or_default();
             if step.terminal {
                 return true;
             }
         }
-        upstream.is_end_stream()
+        true
     };
     let mut standing = bottle.watch();
     let ended = tokio::select! {

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use meter_proxy::protocol::{Refusal, ToController, ToMeter, Upstream as Towards};
 use meter_proxy::tokens::{Ending, Provenance};
-use rig::{Answer, BOTTLE, Rig, SOON, Upstream, chunk, config, json_answer, post, read_chunk, until_closed};
+use rig::{
+    Answer, BOTTLE, OTHER, Rig, SOON, Upstream, chunk, config, json_answer, post, read_chunk, until_closed,
+};
 
 const MESSAGES: &str = "/claude/v1/messages";
 const ASK: &str = r#"{"model":"claude-x","max_tokens":100,"messages":[{"role":"user","content":"hi"}]}"#;
@@ -219,6 +221,18 @@ fn root_a_peer_of_no_bottle_is_forbidden() {
 }
 
 #[test]
+fn root_a_peer_of_no_bottle_that_asks_nothing_is_let_go() {
+    let rig = Rig::start(config("127.0.0.1:9".parse().unwrap()));
+    rig.manner(|manner| manner.attached = false);
+    let mut idle: Vec<TcpStream> = (0..80).map(|_| rig.connect()).collect();
+    let since = Instant::now();
+    for client in &mut idle {
+        assert_eq!(client.read(&mut [0]).unwrap_or(0), 0);
+    }
+    assert!(since.elapsed() < Duration::from_secs(8), "after 5 s at most");
+}
+
+#[test]
 fn root_bad_requests_get_one_clear_answer() {
     let upstream = Upstream::saying(json_answer("200 OK", JSON));
     let rig = Rig::start(config(upstream.address));
@@ -227,6 +241,8 @@ fn root_bad_requests_get_one_clear_answer() {
     for (request, status) in [
         ("POST /claude/v1/messages HTTP/1.1\r\nContent-Length: 0\r\n\r\n", 400),
         ("GET /claude/v1/models HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        ("POST /claude/v1%2fmessages HTTP/1.1\r\nHost: m\r\nContent-Length: 0\r\n\r\n", 400),
+        ("POST /claude/api/../v1/messages HTTP/1.1\r\nHost: m\r\nContent-Length: 0\r\n\r\n", 400),
         ("CONNECT nonsense HTTP/1.1\r\nHost: nonsense\r\n\r\n", 400),
         ("CONNECT a:0 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("CONNECT api.anthropic.com:80 HTTP/1.1\r\nHost: a\r\n\r\n", 403),
@@ -304,6 +320,21 @@ fn root_absolute_requests_are_metered_by_their_host() {
 }
 
 #[test]
+fn root_the_upstream_itself_is_metered_by_every_way_in() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let there = upstream.address;
+    let mut settings = config(there);
+    settings.allow_private = vec!["127.0.0.0/8".into()];
+    let rig = Rig::start(settings);
+    let absolute = post("/v1/messages", ASK)
+        .replace("POST ", &format!("POST http://{there}"))
+        .replace("Host: meter", &format!("Host: {there}"));
+    assert_eq!(rig.ask(&absolute).body, JSON.as_bytes());
+    assert_eq!(rig.settlement().tokens.output, 5);
+    assert_eq!(rig.ask(&format!("CONNECT {there} HTTP/1.1\r\nHost: {there}\r\n\r\n")).status(), 403);
+}
+
+#[test]
 fn root_an_upstream_that_is_down_costs_nothing() {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let rig = Rig::start(config(nobody));
@@ -318,7 +349,8 @@ fn root_an_upstream_that_is_down_costs_nothing() {
 fn root_private_addresses_are_not_reached_unless_allowed() {
     let upstream = Upstream::saying(json_answer("200 OK", "{}"));
     let there = upstream.address;
-    let strict = Rig::start(config(there));
+    let elsewhere: std::net::SocketAddr = "127.0.0.1:9".parse().unwrap();
+    let strict = Rig::start(config(elsewhere));
     for target in [
         format!("{there}"),
         format!("localhost:{}", there.port()),
@@ -334,7 +366,7 @@ fn root_private_addresses_are_not_reached_unless_allowed() {
     assert_eq!(strict.ask(&plain).status(), 403);
     assert!(upstream.heads().is_empty());
 
-    let mut open = config(there);
+    let mut open = config(elsewhere);
     open.allow_private = vec!["127.0.0.0/8".into()];
     let open = Rig::start(open);
     assert_eq!(open.ask(&plain).body, b"{}");
@@ -408,7 +440,7 @@ fn root_a_tunnel_elsewhere_may_not_mean_a_metered_name() {
 
     let mut honest = rig.tunnel(&target, "example.com");
     let (mut origin, _) = there.accept().unwrap();
-    honest.conn.complete_io(&mut Cut(&mut honest.sock)).unwrap_err();
+    honest.conn.complete_io(&mut WriteOnly(&mut honest.sock)).unwrap_err();
     let mut record = [0; 5];
     origin.read_exact(&mut record).unwrap();
     assert_eq!(record[0], 0x16, "another name passes untouched");
@@ -417,19 +449,51 @@ fn root_a_tunnel_elsewhere_may_not_mean_a_metered_name() {
     let (mut origin, _) = there.accept().unwrap();
     fronting.flush().unwrap_err();
     assert_eq!(origin.read(&mut record).unwrap_or(0), 0, "nothing of it may arrive");
-    rig.heard(|message| matches!(message, ToController::Notice(notice) if notice.detail.contains("metered")));
+    let is_notice = |message: &ToController| matches!(message, ToController::Notice(_));
+    let ToController::Notice(notice) = rig.heard(is_notice) else { unreachable!() };
+    assert!(notice.detail.contains("api.anthropic.com, which is metered"), "{}", notice.detail);
+
+    for _ in 0..3 {
+        rig.tunnel(&target, "api.anthropic.com").flush().unwrap_err();
+        let mut unread = rig.tunnel(&target, "example.com").sock;
+        unread.write_all(&[0x16, 3, 1, 0, 4, 9, 9, 9, 9]).unwrap();
+        // How it is closed is the kernel's choice: an end or a reset.
+        drop(unread.read_to_end(&mut Vec::new()));
+    }
+    rig.taken_in();
+    assert_eq!(rig.count(is_notice), 1, "told once, and failed tunnels are not told");
+}
+
+#[test]
+fn root_the_first_message_of_a_tunnel_waits_while_the_bottle_is_held() {
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let target = format!("127.78.{high}.{low}:443");
+    let there = TcpListener::bind(&target).unwrap();
+    let mut settings = config("127.0.0.1:9".parse().unwrap());
+    settings.allow_private = vec!["127.0.0.0/8".into()];
+    let rig = Rig::start(settings);
+    let mut tunnel = rig.tunnel(&target, "example.com");
+    let (mut origin, _) = there.accept().unwrap();
+    rig.send(&ToMeter::Cut { bottle: BOTTLE, upstream: Towards::Hold });
+    rig.taken_in();
+    tunnel.conn.complete_io(&mut WriteOnly(&mut tunnel.sock)).unwrap_err();
+    origin.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    assert!(origin.read(&mut [0]).is_err(), "nothing passes while the bottle is held");
+    rig.send(&ToMeter::Open { bottle: BOTTLE });
+    origin.set_read_timeout(Some(SOON)).unwrap();
+    assert_eq!(origin.read(&mut [0]).unwrap(), 1);
 }
 
 /// Writes to the stream, and reads nothing.
-struct Cut<'a>(&'a mut TcpStream);
+struct WriteOnly<'a>(&'a mut TcpStream);
 
-impl Read for Cut<'_> {
+impl Read for WriteOnly<'_> {
     fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
         Err(std::io::ErrorKind::UnexpectedEof.into())
     }
 }
 
-impl Write for Cut<'_> {
+impl Write for WriteOnly<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.write(bytes)
     }
@@ -506,6 +570,73 @@ fn root_an_unlisted_endpoint_passes_is_tailed_and_noticed_once() {
 }
 
 #[test]
+fn root_an_offer_of_another_protocol_is_not_taken_up() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    let offer = "Host: meter\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x";
+    assert_eq!(rig.ask(&post(MESSAGES, ASK).replace("Host: meter", offer)).body, JSON.as_bytes());
+    assert!(!upstream.heads()[0].to_lowercase().contains("upgrade"));
+}
+
+#[test]
+fn root_a_long_path_is_told_in_short_and_harmless() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    let path = format!("/claude/v9/\u{202e}{}", "x".repeat(8_000));
+    rig.ask(&post(&path, ASK));
+    let told = rig.reservation().endpoint;
+    assert!(told.chars().count() == 256 && !told.contains('\u{202e}'), "{told}");
+}
+
+#[test]
+fn root_trailers_of_requests_are_not_forwarded() {
+    let (tell, told) = mpsc::channel();
+    let tell = Mutex::new(tell);
+    let upstream = Upstream::start(move |stream| {
+        let mut got = Vec::new();
+        while !got.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte)?;
+            got.push(byte[0]);
+        }
+        tell.lock().unwrap().send(String::from_utf8(got).unwrap()).unwrap();
+        stream.write_all(json_answer("200 OK", "{}").as_bytes())
+    });
+    let rig = Rig::start(config(upstream.address));
+    let request = "POST /claude/v9/x HTTP/1.1\r\nHost: m\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum\r\n\r\n3\r\nabc\r\n0\r\nx-sum: 7\r\n\r\n";
+    assert_eq!(rig.ask(request).status(), 200);
+    assert_eq!(told.recv().unwrap(), "3\r\nabc\r\n0\r\n\r\n");
+    assert!(!upstream.heads()[0].to_lowercase().contains("trailer"));
+}
+
+#[test]
+fn root_a_background_response_is_refused() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    let zipped =
+        post("/codex/v1/responses", "{}").replace("Host: meter", "Host: meter\r\nContent-Encoding: secret");
+    for request in [post("/codex/v1/responses", r#"{"background":true,"input":"hi"}"#), zipped] {
+        let answer = rig.ask(&request);
+        assert_eq!((answer.status(), answer.header("x-should-retry")), (400, Some("false")));
+        let error = &answer.json()["error"];
+        assert_eq!(error["type"], "invalid_request_error");
+        assert!(error["message"].as_str().unwrap().contains("background"), "{error}");
+    }
+    assert!(upstream.heads().is_empty());
+    let large = format!(r#"{{"input":"{}"}}"#, "x ".repeat(3 * 1024 * 1024));
+    assert_eq!(rig.ask(&post("/codex/v1/responses", &large)).status(), 200, "long ones are read whole");
+}
+
+#[test]
+fn root_an_encoded_path_is_metered_as_what_it_means() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    assert_eq!(rig.ask(&post("/claude/v1/%6dessages", ASK)).body, JSON.as_bytes());
+    assert!(rig.reservation().tokens >= 100);
+    assert!(upstream.heads()[0].starts_with("POST /v1/%6dessages "), "what passes is untouched");
+}
+
+#[test]
 fn root_a_client_that_hangs_up_closes_upstream_and_is_charged() {
     let (upstream, step) = stepped(&[START, WORDS]);
     let rig = Rig::start(config(upstream.address));
@@ -539,6 +670,19 @@ fn root_a_client_that_leaves_at_the_gate_withdraws() {
 }
 
 #[test]
+fn root_a_client_that_leaves_before_there_is_a_connection_pays_nothing() {
+    let full = rig::Deaf::listen();
+    let rig = Rig::start(config(full.address));
+    let mut client = rig.connect();
+    client.write_all(post(MESSAGES, ASK).as_bytes()).unwrap();
+    rig.reservation();
+    std::thread::sleep(Duration::from_millis(100));
+    drop(client);
+    let settle = rig.settlement();
+    assert_eq!((settle.ending, settle.tokens.total()), (Ending::Unsent, 0));
+}
+
+#[test]
 fn root_a_client_that_leaves_at_the_end_is_still_charged_what_is_reported() {
     let (upstream, step) = stepped(&[START, DELTA, STOP]);
     let rig = Rig::start(config(upstream.address));
@@ -554,6 +698,67 @@ fn root_a_client_that_leaves_at_the_end_is_still_charged_what_is_reported() {
     step.send(()).unwrap();
     let settle = rig.settlement();
     assert_eq!((settle.tokens.output, settle.provenance), (25, Provenance::Reported));
+}
+
+/// A JSON answer in chunks: most of it first, then a little, then its end with the usage.
+const PARTS: [&str; 3] = [
+    r#"{"type":"message","model":"claude-x","content":["#,
+    r#""w"],"#,
+    r#""usage":{"input_tokens":10,"output_tokens":5}}"#,
+];
+const JSON_HEAD: &str =
+    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+
+#[test]
+fn root_a_client_that_leaves_a_document_is_charged_what_is_reported() {
+    let (step, steps) = mpsc::channel::<()>();
+    let steps = Mutex::new(steps);
+    let upstream = Upstream::start(move |stream| {
+        write!(stream, "{JSON_HEAD}{}{}", chunk(PARTS[0]), chunk(&format!("{:9000}", "")))?;
+        steps.lock().unwrap().recv().unwrap();
+        write!(stream, "{}{}0\r\n\r\n", chunk(PARTS[1]), chunk(PARTS[2]))
+    });
+    let rig = Rig::start(config(upstream.address));
+    let mut client = rig.connect();
+    client.write_all(post(MESSAGES, ASK).as_bytes()).unwrap();
+    Answer::read_head(&mut client).unwrap();
+    read_chunk(&mut client).unwrap();
+    drop(client);
+    std::thread::sleep(Duration::from_millis(50));
+    step.send(()).unwrap();
+    let settle = rig.settlement();
+    assert_eq!((settle.tokens.output, settle.provenance), (5, Provenance::Reported));
+}
+
+#[test]
+fn root_the_end_of_a_document_waits_for_the_ledger_also_with_trailers() {
+    let head = JSON_HEAD.replace("\r\n\r\n", "\r\ntrailer: x-sum\r\n\r\n");
+    let body = PARTS.map(chunk).concat();
+    let padding = " ".repeat(9_000);
+    let upstream = Upstream::saying(format!("{head}{}{body}0\r\nx-sum: 7\r\n\r\n", chunk(&padding)));
+    let rig = Rig::start(config(upstream.address));
+    rig.manner(|manner| manner.settles = false);
+    let mut client = rig.connect();
+    let request =
+        post(MESSAGES, ASK).replace("Host: meter", "Host: meter\r\nTE: trailers\r\nConnection: TE, close");
+    client.write_all(request.as_bytes()).unwrap();
+    let settle = rig.settlement();
+    Answer::read_head(&mut client).unwrap();
+    client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let mut early = Vec::new();
+    client.read_to_end(&mut early).unwrap_err();
+    let early = String::from_utf8(early).unwrap();
+    assert!(!early.contains("model"), "nothing of the end may arrive before it is settled: {early}");
+    client.set_read_timeout(Some(SOON)).unwrap();
+    rig.send(&ToMeter::Settled { exchange: settle.exchange });
+    let mut all = early;
+    client.read_to_string(&mut all).unwrap();
+    assert!(all.ends_with("0\r\nx-sum: 7\r\n\r\n"));
+    let (mut wire, mut got) = (all.as_bytes(), Vec::new());
+    while let Some(more) = read_chunk(&mut wire).unwrap() {
+        got.extend(more);
+    }
+    assert_eq!(String::from_utf8(got).unwrap(), padding + &PARTS.concat());
 }
 
 #[test]
@@ -609,7 +814,7 @@ fn root_a_cut_before_the_answer_charges_the_reservation() {
 fn root_a_held_tunnel_goes_on_after_a_restore() {
     let echo = TcpListener::bind("127.0.0.1:0").unwrap();
     let there = echo.local_addr().unwrap();
-    let mut settings = config(there);
+    let mut settings = config("127.0.0.1:9".parse().unwrap());
     settings.allow_private = vec!["127.0.0.0/8".into()];
     let rig = Rig::start(settings);
     let mut tunnel = rig.connect();
@@ -716,6 +921,52 @@ fn root_a_large_upload_is_streamed_in_bounded_memory() {
 
 #[test]
 fn root_an_upload_waits_for_its_permit() {
+    const BYTES: usize = 6 * 1024 * 1024;
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    rig.manner(|manner| manner.permits = false);
+    let mut client = rig.connect();
+    let head = post(MESSAGES, "").replace("Content-Length: 0", &format!("Content-Length: {BYTES}"));
+    let mut uploading = client.try_clone().unwrap();
+    let upload = std::thread::spawn(move || {
+        uploading.write_all(head.as_bytes())?;
+        uploading.write_all(&vec![b'x'; BYTES])
+    });
+    let reserve = rig.reservation();
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(upstream.heads().is_empty() && upstream.body_bytes() == 0, "nothing leaves before the permit");
+    rig.send(&ToMeter::Permit { exchange: reserve.exchange });
+    assert_eq!(Answer::read(&mut client).unwrap().body, JSON.as_bytes());
+    upload.join().unwrap().unwrap();
+    assert_eq!(upstream.body_bytes(), BYTES);
+}
+
+#[test]
+fn root_bottles_share_no_connection_to_upstream() {
+    let accepted = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&accepted);
+    let upstream = Upstream::start(move |stream: &mut TcpStream| {
+        kept.lock().unwrap().push(stream.peer_addr().unwrap());
+        stream.write_all(json_answer("200 OK", JSON).as_bytes())
+    });
+    let rig = Rig::start(config(upstream.address));
+    for bottle in [BOTTLE, OTHER, BOTTLE, OTHER] {
+        rig.manner(|manner| manner.bottle = bottle);
+        assert_eq!(rig.ask(&post(MESSAGES, ASK)).status(), 200);
+        rig.heard(|message| matches!(message, ToController::Reserve(reserve) if reserve.bottle == bottle));
+    }
+    let peers = accepted.lock().unwrap().clone();
+    assert!(peers[0] == peers[2] && peers[1] == peers[3] && peers[0] != peers[1], "{peers:?}");
+
+    rig.send(&ToMeter::Cut { bottle: BOTTLE, upstream: Towards::Close });
+    rig.taken_in();
+    assert_eq!(rig.ask(&post(MESSAGES, ASK)).status(), 200, "the other bottle is not cut");
+    rig.manner(|manner| manner.bottle = BOTTLE);
+    assert_eq!(rig.ask(&post(MESSAGES, ASK)).status(), 402);
+}
+
+#[test]
+fn root_an_expectation_is_met_by_the_meter() {
     let upstream = Upstream::saying(json_answer("200 OK", JSON));
     let rig = Rig::start(config(upstream.address));
     let mut client = rig.connect();

@@ -13,7 +13,7 @@ const ALLOWANCE: u64 = 500;
 
 fn facts(streamed: bool) -> Facts {
     let output_allowance = if streamed { 0 } else { ALLOWANCE };
-    Facts { model: None, streamed, input_estimate: ESTIMATE, output_allowance }
+    Facts { streamed, input_estimate: ESTIMATE, output_allowance, ..Facts::default() }
 }
 
 /// An exchange with a good head.

@@ -52,6 +52,11 @@ struct OutputDetails<'a> {
     reasoning_tokens: Raw<'a>,
 }
 
+/// Whether an event of this type is the last, with the figures.
+pub(super) fn is_terminal(kind: &str) -> bool {
+    matches!(kind, "response.completed" | "response.incomplete" | "response.failed")
+}
+
 /// Reads one event of a stream.
 pub(super) fn event(data: &[u8], tally: &mut Tally) {
     let Some(event) = object::<Event<'_>>(data) else {
@@ -59,7 +64,7 @@ pub(super) fn event(data: &[u8], tally: &mut Tally) {
         return;
     };
     match event.kind.map_or("", |kind| kind.get().trim_matches('"')) {
-        "response.completed" | "response.incomplete" | "response.failed" => {
+        kind if is_terminal(kind) => {
             read_response(event.response, tally);
             tally.whole = tally.report.is_known();
             tally.hold = true;

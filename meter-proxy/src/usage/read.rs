@@ -2,6 +2,8 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::text::is_hostile;
+
 /// A field of any type, unread; `None` when missing or null.
 pub(crate) type Raw<'a> = Option<&'a RawValue>;
 
@@ -36,15 +38,10 @@ pub(crate) fn count(field: &RawValue) -> Result<u64, NoCount> {
     if count <= MAX_COUNT { Ok(count) } else { Err(NoCount) }
 }
 
-/// A model's name as it may be shown: bounded, without control and direction characters.
+/// A model's name as it may be shown: bounded, without hostile characters.
 pub(crate) fn model_name(field: Raw<'_>) -> Option<String> {
     let name: String = serde_json::from_str(field?.get()).ok()?;
-    Some(name.chars().filter(|c| is_printable(*c)).take(MAX_MODEL_CHARS).collect())
-}
-
-fn is_printable(c: char) -> bool {
-    !c.is_control()
-        && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{061c}' | '\u{feff}')
+    Some(name.chars().filter(|c| !is_hostile(*c)).take(MAX_MODEL_CHARS).collect())
 }
 
 /// Appends JSON without the spaces between its tokens. `json` is one valid JSON value.

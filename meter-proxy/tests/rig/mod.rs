@@ -19,6 +19,8 @@ use rustls_pki_types::{CertificateDer, ServerName};
 
 /// The bottle that every connection belongs to, unless told otherwise.
 pub const BOTTLE: BottleRef = BottleRef { slot: 7, generation: 3 };
+/// Another one.
+pub const OTHER: BottleRef = BottleRef { slot: 8, generation: 1 };
 /// Longest wait for anything that must come.
 pub const SOON: Duration = Duration::from_secs(10);
 const NOBODY: &str = "65534";
@@ -26,6 +28,8 @@ const NOBODY: &str = "65534";
 /// How the played controller answers.
 pub struct Manner {
     pub attached: bool,
+    /// Whose the connections are that come from now on.
+    pub bottle: BottleRef,
     pub refusal: Option<Refusal>,
     pub permits: bool,
     pub settles: bool,
@@ -92,7 +96,13 @@ impl Rig {
         let shared = Arc::new(Shared {
             heard: Mutex::default(),
             more: Condvar::new(),
-            manner: Mutex::new(Manner { attached: true, refusal: None, permits: true, settles: true }),
+            manner: Mutex::new(Manner {
+                attached: true,
+                bottle: BOTTLE,
+                refusal: None,
+                permits: true,
+                settles: true,
+            }),
             authority: Authority::new(),
         });
         let socket = Arc::new(ours);
@@ -108,7 +118,8 @@ impl Rig {
         protocol::send(self.socket.as_ref().unwrap().as_fd(), message, &[]).unwrap();
     }
 
-    /// Returns when the meter has taken in everything sent so far: answers come in the order of the socket.
+    /// Returns when the meter has taken in everything sent so far, and its settlements so far are heard: the
+    /// question that this takes comes after them, and answers come in the order of the socket.
     pub fn taken_in(&self) {
         assert_eq!(self.ask("GET /nobody HTTP/1.1\r\nHost: m\r\n\r\n").status(), 404);
     }
@@ -142,12 +153,13 @@ impl Rig {
         self.shared.heard.lock().unwrap().iter().filter(|message| wanted(message)).count()
     }
 
-    /// Waits for the only settlement.
+    /// Waits for the only settlement, and until the meter has said all that it had to say by then.
     pub fn settlement(&self) -> Settle {
         let ToController::Settle(settle) = self.heard(|message| matches!(message, ToController::Settle(_)))
         else {
             unreachable!()
         };
+        self.taken_in();
         assert_eq!(self.count(|message| matches!(message, ToController::Settle(_))), 1);
         settle
     }
@@ -229,6 +241,24 @@ impl Drop for Rig {
         // It may be gone already; then there is nothing to end.
         drop(self.child.kill());
         drop(self.child.wait());
+        if !std::thread::panicking() {
+            self.shared.assert_each_settled_once();
+        }
+    }
+}
+
+impl Shared {
+    fn assert_each_settled_once(&self) {
+        let heard = self.heard.lock().unwrap();
+        let mut settled: Vec<u64> = heard
+            .iter()
+            .filter_map(|message| match message {
+                ToController::Settle(settle) => Some(settle.exchange),
+                _ => None,
+            })
+            .collect();
+        settled.sort_unstable();
+        assert!(settled.windows(2).all(|pair| pair[0] != pair[1]), "settled twice: {settled:?}");
     }
 }
 
@@ -250,7 +280,7 @@ fn answer(message: &ToController, shared: &Shared) -> Option<ToMeter> {
     let manner = shared.manner.lock().unwrap();
     match message {
         ToController::Identify { question, .. } => {
-            let identity = Identity { bottle: BOTTLE, name: "b1".into(), original: None };
+            let identity = Identity { bottle: manner.bottle, name: "b1".into(), original: None };
             Some(ToMeter::Identified { question: *question, identity: manner.attached.then_some(identity) })
         }
         ToController::Reserve(reserve) => match &manner.refusal {
@@ -424,6 +454,27 @@ impl Upstream {
             std::thread::sleep(Duration::from_millis(1));
         }
         since.elapsed()
+    }
+}
+
+/// A listening socket whose queue is full: who connects to it waits.
+pub struct Deaf {
+    pub address: SocketAddr,
+    _held: (OwnedFd, Vec<TcpStream>),
+}
+
+impl Deaf {
+    pub fn listen() -> Self {
+        use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        bind(&socket, &"127.0.0.1:0".parse::<SocketAddr>().unwrap()).unwrap();
+        listen(&socket, 0).unwrap();
+        let address = SocketAddr::try_from(getsockname(&socket).unwrap()).unwrap();
+        let mut queue = Vec::new();
+        while let Ok(queued) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+            queue.push(queued);
+        }
+        Self { address, _held: (socket, queue) }
     }
 }
 

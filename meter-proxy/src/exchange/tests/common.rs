@@ -116,6 +116,36 @@ fn unlisted_endpoints_without_usage_are_left_alone() {
 }
 
 #[test]
+fn an_unlisted_endpoint_that_generated_is_never_free() {
+    let facts = || Facts::of_unlisted(Some(200));
+    for (shape_tells, text) in [
+        (
+            r#"{"type":"message_start","message":{"model":"m"}}"#,
+            r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":"thirty bytes of text, at least"}}"#,
+        ),
+        (
+            r#"{"type":"response.created","response":{}}"#,
+            r#"{"type":"response.output_text.delta","delta":"thirty bytes of text, at least"}"#,
+        ),
+        (r#"{"choices":[]}"#, r#"{"choices":[{"delta":{"content":"thirty bytes of text, at least"}}]}"#),
+    ] {
+        for ending in [Ending::Completed, Ending::ClientGone, Ending::Cut] {
+            let mut exchange = Exchange::new(Shape::Any, facts());
+            exchange.head(200, "text/event-stream", "");
+            exchange.feed(framed(shape_tells).as_bytes());
+            exchange.feed(framed(text).as_bytes());
+            let figures = exchange.end(ending);
+            assert_eq!(figures.tokens, tokens(50, 0, 0, 10, 0), "{text}");
+            assert_eq!(figures.provenance, Provenance::Estimated);
+        }
+    }
+    let mut exchange = Exchange::new(Shape::Any, facts());
+    exchange.head(200, "application/json", "");
+    exchange.feed(br#"{"usage":{"requests":3}}"#);
+    assert_eq!(exchange.end(Ending::Completed).tokens, Tokens::default(), "usage of something else");
+}
+
+#[test]
 fn what_cannot_be_decoded_is_estimated_and_said() {
     for encoding in ["secret", "gzip"] {
         let mut exchange = started(Shape::AnthropicMessages, "text/event-stream", encoding);
@@ -132,11 +162,46 @@ fn what_cannot_be_decoded_is_estimated_and_said() {
 }
 
 #[test]
-fn too_long_bodies_are_estimated_and_said() {
-    let mut exchange = started(Shape::OpenaiResponses, "application/json", "gzip");
-    exchange.feed(&encode("gzip", &vec![b' '; MAX_DOCUMENT_BYTES + 1]));
+fn half_a_document_costs_at_least_its_length() {
+    for ending in [Ending::ClientGone, Ending::UpstreamBroke, Ending::Cut, Ending::Completed] {
+        let mut exchange = started(Shape::OpenaiChat, "application/json", "");
+        exchange.feed(format!(r#"{{"choices":[{{"message":{{"content":"{}"#, "x".repeat(60_000)).as_bytes());
+        let figures = exchange.end(ending);
+        assert!(figures.tokens.output > 20_000, "{figures:?}");
+    }
+}
+
+/// A document with `padding` of text before its usage.
+fn long_document(padding: usize, usage: &str) -> String {
+    let text = r#"a \"usage\":{\"input_tokens\":1} "#.repeat(padding / 32);
+    format!(
+        r#"{{"model":"m","content":[{{"text":"{text}","input":{{"usage":{{"input_tokens":1,"output_tokens":1}}}}}}]{usage},"metadata":{{}}}}"#
+    )
+}
+
+#[test]
+fn the_usage_of_a_long_document_is_read_from_its_end() {
+    const USAGE: &str = r#","usage":{"input_tokens":10,"cache_read_input_tokens":5,"output_tokens":20}"#;
+    for encoding in ["", "gzip"] {
+        let mut exchange = started(Shape::AnthropicMessages, "application/json", encoding);
+        let sent = encode(encoding, long_document(3 * document::MAX_WHOLE_BYTES, USAGE).as_bytes());
+        for piece in sent.chunks(4_000) {
+            exchange.feed(piece);
+        }
+        let Body::Document(document) = &exchange.body else { unreachable!() };
+        assert!(document.kept().len() < 256 * 1024, "memory stays bounded");
+        assert_reported(&exchange.end(Ending::Completed), USED);
+    }
+}
+
+#[test]
+fn too_long_bodies_are_charged_by_their_length_and_said() {
+    let text = long_document(2 * document::MAX_WHOLE_BYTES, "");
+    let mut exchange = started(Shape::AnthropicMessages, "application/json", "gzip");
+    exchange.feed(&encode("gzip", text.as_bytes()));
     let figures = exchange.end(Ending::Completed);
-    assert_estimated(&figures, Ending::Completed, ESTIMATE, ALLOWANCE);
+    let output = estimate::charged_output_tokens(text.len() as u64);
+    assert_estimated(&figures, Ending::Completed, ESTIMATE, output);
     assert!(figures.alarm.unwrap().contains("too long"));
 }
 
@@ -157,6 +222,43 @@ fn an_event_too_long_to_read_may_have_hidden_the_figures() {
     figures_follow.feed([&long, RESPONSES, &long].concat().as_bytes());
     let figures = figures_follow.end(Ending::Completed);
     assert_eq!((figures.provenance, figures.tokens), (Provenance::Reported, USED));
+}
+
+#[test]
+fn the_figures_of_an_event_too_long_to_keep_are_found_at_its_end() {
+    let text = r#"a \"usage\":{} "#.repeat(crate::sse::MAX_EVENT_BYTES / 12);
+    let usage =
+        r#""usage":{"input_tokens":15,"input_tokens_details":{"cached_tokens":5},"output_tokens":20}"#;
+    for (kind, terminal) in [("completed", true), ("incomplete", true), ("output_item.done", false)] {
+        for shape in [Shape::OpenaiResponses, Shape::Any] {
+            let event = format!(
+                r#"{{"type":"response.{kind}","response":{{"output":[{{"text":"{text}","x":{{"usage":{{}}}}}}],{usage},"user":null}},"n":1}}"#
+            );
+            let mut exchange = started(shape, "text/event-stream", "");
+            let mut step = Step::default();
+            for piece in framed(&event).as_bytes().chunks(30_000) {
+                step = exchange.feed(piece);
+            }
+            assert_eq!((step.hold, step.terminal), (terminal, terminal), "{kind}");
+            if terminal {
+                assert_reported(&exchange.end(Ending::Completed), USED);
+            }
+        }
+    }
+    let bare = format!(r#"{{"type":"response.completed","response":{{"output":["{text}"]}}}}"#);
+    let mut exchange = started(Shape::OpenaiResponses, "text/event-stream", "");
+    let step = exchange.feed(framed(&bare).as_bytes());
+    assert!(step.hold && step.terminal, "held though the figures are not found");
+    let figures = exchange.end(Ending::Completed);
+    assert_estimated(&figures, Ending::Completed, ESTIMATE, 0);
+    assert!(figures.alarm.unwrap().contains("too long"));
+    let chat = format!(
+        r#"{{"choices":[],"note":"{text}","usage":{{"prompt_tokens":15,"prompt_tokens_details":{{"cached_tokens":5}},"completion_tokens":20}}}}"#
+    );
+    let mut exchange = started(Shape::OpenaiChat, "text/event-stream", "");
+    assert!(exchange.feed(framed(&chat).as_bytes()).hold);
+    exchange.feed(b"data: [DONE]\n\n");
+    assert_reported(&exchange.end(Ending::Completed), USED);
 }
 
 #[test]

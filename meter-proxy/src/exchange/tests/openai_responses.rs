@@ -67,10 +67,16 @@ fn null_usage_is_estimated_and_said() {
         assert!(streamed.figures.alarm.is_some(), "{kind}");
         assert_eq!(streamed.terminal_at, [2], "{kind}");
     }
-    let background = r#"{"id":"resp_1","status":"queued","background":true,"usage":null}"#;
-    let figures = json(SHAPE, background);
-    assert_estimated(&figures, Ending::Completed, ESTIMATE, ALLOWANCE);
-    assert!(figures.alarm.is_some());
+}
+
+#[test]
+fn what_the_provider_keeps_is_input_too() {
+    let facts = Facts { has_stored_input: true, ..facts(true) };
+    let mut exchange = Exchange::new(SHAPE, facts);
+    exchange.head(200, "text/event-stream", "");
+    exchange.feed(framed(TEXT).as_bytes());
+    let figures = exchange.end(Ending::Cut);
+    assert_estimated(&figures, Ending::Cut, crate::estimate::MAX_UNREAD_INPUT, 20);
 }
 
 #[test]
