@@ -16,15 +16,13 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::bottles::{Bottle, Standing};
 use crate::dial::{self, Chosen, DialError};
-use crate::hosts::{Authority, Host};
+use crate::hosts::{Authority, HTTPS, Host};
 use crate::identify::Client;
 use crate::refuse::{self, Reason, Refused};
 use crate::route::Entrance;
 use crate::tail::AnswerBody;
 use crate::{Meter, accept, hello};
 
-/// The one port of metered names that is opened.
-const HTTPS: u16 = 443;
 /// Longest wait for a client's TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a spliced tunnel that wait in the meter, each way.
@@ -77,7 +75,7 @@ fn target(uri: &Uri) -> Option<Authority> {
 
 fn unreachable(error: DialError) -> Refused {
     Refused::plain(match error {
-        DialError::Forbidden(_) => Reason::Forbidden(error.to_string()),
+        DialError::Forbidden(_) | DialError::Metered { .. } => Reason::Forbidden(error.to_string()),
         DialError::NoHost(_) | DialError::Failed { .. } => Reason::Upstream(error.to_string()),
     })
 }

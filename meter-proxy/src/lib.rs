@@ -27,6 +27,8 @@ pub mod usage;
 #[cfg(feature = "proxy")]
 mod accept;
 #[cfg(feature = "proxy")]
+mod addresses;
+#[cfg(feature = "proxy")]
 mod bottles;
 #[cfg(feature = "proxy")]
 mod certs;
@@ -104,11 +106,12 @@ pub async fn run(socket: OwnedFd) -> Result<std::convert::Infallible, controller
             let error = ended.map_err(std::io::Error::other).and_then(|ended| ended).err();
             Err(controller::ControllerError::Listener(error.unwrap_or_else(|| std::io::ErrorKind::Other.into())))
         }
+        () = addresses::keep_fresh(meter.settings.clone()) => Err(controller::ControllerError::Gone),
         never = signals.ignore() => match never {},
     }
 }
 
-/// Answers one request, by a provider's words or by our own.
+/// Answers one request, by a provider's words or by our own. That a place may not be reached is audited.
 #[cfg(feature = "proxy")]
 async fn answer(
     meter: &Arc<Meter>,
@@ -118,7 +121,12 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Response<tail::AnswerBody> {
     let answer = life_of_a_request(meter, client, entrance, flights, request).await;
-    answer.unwrap_or_else(|refused| refused.response())
+    answer.unwrap_or_else(|refused| {
+        if let refuse::Reason::Forbidden(what) = &refused.reason {
+            meter.controller.notice_once(&client.bottle, what);
+        }
+        refused.response()
+    })
 }
 
 /// The life of a request: a tunnel, or route → gate → forward → tail. The connection was accepted and identified

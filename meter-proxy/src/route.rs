@@ -188,7 +188,7 @@ fn gateway(settings: &Settings, request: &Parts) -> Result<Destination, Refused>
     let query = request.uri.query().map_or_else(String::new, |query| format!("?{query}"));
     let (tls, authority, base, chosen) = match (&provider.upstream, &provider.first_host) {
         (Some(base), _) => (base.tls, base.authority.clone(), base.path.as_str(), Chosen::BySettings),
-        (None, Some(host)) => (true, Authority { host: host.clone(), port: 443 }, "", Chosen::ByClient),
+        (None, Some(host)) => (true, Authority::https(host.clone()), "", Chosen::ByClient),
         (None, None) => {
             let reason =
                 Reason::Malformed("this provider has no single host; name an upstream in the settings");
