@@ -22,6 +22,7 @@ use crate::bottles::Standing;
 use crate::controller::Listener;
 use crate::identify::{self, Answer, Client};
 use crate::protocol::Refusal;
+use crate::redirected;
 use crate::refuse::Refused;
 use crate::route::Entrance;
 
@@ -75,7 +76,10 @@ async fn connection(
         Err(error) => return tracing::debug!(%error, %peer, "a connection ended before it was served"),
     };
     match identify::identify(&meter, peer, local, listener, place).await {
-        Ok(Answer::Client(client)) => serve(meter, client, Entrance::Listener { local }, stream).await,
+        Ok(Answer::Client(client)) => match client.original {
+            Some(original) => redirected::serve(meter, client, original, stream).await,
+            None => serve(meter, client, Entrance::Listener { local }, stream).await,
+        },
         Ok(Answer::Unattached) => refuse_all(stream).await,
         Ok(Answer::TooMany) => tracing::warn!(%peer, "a bottle has too many connections"),
         Err(error) => tracing::warn!(%error, %peer, "a connection could not be identified"),

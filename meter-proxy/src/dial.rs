@@ -25,12 +25,10 @@ pub enum DialError {
     #[error("{0} leads to an address that the meter does not connect to")]
     Forbidden(Host),
     /// The host was found where a metered host is, and it is not that one.
-    #[error("{host} leads to {address}, an address of {metered}, which is metered: ask for it by that name")]
+    #[error("{host} leads to an address of {metered}, which is metered: ask for it by that name")]
     Metered {
         /// What was asked for.
         host: Host,
-        /// Where it leads.
-        address: IpAddr,
         /// What else is there.
         metered: Host,
     },
@@ -108,7 +106,7 @@ async fn judge(address: SocketAddr, host: &Host, settings: &Settings) -> Result<
     }
     settings.metered_addresses.resolved_once().await;
     match settings.metered_addresses.host_at(address.ip(), is_metered) {
-        Some(metered) => Err(DialError::Metered { host: host.clone(), address: address.ip(), metered }),
+        Some(metered) => Err(DialError::Metered { host: host.clone(), metered }),
         None => Ok(()),
     }
 }

@@ -47,6 +47,8 @@ mod identify;
 #[cfg(feature = "proxy")]
 mod intercept;
 #[cfg(feature = "proxy")]
+mod redirected;
+#[cfg(feature = "proxy")]
 mod refuse;
 #[cfg(feature = "proxy")]
 mod route;
@@ -58,6 +60,8 @@ mod settle;
 mod shutdown;
 #[cfg(feature = "proxy")]
 mod tail;
+#[cfg(feature = "proxy")]
+mod tunnel;
 
 #[cfg(feature = "proxy")]
 use {

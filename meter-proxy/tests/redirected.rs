@@ -25,11 +25,11 @@ fn root_a_metered_address_is_reached_by_its_metered_name_alone() {
         let answer = rig.ask(&format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n"));
         assert_eq!(answer.status(), 403, "{target}");
         let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
-        assert!(message.contains("an address of localhost, which is metered"), "{message}");
+        assert!(message.contains("leads to an address of localhost, which is metered"), "{message}");
     }
     let plain = rig.ask("GET http://127.0.0.1:8080/ HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n");
     assert_eq!(plain.status(), 403);
-    rig.heard(|message| is_notice(message, "an address of localhost, which is metered"));
+    rig.heard(|message| is_notice(message, "leads to an address of localhost, which is metered"));
     let elsewhere = rig.ask("GET http://127.77.0.1:9/ HTTP/1.1\r\nHost: 127.77.0.1:9\r\n\r\n");
     assert_eq!(elsewhere.status(), 502, "another address may be tried");
 }
