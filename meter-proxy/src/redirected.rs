@@ -58,7 +58,7 @@ async fn server_that_speaks_first(
     there: &Authority,
     stream: &TcpStream,
 ) -> Option<TcpStream> {
-    if timeout(SERVER_FIRST_AFTER, stream.readable()).await.is_ok() || client.refusal_when_cut().is_some() {
+    if timeout(SERVER_FIRST_AFTER, speaks(stream)).await.is_ok() || client.refusal_when_cut().is_some() {
         return None;
     }
     let settings = Arc::clone(&meter.settings.borrow());
@@ -66,13 +66,21 @@ async fn server_that_speaks_first(
         let server = dial::connect(there, Chosen::ByClient, &settings).await;
         let server =
             server.inspect_err(|error| tracing::debug!(%error, "a server may not speak first")).ok()?;
-        server.readable().await.ok()?;
+        speaks(&server).await;
         Some(server)
     };
     tokio::select! {
         biased;
-        _ = stream.readable() => None,
+        () = speaks(stream) => None,
         server = tunnel::while_open(&client.bottle, server_speaks) => server.flatten(),
+    }
+}
+
+/// Waits until the other side has said something, or has ended, and leaves it unread. Readiness alone would not
+/// do: it may be reported where there is nothing.
+async fn speaks(stream: &TcpStream) {
+    if let Err(error) = stream.peek(&mut [0]).await {
+        tracing::debug!(%error, "a connection broke before anything was said");
     }
 }
 
