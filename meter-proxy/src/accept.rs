@@ -23,6 +23,7 @@ use crate::bottles::Standing;
 use crate::controller::Listener;
 use crate::identify::{self, Answer, Client};
 use crate::protocol::Refusal;
+use crate::redirected;
 use crate::refuse::Refused;
 use crate::route::Entrance;
 
@@ -117,7 +118,10 @@ async fn connection(
         Err(error) => return tracing::debug!(%error, %peer, "a connection ended before it was served"),
     };
     match identify::identify(&meter, peer, local, listener, place).await {
-        Ok(Answer::Client(client)) => serve(meter, client, Entrance::Listener { local }, stream).await,
+        Ok(Answer::Client(client)) => match client.original {
+            Some(original) => redirected::serve(meter, client, original, stream).await,
+            None => serve(meter, client, Entrance::Listener { local }, stream).await,
+        },
         Ok(Answer::Unattached(place)) => match strangers.try_acquire() {
             Ok(_among_strangers) => refuse_all(stream, place).await,
             Err(_) => tracing::debug!(%peer, "too many connections of no bottle"),

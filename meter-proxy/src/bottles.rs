@@ -2,11 +2,12 @@
 //!
 //! The controller decides; here its word is kept and spread by a watch channel. Not here: what each part of
 //! the meter does when a bottle changes.
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
 
 use crate::dial::Lookups;
 use crate::forward::Upstreams;
@@ -16,8 +17,10 @@ use crate::settings::Settings;
 
 /// Most of the request bodies of one bottle that wait at the gate or on their way, KiB.
 const MAX_ROOM_KIB: u32 = 64 * 1024;
-/// Most unlisted endpoints of one bottle that are noticed by name.
+/// Most things of one bottle that are noticed in [`NOTICED_FOR`].
 const MAX_NOTICED: usize = 256;
+/// What was noticed is noticed again after this long.
+const NOTICED_FOR: Duration = Duration::from_secs(3_600);
 
 /// What the controller last said of a bottle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +47,7 @@ pub struct Bottle {
     pub connections: Arc<Semaphore>,
     room: Arc<Semaphore>,
     standing: watch::Sender<Standing>,
-    noticed: Mutex<HashSet<String>>,
+    noticed: Mutex<HashMap<String, Instant>>,
 }
 
 impl Bottle {
@@ -80,10 +83,17 @@ impl Bottle {
         Arc::clone(&self.room).acquire_many_owned(kib).await.ok()
     }
 
-    /// Whether this is the first time that `what` is noticed; nothing is, past the bound.
-    pub fn notice_once(&self, what: &str) -> bool {
+    /// Whether `what` is noticed for the first time in a while; nothing is, past the bound.
+    pub fn is_new(&self, what: &str) -> bool {
         let mut noticed = lock(&self.noticed);
-        noticed.len() < MAX_NOTICED && noticed.insert(what.to_owned())
+        if noticed.len() >= MAX_NOTICED || noticed.contains_key(what) {
+            noticed.retain(|_, at| at.elapsed() < NOTICED_FOR);
+        }
+        let is_new = noticed.len() < MAX_NOTICED && !noticed.contains_key(what);
+        if is_new {
+            noticed.insert(what.to_owned(), Instant::now());
+        }
+        is_new
     }
 
     /// Changes the standing, unless the bottle is detached already. Says whether it changed.

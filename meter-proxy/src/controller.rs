@@ -186,6 +186,13 @@ impl Controller {
         }
     }
 
+    /// Tells the operator something of a bottle, once in a while.
+    pub fn notice_once(&self, bottle: &Bottle, detail: &str) {
+        if bottle.is_new(detail) {
+            self.notice(Some(bottle.id), detail);
+        }
+    }
+
     /// Sends a running count; the latest of each exchange wins. `urgent`: do not wait for the next round.
     pub fn progress(&self, exchange: u64, tokens: Tokens, urgent: bool) {
         let mut progress = lock(&self.desk.progress);
@@ -490,6 +497,7 @@ impl Inbox {
             match message {
                 ToMeter::Config(config) => match Settings::apply(config, own) {
                     Ok(applied) => {
+                        let applied = applied.succeeding(&settings.borrow());
                         settings.send_replace(Arc::new(applied));
                         bottles.forget_upstreams();
                         certs.forget();

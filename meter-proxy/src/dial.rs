@@ -35,6 +35,14 @@ pub enum DialError {
     /// Every address of the host is one that clients may not reach.
     #[error("{0} leads to an address that the meter does not connect to")]
     Forbidden(Host),
+    /// The host was found where a metered host is, and it is not that one.
+    #[error("{host} leads to an address of {metered}, which is metered: ask for it by that name")]
+    Metered {
+        /// What was asked for.
+        host: Host,
+        /// What else is there.
+        metered: Host,
+    },
     /// The address of the request names no host.
     #[error("no host: {0}")]
     NoHost(String),
@@ -92,24 +100,50 @@ pub async fn connect(
     settings: &Settings,
     lookups: &Lookups,
 ) -> Result<TcpStream, DialError> {
-    let may_dial = |address: SocketAddr| match chosen {
-        Chosen::BySettings => !settings.addresses.is_own(address),
-        Chosen::ByClient => settings.addresses.allows(address),
-    };
-    let mut last = None;
-    for address in resolve(authority, lookups).await?.into_iter().filter(|address| may_dial(*address)) {
-        match within(TcpStream::connect(address)).await {
-            Ok(stream) => {
-                watch_peer(&stream).map_err(|error| failed(authority, "connect", error))?;
-                return Ok(stream);
-            }
-            Err(error) => last = Some(error),
+    let mut last = DialError::Forbidden(authority.host.clone());
+    for address in resolve(authority, settings, lookups).await? {
+        match dial(address, authority, chosen, settings).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
         }
     }
-    Err(last.map_or_else(
-        || DialError::Forbidden(authority.host.clone()),
-        |error| failed(authority, "connect", error),
-    ))
+    Err(last)
+}
+
+/// Connects to one address of `authority`, once it is judged.
+async fn dial(
+    address: SocketAddr,
+    authority: &Authority,
+    chosen: Chosen,
+    settings: &Settings,
+) -> Result<TcpStream, DialError> {
+    match chosen {
+        Chosen::BySettings if settings.addresses.is_own(address) => {
+            return Err(DialError::Forbidden(authority.host.clone()));
+        }
+        Chosen::BySettings => {}
+        Chosen::ByClient => judge(address, &authority.host, settings).await?,
+    }
+    let stream = within(TcpStream::connect(address)).await;
+    let stream = stream.and_then(|stream| watch_peer(&stream).map(|()| stream));
+    stream.map_err(|error| failed(authority, "connect", error))
+}
+
+/// Whether `address` may be dialled for a host that a client chose. Addresses of metered hosts may for metered
+/// hosts alone: by another name, or by the bare address, their requests would not be seen.
+async fn judge(address: SocketAddr, host: &Host, settings: &Settings) -> Result<(), DialError> {
+    if !settings.addresses.allows(address) {
+        return Err(DialError::Forbidden(host.clone()));
+    }
+    let is_metered = |host: &Host| settings.provider_at(host).is_some();
+    if is_metered(host) {
+        return Ok(());
+    }
+    settings.metered_addresses.resolved_once().await;
+    match settings.metered_addresses.host_at(address.ip(), is_metered) {
+        Some(metered) => Err(DialError::Metered { host: host.clone(), metered }),
+        None => Ok(()),
+    }
 }
 
 /// Lets the kernel find out that the other side is gone without a word, also while nothing is sent.
@@ -140,8 +174,15 @@ pub async fn secure(
     within(connector.connect(name, stream)).await.map_err(|error| failed(authority, "TLS", error))
 }
 
-/// All addresses of the host; at least one.
-async fn resolve(authority: &Authority, lookups: &Lookups) -> Result<Vec<SocketAddr>, DialError> {
+/// All addresses of the host; at least one. Those of metered hosts are remembered.
+///
+/// # Errors
+/// When there are none, or not in time.
+pub async fn resolve(
+    authority: &Authority,
+    settings: &Settings,
+    lookups: &Lookups,
+) -> Result<Vec<SocketAddr>, DialError> {
     let name = match &authority.host {
         Host::Address(address) => return Ok(vec![SocketAddr::new(IpAddr::clone(address), authority.port)]),
         Host::Name(name) => name,
@@ -151,6 +192,9 @@ async fn resolve(authority: &Authority, lookups: &Lookups) -> Result<Vec<SocketA
         .map_err(|error| failed(authority, "name resolution", error))?;
     if found.is_empty() {
         return Err(failed(authority, "name resolution", io::ErrorKind::NotFound.into()));
+    }
+    if settings.provider_at(&authority.host).is_some() {
+        settings.metered_addresses.learn(&authority.host, &found);
     }
     Ok(found)
 }

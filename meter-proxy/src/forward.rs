@@ -143,7 +143,9 @@ fn reason(error: &legacy::Error) -> Reason {
     let mut source = error.source();
     while let Some(inner) = source {
         match inner.downcast_ref::<DialError>() {
-            Some(forbidden @ DialError::Forbidden(_)) => return Reason::Forbidden(forbidden.to_string()),
+            Some(refused @ (DialError::Forbidden(_) | DialError::Metered { .. })) => {
+                return Reason::Forbidden(refused.to_string());
+            }
             Some(failed) => return Reason::Upstream(failed.to_string()),
             None => source = inner.source(),
         }

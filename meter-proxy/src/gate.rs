@@ -152,9 +152,7 @@ fn free(client: &Client, destination: &Destination, body: Incoming) -> Result<(L
 fn notice_unlisted(meter: &Meter, client: &Client, provider: &Metered, endpoint: &str) {
     let endpoint = printable_within(endpoint, MAX_ENDPOINT_CHARS);
     let what = format!("unlisted endpoint of {}: {endpoint}", provider.name);
-    if client.bottle.notice_once(&what) {
-        meter.controller.notice(Some(client.bottle.id), &what);
-    }
+    meter.controller.notice_once(&client.bottle, &what);
 }
 
 /// Reads as much of the body as the estimate needs, and no more.

@@ -10,6 +10,9 @@ const MAX_NAME_BYTES: usize = 253;
 /// Longest label of a host name in bytes, RFC 1035.
 const MAX_LABEL_BYTES: usize = 63;
 
+/// The port of https.
+pub const HTTPS: u16 = 443;
+
 /// Why a host, an authority or a range is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HostError {
@@ -83,6 +86,12 @@ pub struct Authority {
 }
 
 impl Authority {
+    /// A host's port for https.
+    #[must_use]
+    pub fn https(host: Host) -> Self {
+        Self { host, port: HTTPS }
+    }
+
     /// Reads `host[:port]`; without a port it is `default_port`, and without that an error.
     ///
     /// # Errors
@@ -97,6 +106,12 @@ impl Authority {
         };
         let port = port.filter(|port| *port != 0).ok_or(HostError::Port)?;
         Ok(Self { host: host.parse()?, port })
+    }
+}
+
+impl From<SocketAddr> for Authority {
+    fn from(address: SocketAddr) -> Self {
+        Self { host: Host::Address(address.ip()), port: address.port() }
     }
 }
 
@@ -120,6 +135,12 @@ impl HostPattern {
         let labels: Vec<String> = lower.split('.').map(str::to_owned).collect();
         let sample: Vec<&str> = labels.iter().map(|label| if label == "*" { "x" } else { label }).collect();
         if is_name(&sample.join(".")) { Ok(Self(labels)) } else { Err(HostError::Host) }
+    }
+
+    /// The pattern's one name; none when it has a `*`.
+    #[must_use]
+    pub fn only_name(&self) -> Option<Host> {
+        self.0.join(".").parse().ok()
     }
 
     /// Whether `host` is one of the pattern's names.
@@ -202,7 +223,8 @@ impl AddressPolicy {
 }
 
 /// The address that a packet to `address` reaches in the end: v4 addresses inside v6 ones are taken out.
-fn canonical(address: IpAddr) -> IpAddr {
+#[must_use]
+pub fn canonical(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(v6) => embedded_v4(v6).map_or(address, IpAddr::V4),
         IpAddr::V4(_) => address,
@@ -306,6 +328,8 @@ mod tests {
         }
         assert!(!HostPattern::parse("*").unwrap().matches(&host("127.0.0.1")));
         assert!(HostPattern::parse("a.*b.com").is_err());
+        assert_eq!(pattern.only_name(), None);
+        assert_eq!(HostPattern::parse("A.com").unwrap().only_name(), Some(host("a.com")));
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub struct Client {
     pub bottle: Arc<Bottle>,
     /// Name of the bottle.
     pub name: String,
+    /// Where it meant to connect, when the kernel redirected it from another place.
+    pub original: Option<SocketAddr>,
     _places: [OwnedSemaphorePermit; 2],
 }
 
@@ -60,6 +62,9 @@ pub async fn identify(
     let Ok(own_place) = Arc::clone(&known.bottle.connections).try_acquire_owned() else {
         return Ok(Answer::TooMany);
     };
+    let settings = Arc::clone(&meter.settings.borrow());
+    let meant_meter = |original: &SocketAddr| *original == local || settings.addresses.is_own(*original);
+    let original = known.identity.original.filter(|original| !meant_meter(original));
     let (bottle, name) = (known.bottle, known.identity.name);
-    Ok(Answer::Client(Arc::new(Client { bottle, name, _places: [place, own_place] })))
+    Ok(Answer::Client(Arc::new(Client { bottle, name, original, _places: [place, own_place] })))
 }

@@ -29,6 +29,8 @@ mod accept;
 #[cfg(feature = "proxy")]
 mod activity;
 #[cfg(feature = "proxy")]
+mod addresses;
+#[cfg(feature = "proxy")]
 mod bottles;
 #[cfg(feature = "proxy")]
 mod certs;
@@ -49,6 +51,8 @@ mod intercept;
 #[cfg(feature = "proxy")]
 mod lock;
 #[cfg(feature = "proxy")]
+mod redirected;
+#[cfg(feature = "proxy")]
 mod refuse;
 #[cfg(feature = "proxy")]
 mod route;
@@ -62,6 +66,8 @@ mod shutdown;
 mod tail;
 #[cfg(feature = "proxy")]
 mod text;
+#[cfg(feature = "proxy")]
+mod tunnel;
 
 #[cfg(feature = "proxy")]
 use {
@@ -110,11 +116,12 @@ pub async fn run(socket: OwnedFd) -> Result<std::convert::Infallible, controller
             let error = ended.map_err(std::io::Error::other).and_then(|ended| ended).err();
             Err(controller::ControllerError::Listener(error.unwrap_or_else(|| std::io::ErrorKind::Other.into())))
         }
+        () = addresses::keep_fresh(meter.settings.clone()) => Err(controller::ControllerError::Gone),
         never = signals.ignore() => match never {},
     }
 }
 
-/// Answers one request, by a provider's words or by our own.
+/// Answers one request, by a provider's words or by our own. That a place may not be reached is audited.
 #[cfg(feature = "proxy")]
 async fn answer(
     meter: &Arc<Meter>,
@@ -124,7 +131,12 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Response<tail::AnswerBody> {
     let answer = life_of_a_request(meter, client, entrance, flights, request).await;
-    answer.unwrap_or_else(|refused| refused.response())
+    answer.unwrap_or_else(|refused| {
+        if let refuse::Reason::Forbidden(what) = &refused.reason {
+            meter.controller.notice_once(&client.bottle, what);
+        }
+        refused.response()
+    })
 }
 
 /// The life of a request: a tunnel, or route → gate → forward → tail. The connection was accepted and identified

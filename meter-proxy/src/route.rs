@@ -2,7 +2,7 @@
 //!
 //! Not here: connections (`dial`), tunnels (`intercept`), and whether the request may go there (`gate`).
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use http::Uri;
 use http::header::HOST;
@@ -30,6 +30,21 @@ pub enum Entrance {
         /// Whether the TLS handshake named it too, or named nothing.
         name_agrees: bool,
     },
+    /// Redirected by the kernel, without TLS.
+    Redirected {
+        /// Where the client meant to connect.
+        original: SocketAddr,
+        /// The first host that was asked for and is not metered; there may be no second.
+        other_host: OnceLock<Host>,
+    },
+}
+
+impl Entrance {
+    /// A connection to `original` on which nothing was asked for yet.
+    #[must_use]
+    pub fn redirected(original: SocketAddr) -> Self {
+        Self::Redirected { original, other_host: OnceLock::new() }
+    }
 }
 
 /// Where a request goes.
@@ -41,6 +56,8 @@ pub struct Destination {
     pub tls: bool,
     /// Whom to dial.
     pub authority: Authority,
+    /// What the Host header says when it is not that: a redirected request is dialled by address.
+    pub named: Option<Authority>,
     /// Who chose that.
     pub chosen: Chosen,
     /// Path without the query and without what the gateway put before it.
@@ -71,8 +88,9 @@ impl Destination {
     /// The value of the Host header: no port where it is the scheme's own.
     #[must_use]
     pub fn host_header(&self) -> String {
+        let named = self.named.as_ref().unwrap_or(&self.authority);
         let own = if self.tls { 443 } else { 80 };
-        if self.authority.port == own { self.authority.host.to_string() } else { self.authority.to_string() }
+        if named.port == own { named.host.to_string() } else { named.to_string() }
     }
 }
 
@@ -83,6 +101,7 @@ impl Destination {
 pub fn find(settings: &Settings, entrance: &Entrance, request: &Parts) -> Result<Destination, Refused> {
     match entrance {
         Entrance::Tunnel { authority, name_agrees } => in_tunnel(settings, authority, *name_agrees, request),
+        Entrance::Redirected { original, other_host } => redirected(settings, *original, other_host, request),
         Entrance::Listener { local } => match request.uri.authority() {
             Some(named) => {
                 let authority = absolute(request, named.as_str())?;
@@ -117,6 +136,28 @@ fn in_tunnel(
         return Err(shaped(Reason::Misdirected));
     }
     by_authority(settings, authority.clone(), true, request)
+}
+
+/// A redirected request without TLS: for a metered host it goes to that host, by TLS; for another to where it was
+/// going, and one connection has only one such host.
+fn redirected(
+    settings: &Settings,
+    original: SocketAddr,
+    other_host: &OnceLock<Host>,
+    request: &Parts,
+) -> Result<Destination, Refused> {
+    let named = match request.uri.authority() {
+        Some(asked) => absolute(request, asked.as_str())?,
+        None => host_header(request, Some(original.port()))?,
+    };
+    if settings.provider_at(&named.host).is_some() {
+        return by_authority(settings, Authority::https(named.host), true, request);
+    }
+    if *other_host.get_or_init(|| named.host.clone()) != named.host {
+        return Err(Refused::plain(Reason::Misdirected));
+    }
+    let plain = by_authority(settings, original.into(), false, request)?;
+    Ok(Destination { named: Some(named), ..plain })
 }
 
 /// The authority of an absolute request, which its Host header must repeat.
@@ -158,6 +199,7 @@ fn by_authority(
             provider,
             tls,
             authority,
+            named: None,
             chosen: Chosen::ByClient,
             endpoint,
             target: rest,
@@ -167,6 +209,7 @@ fn by_authority(
         provider,
         tls: base.tls,
         authority: base.authority,
+        named: None,
         chosen: Chosen::BySettings,
         endpoint: request.uri.path().to_owned(),
         target: format!("{}{rest}", base.path),
@@ -184,7 +227,7 @@ fn gateway(settings: &Settings, request: &Parts) -> Result<Destination, Refused>
     let query = request.uri.query().map_or_else(String::new, |query| format!("?{query}"));
     let (tls, authority, base, chosen) = match (&provider.upstream, &provider.first_host) {
         (Some(base), _) => (base.tls, base.authority.clone(), base.path.as_str(), Chosen::BySettings),
-        (None, Some(host)) => (true, Authority { host: host.clone(), port: 443 }, "", Chosen::ByClient),
+        (None, Some(host)) => (true, Authority::https(host.clone()), "", Chosen::ByClient),
         (None, None) => {
             let reason =
                 Reason::Malformed("this provider has no single host; name an upstream in the settings");
@@ -195,6 +238,7 @@ fn gateway(settings: &Settings, request: &Parts) -> Result<Destination, Refused>
         provider: Some(Arc::clone(provider)),
         tls,
         authority,
+        named: None,
         chosen,
         endpoint: rest.to_owned(),
         target: format!("{base}{rest}{query}"),
@@ -263,6 +307,10 @@ mod tests {
         Entrance::Tunnel { authority: Authority::parse("api.anthropic.com:443", None).unwrap(), name_agrees }
     }
 
+    fn redirected() -> Entrance {
+        Entrance::redirected("203.0.113.7:80".parse().unwrap())
+    }
+
     fn uri(destination: Result<Destination, Reason>) -> String {
         destination.unwrap().uri().unwrap().to_string()
     }
@@ -302,6 +350,25 @@ mod tests {
         assert_eq!(metered.uri().unwrap().to_string(), "http://127.0.0.1:9/base/x");
         assert_eq!(ask(&listener(), "http://a.test/x", &["b.test"]).unwrap_err(), Reason::Misdirected);
         assert!(matches!(ask(&listener(), "https://a.test/x", &["a.test"]), Err(Reason::Malformed(_))));
+    }
+
+    #[test]
+    fn a_redirected_request_goes_where_it_was_going_or_to_its_provider() {
+        let entrance = redirected();
+        let plain = ask(&entrance, "/x?y", &["Example.com:80"]).unwrap();
+        assert_eq!(plain.host_header(), "example.com");
+        assert_eq!(plain.chosen, Chosen::ByClient);
+        assert!(plain.provider.is_none());
+        assert_eq!(uri(Ok(plain)), "http://203.0.113.7:80/x?y");
+        assert_eq!(uri(ask(&entrance, "http://example.com/z", &["example.com"])), "http://203.0.113.7:80/z");
+        let metered = ask(&entrance, "/v1/messages", &["api.anthropic.com"]).unwrap();
+        assert_eq!((metered.provider.as_ref().unwrap().name.as_str(), metered.tls), ("claude", true));
+        assert_eq!(metered.host_header(), "api.anthropic.com");
+        assert_eq!(uri(Ok(metered)), "https://api.anthropic.com:443/v1/messages");
+        assert_eq!(uri(ask(&entrance, "/x", &["mine.test"])), "http://127.0.0.1:9/base/x");
+        assert_eq!(ask(&entrance, "/x", &["other.com"]).unwrap_err(), Reason::Misdirected);
+        assert_eq!(ask(&entrance, "http://a.test/", &["b.test"]).unwrap_err(), Reason::Misdirected);
+        assert!(matches!(ask(&entrance, "/claude/x", &[]), Err(Reason::Malformed(_))));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 
+use crate::addresses::MeteredAddresses;
 use crate::hosts::{AddressPolicy, Authority, Host, HostError, HostPattern};
 use crate::protocol::{Config, Dialect, Provider};
 
@@ -69,6 +70,8 @@ pub struct Settings {
     pub settle_timeout: Duration,
     /// What names chosen by clients may lead to.
     pub addresses: AddressPolicy,
+    /// Where metered hosts were found.
+    pub metered_addresses: Arc<MeteredAddresses>,
 }
 
 impl Settings {
@@ -88,7 +91,14 @@ impl Settings {
             hold: Duration::from_millis(config.hold_ms),
             settle_timeout: Duration::from_millis(config.settle_timeout_ms),
             providers: config.providers.into_iter().map(metered).collect::<Result<_, _>>()?,
+            metered_addresses: Arc::default(),
         })
+    }
+
+    /// Takes over what was found out under the configuration before.
+    #[must_use]
+    pub fn succeeding(self, before: &Self) -> Self {
+        Self { metered_addresses: Arc::clone(&before.metered_addresses), ..self }
     }
 
     /// The provider whose name the gateway's path begins with.
@@ -115,6 +125,17 @@ impl Settings {
             provider.upstream.as_ref().is_some_and(|base| base.authority == *authority)
         };
         self.provider_at(&authority.host).or_else(|| self.providers.iter().find(is_upstream))
+    }
+
+    /// The metered names that are dialled and known beforehand: no patterns, and in place of the names of a
+    /// provider with an upstream that upstream, when it is metered by name itself.
+    #[must_use]
+    pub fn dialled_names(&self) -> Vec<Authority> {
+        let names = self.providers.iter().flat_map(|provider| match &provider.upstream {
+            Some(base) => vec![base.authority.clone()],
+            None => provider.hosts.iter().filter_map(HostPattern::only_name).map(Authority::https).collect(),
+        });
+        names.filter(|authority| self.provider_at(&authority.host).is_some()).collect()
     }
 }
 
@@ -219,6 +240,22 @@ mod tests {
         let provider = |authority| settings.provider_of(&Authority::parse(authority, None).unwrap());
         assert!(provider("10.0.0.1:8080").is_some() && provider("api.anthropic.com:80").is_some());
         assert!(provider("10.0.0.1:8081").is_none());
+    }
+
+    #[test]
+    fn the_names_that_are_dialled_are_known_beforehand() {
+        let mut config = config();
+        let provider = |name: &str, hosts: &[&str], upstream: Option<&str>| Provider {
+            name: name.into(),
+            dialect: Dialect::Openai,
+            hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+            upstream: upstream.map(str::to_owned),
+        };
+        config.providers.push(provider("open", &["a.test", "*.b.test"], None));
+        config.providers.push(provider("elsewhere", &["c.test"], Some("http://gateway.test:8080")));
+        let settings = Settings::apply(config, &[]).unwrap();
+        let names: Vec<String> = settings.dialled_names().iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["api.anthropic.com:443", "a.test:443"]);
     }
 
     #[test]

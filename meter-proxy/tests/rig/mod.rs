@@ -30,6 +30,8 @@ pub struct Manner {
     pub attached: bool,
     /// Whose the connections are that come from now on.
     pub bottle: BottleRef,
+    /// Where every client meant to connect, when it was redirected.
+    pub original: Option<SocketAddr>,
     pub refusal: Option<Refusal>,
     pub permits: bool,
     pub settles: bool,
@@ -99,6 +101,7 @@ impl Rig {
             manner: Mutex::new(Manner {
                 attached: true,
                 bottle: BOTTLE,
+                original: None,
                 refusal: None,
                 permits: true,
                 settles: true,
@@ -195,9 +198,26 @@ impl Rig {
         let mut stream = self.connect();
         write!(stream, "CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").unwrap();
         assert_eq!(Answer::read_head(&mut stream).unwrap().status(), 200);
+        self.secure(stream, name)
+    }
+
+    /// TLS with the meter as `name`, trusting the played controller's authority.
+    pub fn secure(
+        &self,
+        stream: TcpStream,
+        name: &str,
+    ) -> rustls::StreamOwned<rustls::ClientConnection, TcpStream> {
         let tls = client_tls(vec![self.shared.authority.certificate.clone()]);
         let name = ServerName::try_from(name.to_owned()).unwrap();
         rustls::StreamOwned::new(rustls::ClientConnection::new(tls, name).unwrap(), stream)
+    }
+
+    /// A connection that the kernel redirected from `original`.
+    pub fn redirected(&self, original: SocketAddr) -> TcpStream {
+        self.manner(|manner| manner.original = Some(original));
+        let stream = self.connect();
+        stream.set_nodelay(true).unwrap();
+        stream
     }
 
     /// Closes the controller's end and waits for the meter's exit.
@@ -280,7 +300,7 @@ fn answer(message: &ToController, shared: &Shared) -> Option<ToMeter> {
     let manner = shared.manner.lock().unwrap();
     match message {
         ToController::Identify { question, .. } => {
-            let identity = Identity { bottle: manner.bottle, name: "b1".into(), original: None };
+            let identity = Identity { bottle: manner.bottle, name: "b1".into(), original: manner.original };
             Some(ToMeter::Identified { question: *question, identity: manner.attached.then_some(identity) })
         }
         ToController::Reserve(reserve) => match &manner.refusal {
