@@ -180,7 +180,7 @@ impl Drop for Sender {
 }
 
 fn guard(slot: u32) -> Guard {
-    Guard { slot, generation: 1, meter: SocketAddr::from(([127, 0, 0, 1], 1)), listener: 1 }
+    Guard::new(slot, 1, SocketAddr::from(([127, 0, 0, 1], 1)), 1)
 }
 
 fn now() -> u64 {

@@ -142,12 +142,8 @@ impl Registry {
 
     /// Hooks on, recorded, open; or nothing.
     async fn guard(&self, attachment: &Attachment, cgroup: Cgroup, by: &str) -> Result<(), Problem> {
-        let guard = Guard {
-            slot: attachment.slot,
-            generation: attachment.generation,
-            meter: self.parts.listener.address,
-            listener: self.parts.listener.id,
-        };
+        let listener = &self.parts.listener;
+        let guard = Guard::new(attachment.slot, attachment.generation, listener.address, listener.id);
         let (kernel, name) = (self.parts.kernel.clone(), attachment.name.clone());
         blocking(move || kernel.attach(&name, &cgroup, guard).map_err(problem)).await??;
         let (id, by) = (attachment.id, by.to_owned());

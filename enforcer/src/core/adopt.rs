@@ -146,12 +146,7 @@ impl Core {
     }
 
     fn guard(&self, attachment: &Attachment) -> Guard {
-        Guard {
-            slot: attachment.slot,
-            generation: attachment.generation,
-            meter: self.listener.address,
-            listener: self.listener.id,
-        }
+        Guard::new(attachment.slot, attachment.generation, self.listener.address, self.listener.id)
     }
 
     fn record_lost(&self, attachment: &Attachment, why: &str) {

@@ -89,12 +89,7 @@ impl Bench {
                 .collect(),
         };
         let attachment = self.ask(|reply| Message::Admit { admission, reply }).unwrap();
-        let guard = Guard {
-            slot: attachment.slot,
-            generation: attachment.generation,
-            meter: meter_address(),
-            listener: 1,
-        };
+        let guard = Guard::new(attachment.slot, attachment.generation, meter_address(), 1);
         self.kernel.attach_id(name, attachment.cgroup_id, guard);
         let id = attachment.id;
         self.ask(|reply| Message::Guarded { attachment: id, by: "uid:0".into(), reply }).unwrap();

@@ -42,7 +42,7 @@ impl FakeKernel {
         let fake = Self { adopted, state: Mutex::default() };
         for pinned in &fake.adopted {
             let meter = SocketAddr::from(([0, 0, 0, 0], 0));
-            let guard = Guard { slot: pinned.slot, generation: pinned.generation, meter, listener: 0 };
+            let guard = Guard::new(pinned.slot, pinned.generation, meter, 0);
             let (name, cgroup_id, open) = (pinned.name.clone(), pinned.cgroup_id, !pinned.cut);
             fake.state().slots.insert(pinned.slot, Slot { name, guard, cgroup_id, open });
         }
@@ -143,7 +143,7 @@ mod tests {
         let kernel = FakeKernel::new();
         let meter: SocketAddr = "127.0.0.1:7080".parse().unwrap();
         let peer: SocketAddr = "127.0.0.1:40000".parse().unwrap();
-        kernel.attach_id("b1", 7, Guard { slot: 1, generation: 3, meter, listener: 1 });
+        kernel.attach_id("b1", 7, Guard::new(1, 3, meter, 1));
         assert!(!kernel.is_open(1));
         kernel.open(1);
         assert!(kernel.is_open(1));

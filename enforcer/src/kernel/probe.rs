@@ -169,7 +169,7 @@ impl Trial {
 
     fn attach(&self) -> Outcome {
         let meter = self.listener.local_addr()?;
-        let guard = Guard { slot: SLOT, generation: 1, meter, listener: LISTENER_HOST };
+        let guard = Guard::new(SLOT, 1, meter, LISTENER_HOST);
         self.loader.attach("doctor", &self.cgroup, guard)?;
         Ok("egress, ingress and sock_ops attach to a cgroup".to_owned())
     }
