@@ -9,6 +9,9 @@ use enforcer_ebpf::{Bottle, FLAG_REDIRECT, MAPPED};
 use crate::sock_addr::{TCP, UDP};
 use crate::{BOTTLES, COUNTERS, endpoint, goes_around, is_open, read, slot};
 
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+
 const PASS: i32 = 1;
 const DROP: i32 = 0;
 
@@ -83,10 +86,11 @@ struct Header {
 impl Header {
     #[inline(always)]
     fn read(packet: &SkBuffContext) -> Option<Self> {
-        let first: u8 = packet.load(0).ok()?;
-        match first >> 4 {
-            4 => Self::read4(packet),
-            6 => Self::read6(packet),
+        // by what the packet is sent as: a raw socket can write any version into its header
+        // SAFETY: the kernel's context of this program.
+        match u16::from_be(read(unsafe { &(*packet.skb.skb).protocol }) as u16) {
+            ETH_P_IP => Self::read4(packet),
+            ETH_P_IPV6 => Self::read6(packet),
             _ => None,
         }
     }
