@@ -1,4 +1,6 @@
 //! getpeername(): a redirected socket is told the address that its program asked for. It refuses nothing.
+//!
+//! A program that uses MPTCP sees the meter: its socket is not the one inside it that connected.
 use aya_ebpf::programs::SockAddrContext;
 
 use crate::sock_addr::{set_ip4, set_ip6, set_port};

@@ -129,6 +129,25 @@ fn root_an_ipv6_listener_is_used_where_there_is_one_and_needed_by_ipv6_only_sock
 }
 
 #[test]
+fn root_other_ways_to_make_a_tcp_connection_are_redirected_too() {
+    in_own_network(|| {
+        let host = Host::new("ways");
+        let meter = Meter::new();
+        let loader = host.opened(meter.guard());
+        let mut sender = Sender::start(Some(&host.cgroup));
+        let asked = format!("{PUBLIC4}:443");
+        // the program's own socket is not the one that connects: it sees the meter as its peer
+        let seen = meter.ip4.local_addr().unwrap().to_string();
+        for (order, peer) in [("connect-multipath", &seen), ("connect-sending", &asked)] {
+            sender.order(&format!("{order} {asked}")).parse::<SocketAddr>().unwrap();
+            let (_stream, flow) = accept(&loader, &meter.ip4);
+            assert_eq!(original(&flow.unwrap()), canonical(&asked), "{order}");
+            assert_eq!(sender.order("peer"), *peer, "{order}");
+        }
+    });
+}
+
+#[test]
 fn root_local_destinations_and_other_ports_are_left_alone() {
     in_own_network(|| {
         let host = Host::new("untouched");
@@ -299,15 +318,25 @@ fn root_a_socket_that_connects_again_forgets_where_it_went() {
     in_own_network(|| {
         let host = Host::new("again");
         let meter = Meter::new();
-        let loader = host.opened(meter.guard());
-        drop(meter);
-        let far = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = far.local_addr().unwrap();
+        let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let loader = host.opened(guard(dead));
         let mut sender = Sender::start(Some(&host.cgroup));
-        sender.order(&format!("connect-twice {PUBLIC4}:443 {address}")).parse::<SocketAddr>().unwrap();
-        assert_eq!(sender.order("peer"), address.to_string());
-        let (_stream, flow) = accept(&loader, &far);
-        assert_eq!(flow, None);
+        let attempt = format!("attempt {PUBLIC4}:443");
+        let far = TcpListener::bind("127.0.0.1:0").unwrap();
+        let straight = meter.ip4.local_addr().unwrap();
+
+        assert_eq!(sender.order(&attempt), "ConnectionRefused");
+        let elsewhere = far.local_addr().unwrap();
+        sender.order(&format!("again {elsewhere}")).parse::<SocketAddr>().unwrap();
+        assert_eq!(sender.order("peer"), elsewhere.to_string());
+        assert_eq!(accept(&loader, &far).1, None);
+
+        assert_eq!(sender.order(&attempt), "ConnectionRefused");
+        loader.refresh(meter.guard());
+        sender.order(&format!("again {straight}")).parse::<SocketAddr>().unwrap();
+        assert_eq!(sender.order("peer"), straight.to_string());
+        let (_stream, flow) = accept(&loader, &meter.ip4);
+        assert_eq!(original(&flow.unwrap()), straight);
     });
 }
 

@@ -2,12 +2,13 @@
 use std::fs::OpenOptions;
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
+use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sockopt};
 
 /// Long enough for a packet over loopback, on a busy machine.
 pub const ARRIVAL: Duration = Duration::from_millis(400);
@@ -68,12 +69,13 @@ struct Held {
     stream: Option<TcpStream>,
     socket: Option<UdpSocket>,
     listener: Option<TcpListener>,
+    attempted: Option<OwnedFd>,
 }
 
 /// The sender's side. Each order answers one line, `ok` where nothing else is said, or the kind of the error:
-/// - `connect ADDR` makes a TCP connection and answers its own address; `connect-only6 ADDR` on a socket that takes
-///   IPv6 only; `connect-twice A B` tries A, then B with the same socket; `time-connect ADDR` answers the time that
-///   it took, microseconds, before the outcome;
+/// - `connect ADDR` makes a TCP connection and answers its own address; `connect-only6` on a socket that takes IPv6
+///   only, `connect-multipath` by MPTCP, `connect-sending` with a first byte (TCP Fast Open); `attempt` keeps the
+///   socket for `again`; `time-connect` answers the time that it took, microseconds, before the outcome;
 /// - `peer`, `write` and `close` use the connection;
 /// - `listen ADDR` makes a TCP listener and answers its address;
 /// - `udp ADDR` sends a datagram, `bind ADDR` makes a socket that `receive` takes one from, `towards ADDR` connects
@@ -100,11 +102,26 @@ fn obey(order: &str, rest: &str, held: &mut Held) -> std::io::Result<String> {
             rustix::net::connect(&socket, &rest.parse::<SocketAddr>().unwrap())?;
             return hold(held, socket.into());
         }
-        "connect-twice" => {
-            let (first, second) = rest.split_once(' ').unwrap();
+        "connect-multipath" => {
+            let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::MPTCP))?;
+            rustix::net::connect(&socket, &rest.parse::<SocketAddr>().unwrap())?;
+            return hold(held, socket.into());
+        }
+        "connect-sending" => {
             let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
-            rustix::net::connect(&socket, &first.parse::<SocketAddr>().unwrap()).unwrap_err();
-            rustix::net::connect(&socket, &second.parse::<SocketAddr>().unwrap())?;
+            let fast_open = SendFlags::from_bits_retain(libc::MSG_FASTOPEN.cast_unsigned());
+            rustix::net::sendto(&socket, b"x", fast_open, &rest.parse::<SocketAddr>().unwrap())?;
+            return hold(held, socket.into());
+        }
+        "attempt" => {
+            let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+            let outcome = rustix::net::connect(&socket, &rest.parse::<SocketAddr>().unwrap());
+            held.attempted = Some(socket);
+            outcome?;
+        }
+        "again" => {
+            let socket = held.attempted.take().unwrap();
+            rustix::net::connect(&socket, &rest.parse::<SocketAddr>().unwrap())?;
             return hold(held, socket.into());
         }
         "time-connect" => {
@@ -157,7 +174,7 @@ fn send_raw(order: &str) -> std::io::Result<()> {
     let to = SocketAddr::new(to.parse().unwrap(), 0);
     let family = if to.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
     let socket = rustix::net::socket(family, SocketType::RAW, Some(ipproto::RAW))?;
-    rustix::net::sendto(&socket, &packet, rustix::net::SendFlags::empty(), &to)?;
+    rustix::net::sendto(&socket, &packet, SendFlags::empty(), &to)?;
     Ok(())
 }
 
