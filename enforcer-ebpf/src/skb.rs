@@ -59,14 +59,12 @@ fn is_let_out(packet: &SkBuffContext, bottle: &Bottle) -> bool {
         return !redirected;
     }
     let meter = endpoint(&bottle.meter);
-    let from_meter = is_endpoint_ip(&header.source, &meter);
+    let from_meter = header.protocol == TCP && is_endpoint_ip(&header.source, &meter);
     if !(redirected || from_meter) || (header.protocol != TCP && header.protocol != UDP) {
         return true;
     }
     let Ok([source, destination]) = packet.load::<[u16; 2]>(header.length) else { return false };
-    let speaks_as_meter = from_meter
-        && header.protocol == TCP
-        && is_endpoint(&header.source, u32::from(u16::from_be(source)), &meter);
+    let speaks_as_meter = from_meter && is_endpoint(&header.source, u32::from(u16::from_be(source)), &meter);
     let port = u32::from(u16::from_be(destination));
     !speaks_as_meter && !goes_around(bottle, &header.destination, port, header.protocol)
 }

@@ -9,7 +9,8 @@
 mod network;
 
 use std::fs::OpenOptions;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -31,6 +32,7 @@ const FLIPS: usize = 2_000;
 /// Connections of one kind in a row; the kinds take turns, so that they see the same machine.
 const CONNECTS: usize = 500;
 const TURNS: usize = 20;
+const LOOKUPS: usize = 10_000;
 /// Packets are counted for this long.
 const PACKETS_FOR: Duration = Duration::from_secs(2);
 
@@ -40,6 +42,7 @@ fn main() {
         bench.load();
         bench.attach();
         bench.connect();
+        bench.identity();
         bench.packet_and_flip();
     });
 }
@@ -116,6 +119,26 @@ impl Bench {
         loader.detach("c", 1).unwrap();
     }
 
+    /// The kernel plane's part of identity: looking up a connection that lives.
+    fn identity(&self) {
+        let loader = self.open();
+        let cgroup = Cgroup::open(&self.cgroup).unwrap();
+        let meter = TcpListener::bind("127.0.0.1:0").unwrap();
+        let local = meter.local_addr().unwrap();
+        loader.attach("i", &cgroup, Guard { meter: local, ..guard(1) }).unwrap();
+        loader.open(1);
+        let client = Inside::start(&self.cgroup, || {
+            let mut stream = TcpStream::connect((network::PUBLIC4, 443)).unwrap();
+            // stays until it is ended
+            stream.read_exact(&mut [0]).unwrap();
+        });
+        let (_stream, peer) = meter.accept().unwrap();
+        let rounds = (0..LOOKUPS).map(|_| nanoseconds(|| assert!(loader.flow(peer, local, 1).is_some())));
+        report("look up whose a connection is", rounds.collect());
+        drop(client);
+        loader.detach("i", 1).unwrap();
+    }
+
     fn packet_and_flip(&self) {
         let loader = self.open();
         let cgroup = Cgroup::open(&self.cgroup).unwrap();
@@ -123,7 +146,7 @@ impl Bench {
         loader.open(1);
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         let times = shared::<Times>();
-        let sender = Sender::start(&self.cgroup, receiver.local_addr().unwrap(), times);
+        let sender = Inside::sending(&self.cgroup, receiver.local_addr().unwrap(), times);
         std::thread::sleep(Duration::from_millis(200));
         packet("egress of an open bottle, redirect on");
         loader.refresh(Guard { redirect: false, ..guard(1) });
@@ -196,7 +219,7 @@ fn connects(cgroup: Option<&Path>, to: SocketAddr, listener: &TcpListener) -> Ve
     let times = shared::<[AtomicU64; CONNECTS]>();
     let procs =
         cgroup.map(|cgroup| OpenOptions::new().write(true).open(cgroup.join("cgroup.procs")).unwrap());
-    // SAFETY: as in `Sender::start`.
+    // SAFETY: as in `Inside::start`.
     match unsafe { fork() }.unwrap() {
         ForkResult::Parent { child } => {
             assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
@@ -219,31 +242,40 @@ fn connects(cgroup: Option<&Path>, to: SocketAddr, listener: &TcpListener) -> Ve
     times.iter().map(|time| time.load(Ordering::SeqCst)).collect()
 }
 
-/// A process in the bottle that sends datagrams as fast as it can.
-struct Sender(Pid);
+/// A process in a cgroup, ended when dropped.
+struct Inside(Pid);
 
-impl Sender {
-    fn start(cgroup: &Path, to: SocketAddr, times: &'static Times) -> Self {
+impl Inside {
+    fn start(cgroup: &Path, action: impl FnOnce()) -> Self {
         let procs = OpenOptions::new().write(true).open(cgroup.join("cgroup.procs")).unwrap();
         // SAFETY: this process has one other thread, which waits and holds no lock.
         match unsafe { fork() }.unwrap() {
             ForkResult::Parent { child } => Self(child),
             ForkResult::Child => {
                 nix::unistd::write(&procs, b"0").unwrap();
-                let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-                loop {
-                    let began = now();
-                    if socket.send_to(b"x", to).is_ok() {
-                        times.returned.store(now(), Ordering::SeqCst);
-                        times.began.store(began, Ordering::SeqCst);
-                    }
-                }
+                action();
+                // SAFETY: ends the process at once.
+                unsafe { libc::_exit(0) }
             }
         }
     }
+
+    /// Sends datagrams as fast as it can.
+    fn sending(cgroup: &Path, to: SocketAddr, times: &'static Times) -> Self {
+        Self::start(cgroup, || {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            loop {
+                let began = now();
+                if socket.send_to(b"x", to).is_ok() {
+                    times.returned.store(now(), Ordering::SeqCst);
+                    times.began.store(began, Ordering::SeqCst);
+                }
+            }
+        })
+    }
 }
 
-impl Drop for Sender {
+impl Drop for Inside {
     fn drop(&mut self) {
         kill(self.0, Signal::SIGKILL).unwrap();
         waitpid(self.0, None).unwrap();
