@@ -36,6 +36,8 @@ CREATE TABLE exchanges (
     reserved_tokens    INTEGER NOT NULL CHECK (reserved_tokens >= 0),
     window_key         TEXT    NOT NULL,
     started_at_ms      INTEGER NOT NULL,
+    seen_input_tokens  INTEGER CHECK (seen_input_tokens >= 0),                            -- all classes, as last written
+    seen_output_tokens INTEGER CHECK (seen_output_tokens >= 0),                           -- while under way
 
     input_tokens       INTEGER CHECK (input_tokens >= 0),                                 -- uncached
     cache_write_tokens INTEGER CHECK (cache_write_tokens >= 0),

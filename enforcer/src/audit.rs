@@ -61,6 +61,9 @@ impl std::fmt::Display for Cause {
             (CauseKind::Lease, ..) => f.write_str("the controller was silent for too long")?,
             (CauseKind::Hook, ..) => f.write_str("by a hook")?,
         }
+        if let Some(flow) = self.flow {
+            write!(f, ", exchange {flow}")?;
+        }
         match &self.reason {
             Some(reason) => write!(f, ": {reason}"),
             None => Ok(()),

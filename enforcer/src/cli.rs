@@ -440,7 +440,8 @@ pub fn by_provider(list: &[(String, u64)]) -> Result<BTreeMap<String, u64>, Stri
 
 /// A moment, or a time ago, as milliseconds since the Unix epoch.
 fn since(text: &str) -> Result<UnixMs, String> {
-    let ago = || text.parse::<SignedDuration>().ok().or_else(|| days(text));
+    let past = |ago: &SignedDuration| !ago.is_negative();
+    let ago = || text.parse().ok().filter(past).or_else(|| days(text));
     let at = text
         .parse::<Timestamp>()
         .ok()
@@ -500,7 +501,7 @@ mod tests {
             let ago = now - since(text).unwrap();
             assert!((f64::from(i32::try_from(ago / 1000).unwrap()) - hours * 3600.0).abs() < 60.0, "{text}");
         }
-        for text in ["", "yesterday", "-d", "99999999999d"] {
+        for text in ["", "yesterday", "-d", "-90m", "99999999999d"] {
             assert!(since(text).is_err(), "{text}");
         }
     }

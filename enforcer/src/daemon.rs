@@ -1,8 +1,8 @@
 //! `enforcer daemon`: the only place that wires threads and tasks together.
 //!
-//! Order: what can be refused without a trace first (settings, state, lock, listener), then the kernel, the
-//! ledger, the core (which takes over what is there), the meter, and last the control socket, so that whoever
-//! gets an answer gets a whole controller. Stopping goes the other way and opens nothing.
+//! Order: what can be refused without a trace first (settings, state, lock, listener, ledger), then the kernel,
+//! the core (which takes over what is there), the meter, and last the control socket, so that whoever gets an
+//! answer gets a whole controller. Stopping goes the other way and opens nothing.
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use crate::error::{Exit, Failure};
 use crate::kernel::Kernel;
 use crate::kernel::loader::Loader;
 use crate::ledger::Ledger;
-use crate::ledger::sqlite::SqliteLedger;
+use crate::ledger::sqlite::{self, SqliteLedger};
 use crate::ledger::writer::Writer;
 use crate::meter::{self, Meter};
 use crate::settings::Settings;
@@ -35,8 +35,12 @@ const METER_START: Duration = Duration::from_secs(10);
 const SETTLE_AT_STOP: Duration = Duration::from_secs(2);
 /// How long the meter holds a response back for its settlement before it aborts it.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The ledger's file in the state directory.
-pub const LEDGER_FILE: &str = "bot-bottle.db";
+/// Members of this group may use the control socket.
+const CONTROL_GROUP: &str = "enforcer";
+/// How often the daemon looks whether its threads live.
+const HEALTH_CHECK: Duration = Duration::from_millis(200);
+/// Longest file of extra roots: it must fit one message to the meter beside the rest of the configuration.
+const MAX_EXTRA_ROOTS_BYTES: usize = 96 * 1024;
 
 /// What the command line says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +78,7 @@ pub fn run(options: Options) -> Result<(), Failure> {
 
 async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Path) -> Result<(), Failure> {
     let run_dir = state.run_dir()?;
-    let control = server::Server::bind(socket, None)?;
+    let control = server::Server::bind(socket, control_group()?)?;
     let extra_roots_pem = extra_roots(&settings)?;
     let tcp = meter::listen(settings.listen)?;
     let listener = Listener {
@@ -85,41 +89,24 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     let ca_certificate = ca.publish(&run_dir)?;
     let ca_bundle = run_dir.join(ca::BUNDLE_FILE);
     let program = meter::program()?;
+    let mut ledger = SqliteLedger::open(&state.file(sqlite::FILE))?;
+    let snapshot = ledger.load()?;
+    let reader = ledger.reader()?;
     let home = Home::enter(state.instance(), is_managed())?;
     let kernel: Arc<dyn Kernel> = Arc::new(Loader::open(state.instance())?);
 
-    let mut ledger = SqliteLedger::open(&state.file(LEDGER_FILE))?;
-    let snapshot = ledger.load()?;
-    let reader = ledger.reader()?;
     let (writer, writing) = Writer::spawn(Box::new(ledger));
     let (changes, changed) = broadcast::channel(CHANGES_KEPT);
     let parts = core::Parts { settings: settings.clone(), kernel: kernel.clone(), writer, listener, changes };
     let (core, deciding) = core::start(parts, snapshot)?;
 
-    let config = Config {
-        providers: settings.providers.clone(),
-        extra_roots_pem,
-        midstream: settings.midstream,
-        hold_ms: millis(settings.hold),
-        settle_timeout_ms: millis(SETTLE_TIMEOUT),
-        allow_private: settings.allow_private.clone(),
-    };
     let meter_options = meter::Options {
         program,
         cgroup_procs: Some(home.meter_procs()),
-        config,
+        config: meter_config(&settings, extra_roots_pem),
         listener: (tcp, listener.id),
     };
     let meter = Arc::new(Meter::start(meter_options, core.clone(), ca)?);
-    let serving = {
-        let meter = meter.clone();
-        tokio::task::spawn_blocking(move || meter.wait_until_serving(METER_START)).await.unwrap_or(false)
-    };
-    if !serving {
-        tracing::error!(
-            "the meter does not serve yet; it is tried again and again, and until then nothing passes"
-        );
-    }
     let parts = registry::Parts {
         core: core.clone(),
         kernel,
@@ -133,10 +120,11 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     let registry = Registry::start(parts, reader, changed);
     let stop = CancellationToken::new();
     let answering = tokio::spawn(control.serve(registry, stop.clone()));
+    wait_for_meter(&meter).await;
     tell_service_manager(&[sd_notify::NotifyState::Ready]);
     tracing::info!(socket = %socket.display(), listen = %listener.address, "the daemon serves");
 
-    asked_to_stop().await?;
+    asked_to_stop(&[&deciding, &writing]).await?;
     tracing::info!("stopping; cut bottles stay cut");
     tell_service_manager(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
@@ -148,8 +136,37 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     core.tell(Message::Stop);
     join("core", deciding).await;
     join("writer", writing).await;
-    home.leave();
+    drop(home);
     Ok(())
+}
+
+/// Bottles can be cut while the meter is still starting; the service manager is told when it serves.
+async fn wait_for_meter(meter: &Arc<Meter>) {
+    let meter = meter.clone();
+    let waiting = tokio::task::spawn_blocking(move || meter.wait_until_serving(METER_START));
+    if !waiting.await.unwrap_or(false) {
+        tracing::error!(
+            "the meter does not serve yet; it is tried again and again, and until then nothing passes"
+        );
+    }
+}
+
+fn meter_config(settings: &Settings, extra_roots_pem: String) -> Config {
+    Config {
+        providers: settings.providers.clone(),
+        extra_roots_pem,
+        midstream: settings.midstream,
+        hold_ms: millis(settings.hold),
+        settle_timeout_ms: millis(SETTLE_TIMEOUT),
+        allow_private: settings.allow_private.clone(),
+    }
+}
+
+/// The group that may use the control socket beside root, where the operator made one.
+fn control_group() -> Result<Option<u32>, Failure> {
+    let group = nix::unistd::Group::from_name(CONTROL_GROUP)
+        .map_err(|error| Failure::io("the group database", &error.into()))?;
+    Ok(group.map(|group| group.gid.as_raw()))
 }
 
 /// Closes every upstream and waits, bounded, until what was under way is settled.
@@ -172,14 +189,24 @@ async fn join(name: &str, thread: std::thread::JoinHandle<()>) {
     }
 }
 
-async fn asked_to_stop() -> Result<(), Failure> {
+/// Returns when the operator wants it to end; fails when a thread that decides or records has ended by itself:
+/// without it nothing may pass, and the meter ends with this process.
+async fn asked_to_stop(threads: &[&std::thread::JoinHandle<()>]) -> Result<(), Failure> {
     let listen_for = |kind| signal(kind).map_err(|error| Failure::io("signals cannot be received", &error));
     let (mut term, mut int) = (listen_for(SignalKind::terminate())?, listen_for(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+    let mut health = tokio::time::interval(HEALTH_CHECK);
+    loop {
+        tokio::select! {
+            _ = term.recv() => return Ok(()),
+            _ = int.recv() => return Ok(()),
+            _ = health.tick() => {
+                if let Some(ended) = threads.iter().find(|thread| thread.is_finished()) {
+                    let name = ended.thread().name().unwrap_or("unnamed");
+                    return Err(Failure::new(Exit::Failed, format!("the {name} thread ended; nothing can be decided")));
+                }
+            }
+        }
     }
-    Ok(())
 }
 
 /// Whether a service manager started this process in a cgroup of its own.
@@ -211,9 +238,6 @@ fn extra_roots(settings: &Settings) -> Result<String, Failure> {
     }
     Ok(pem)
 }
-
-/// Longest file of extra roots: it must fit one message to the meter beside the rest of the configuration.
-const MAX_EXTRA_ROOTS_BYTES: usize = 96 * 1024;
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

@@ -189,6 +189,9 @@ impl From<AdoptError> for Failure {
     fn from(error: AdoptError) -> Self {
         match error {
             AdoptError::Kernel(error) => error.into(),
+            AdoptError::Bottle { .. } => Self::new(Exit::Unsupported, error.to_string()).hint(
+                "nothing was changed; mend what stands in the way, or give all guards up with `enforcer daemon --unpin-all`",
+            ),
             AdoptError::Thread(error) => Self::io("the core cannot be started", &error),
         }
     }

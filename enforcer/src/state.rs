@@ -96,6 +96,8 @@ impl StateDir {
             Some(path) => std::path::absolute(path).map_err(|error| StateError::io(path, &error))?,
             None => default_path()?,
         };
+        // a slash at the end would look through a link at what it points to
+        let given: PathBuf = given.components().collect();
         check_way(&given)?;
         make_missing(&given, 0o700)?;
         check_own(&given)?;
@@ -165,6 +167,12 @@ impl StateDir {
     /// When it cannot be made, or somebody else could write into it.
     pub fn run_dir(&self) -> Result<PathBuf, StateError> {
         run_dir_in(Path::new(RUN_ROOT), self.instance())
+    }
+
+    /// Where that directory is, made or not.
+    #[must_use]
+    pub fn run_path(&self) -> PathBuf {
+        Path::new(RUN_ROOT).join(run_name(self.instance()))
     }
 
     /// Where the control socket of this directory's daemon stands.
@@ -250,9 +258,12 @@ fn check_own(path: &Path) -> Result<(), StateError> {
     Ok(())
 }
 
+fn run_name(instance: Option<&str>) -> String {
+    instance.map_or_else(|| RUN_NAME.to_owned(), |instance| format!("{RUN_NAME}-{instance}"))
+}
+
 fn run_dir_in(root: &Path, instance: Option<&str>) -> Result<PathBuf, StateError> {
-    let name = instance.map_or_else(|| RUN_NAME.to_owned(), |instance| format!("{RUN_NAME}-{instance}"));
-    let path = root.join(name);
+    let path = root.join(run_name(instance));
     make_missing(&path, 0o755)?;
     let about = look_at(&path)?;
     if about.uid() != Uid::effective().as_raw() || about.mode() & 0o022 != 0 {

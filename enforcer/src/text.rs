@@ -9,7 +9,9 @@ pub fn scrub(text: &str) -> String {
     text.chars().map(|c| if is_hostile(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
-fn is_hostile(c: char) -> bool {
+/// Whether a character could steer a terminal or lie about the order of text.
+#[must_use]
+pub fn is_hostile(c: char) -> bool {
     c.is_control()
         || matches!(c,
             '\u{061c}' | '\u{200b}' | '\u{200e}' | '\u{200f}'   // zero-width space, direction marks

@@ -28,7 +28,7 @@ fn assert_fails(arguments: &[&str], code: i32, words: &str) {
 
 #[test]
 fn wrong_usage_is_told_and_ends_with_2() {
-    assert_fails(&[], 2, "Usage:");
+    assert_fails(&[], 2, "requires a subcommand");
     assert_fails(&["explode"], 2, "unrecognized subcommand");
     assert_fails(&["run"], 2, "CMD");
     assert_fails(&["run", "claude"], 2, "unexpected argument");

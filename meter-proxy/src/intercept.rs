@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
@@ -43,9 +43,8 @@ pub async fn connect(
     if matches!(entrance, Entrance::Tunnel { .. }) {
         return Err(Refused::plain(Reason::Malformed("there is no CONNECT inside a tunnel")));
     }
-    let named = request.uri.authority().map_or("", |authority| authority.as_str());
-    let authority = Authority::parse(named, None)
-        .map_err(|_| Refused::plain(Reason::Malformed("CONNECT needs a host and a port")))?;
+    let authority = target(&request.uri)
+        .ok_or_else(|| Refused::plain(Reason::Malformed("CONNECT needs a host and a port")))?;
     let settings = Arc::clone(&meter.settings.borrow());
     let upgrade = hyper::upgrade::on(Request::from_parts(request, ()));
     match (&authority.host, settings.provider_at(&authority.host)) {
@@ -68,6 +67,12 @@ pub async fn connect(
         }
     }
     Ok(refuse::tunnel_open())
+}
+
+/// What a CONNECT asks for: a host and a port and nothing else (RFC 9110, 9.3.6).
+fn target(uri: &Uri) -> Option<Authority> {
+    let alone = uri.scheme().is_none() && uri.path_and_query().is_none();
+    uri.authority().filter(|_| alone).and_then(|named| Authority::parse(named.as_str(), None).ok())
 }
 
 fn unreachable(error: DialError) -> Refused {

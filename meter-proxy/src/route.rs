@@ -151,6 +151,9 @@ fn by_authority(
     request: &Parts,
 ) -> Result<Destination, Refused> {
     let provider = settings.provider_at(&authority.host).cloned();
+    if let Some(provider) = &provider {
+        check_path(request.uri.path(), provider.dialect)?;
+    }
     let rest = request.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
     let Some(base) = provider.as_ref().and_then(|provider| provider.upstream.clone()) else {
         let endpoint = request.uri.path().to_owned();
@@ -180,6 +183,7 @@ fn gateway(settings: &Settings, request: &Parts) -> Result<Destination, Refused>
     let provider = settings
         .provider_named(name)
         .ok_or_else(|| Refused::plain(Reason::NoProvider(name.chars().take(64).collect())))?;
+    check_path(rest, provider.dialect)?;
     let rest = if rest.is_empty() { "/" } else { rest };
     let query = request.uri.query().map_or_else(String::new, |query| format!("?{query}"));
     let (tls, authority, base, chosen) = match (&provider.upstream, &provider.first_host) {
@@ -199,6 +203,18 @@ fn gateway(settings: &Settings, request: &Parts) -> Result<Destination, Refused>
         endpoint: rest.to_owned(),
         target: format!("{base}{rest}{query}"),
     })
+}
+
+/// Refuses a path that a server may read as one above or beside the upstream's own: segments `.` and `..`, however
+/// they are written. No client of a provider has them.
+fn check_path(path: &str, dialect: Dialect) -> Result<(), Refused> {
+    let plain = path.to_ascii_lowercase().replace("%2e", ".");
+    let plain = plain.replace("%2f", "/").replace("%5c", "/").replace('\\', "/");
+    let is_dots = |segment: &str| matches!(segment.split(';').next(), Some("." | ".."));
+    if plain.split('/').any(is_dots) {
+        return Err(Refused::shaped(Reason::Malformed("the path has segments of dots"), dialect));
+    }
+    Ok(())
 }
 
 /// The one Host header. Without `default_port` its value is only checked for being there once.
@@ -277,6 +293,22 @@ mod tests {
         assert_eq!(uri(ask(&listener(), "/mine", &["a"])), "http://127.0.0.1:9/base/");
         assert!(matches!(ask(&listener(), "/other/x", &["a"]), Err(Reason::NoProvider(_))));
         assert!(matches!(ask(&listener(), "/star/x", &["a"]), Err(Reason::Malformed(_))));
+    }
+
+    #[test]
+    fn no_path_leaves_its_upstream() {
+        for path in ["/..", "/../x", "/a/../../x", "/./x", "/%2E%2e/x", "/a%2f..%2fx", "/..%5Cx", "/..;a=b/x"]
+        {
+            for (uri, host) in
+                [(format!("/mine{path}"), "a"), (format!("http://mine.test{path}"), "mine.test")]
+            {
+                assert!(matches!(ask(&listener(), &uri, &[host]), Err(Reason::Malformed(_))), "{uri}");
+            }
+            assert!(ask(&listener(), &format!("http://example.com{path}"), &["example.com"]).is_ok());
+        }
+        for path in ["/.well-known/x", "/...", "/a..b", "/a?x=/../"] {
+            assert!(ask(&listener(), &format!("/mine{path}"), &["a"]).is_ok(), "{path}");
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The answer on its way to the client: bytes pass untouched, usage is seen, and the end is held back until its
-//! settlement is durable. Streaming → Settling → Passing.
+//! settlement is durable. Streaming → Settling → Passing (→ Breaking).
 //!
 //! However the answer ends — at its end, by a hang-up on either side, by a cut — it is settled once. Not here:
 //! what usage looks like (`exchange`).
@@ -58,6 +58,8 @@ enum Phase {
     Settling(Waiting<bool>),
     /// Settled, or free: what is held goes out, then the rest passes.
     Passing,
+    /// Everything is handed over, and the break that follows is told at the next poll.
+    Breaking(TailError),
     /// Nothing more comes.
     Done,
 }
@@ -77,6 +79,8 @@ pub struct Tail {
     settle_timeout: Duration,
     bottle: Arc<Bottle>,
     reopened: Option<Waiting<()>>,
+    /// The provider's side broke; the client is told once it has what came before.
+    broken: Option<TailError>,
     _flight: Flight,
 }
 
@@ -103,6 +107,7 @@ pub async fn tail(
         settle_timeout: settings.settle_timeout,
         bottle,
         reopened: None,
+        broken: None,
         _flight: flight,
     };
     if let Leave::Metered(mut permit) = leave {
@@ -153,8 +158,24 @@ impl Tail {
         }
         self.upstream = None;
         self.held.clear();
+        self.broken = None;
         tracing::debug!(%error, "an answer is broken off");
         Poll::Ready(Some(Err(error)))
+    }
+
+    /// The provider's side broke: what is held back, perhaps its reason, still goes out once that is settled.
+    fn upstream_broke(&mut self, error: TailError) {
+        tracing::debug!(%error, "a provider broke off");
+        self.upstream = None;
+        self.settle(Ending::UpstreamBroke);
+        self.broken = Some(error);
+    }
+
+    fn tell_of_break(&mut self) -> Poll<Option<Result<Frame<Bytes>, TailError>>> {
+        match std::mem::replace(&mut self.phase, Phase::Done) {
+            Phase::Breaking(error) => Poll::Ready(Some(Err(error))),
+            _ => Poll::Ready(None),
+        }
     }
 
     /// Waits while the bottle is held. Ready with whether anything may pass at all.
@@ -254,19 +275,26 @@ impl Body for Tail {
             }
             match &mut this.phase {
                 Phase::Done => return Poll::Ready(None),
+                Phase::Breaking(_) => return this.tell_of_break(),
                 Phase::Settling(durable) => match ready!(durable.as_mut().poll(cx)) {
                     true => this.phase = Phase::Passing,
                     false => return this.break_off(Ending::Completed, TailError::NotDurable),
                 },
                 Phase::Passing if !this.held.is_empty() => return Poll::Ready(this.release().map(Ok)),
                 Phase::Passing | Phase::Streaming(_) => {
+                    if let Some(error) = this.broken.take() {
+                        // an error makes the connection drop what it has not written yet: being pending makes it write
+                        this.phase = Phase::Breaking(error);
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
                     let Some(upstream) = &mut this.upstream else {
                         this.at_end();
                         continue;
                     };
                     match ready!(Pin::new(upstream).poll_frame(cx)) {
                         None => this.at_end(),
-                        Some(Err(error)) => return this.break_off(Ending::UpstreamBroke, error.into()),
+                        Some(Err(error)) => this.upstream_broke(error.into()),
                         Some(Ok(frame)) => match this.see(frame) {
                             Ok(None) => {}
                             Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
@@ -281,8 +309,11 @@ impl Body for Tail {
     fn is_end_stream(&self) -> bool {
         match self.phase {
             Phase::Done => true,
-            Phase::Passing => self.held.is_empty() && self.upstream.as_ref().is_none_or(Body::is_end_stream),
-            Phase::Streaming(_) | Phase::Settling(_) => false,
+            Phase::Passing => {
+                let nothing_follows = self.held.is_empty() && self.broken.is_none();
+                nothing_follows && self.upstream.as_ref().is_none_or(Body::is_end_stream)
+            }
+            Phase::Streaming(_) | Phase::Settling(_) | Phase::Breaking(_) => false,
         }
     }
 

@@ -23,10 +23,13 @@ impl Tokens {
     /// Saturates.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.input
-            .saturating_add(self.cache_write)
-            .saturating_add(self.cache_read)
-            .saturating_add(self.output)
+        self.all_input().saturating_add(self.output)
+    }
+
+    /// Input of every class: uncached, written to and read from a cache. Saturates.
+    #[must_use]
+    pub fn all_input(&self) -> u64 {
+        self.input.saturating_add(self.cache_write).saturating_add(self.cache_read)
     }
 
     /// Class by class sum. Saturates.

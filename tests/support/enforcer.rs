@@ -21,12 +21,13 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the controller may take to end when asked to.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A running controller with its meter. Dropped: bottles detached, processes ended, pins and cgroups removed.
+/// A running controller with its meter. Dropped: bottles detached, processes ended, pins, cgroups and what it published removed.
 pub struct Daemon {
     dir: TempDir,
     child: Option<Child>,
     meters: Vec<Seen>,
     own_cgroups: Vec<PathBuf>,
+    run_dir: Option<PathBuf>,
 }
 
 impl Daemon {
@@ -41,7 +42,8 @@ impl Daemon {
         let dir =
             tempfile::Builder::new().prefix("enforcer-test-").tempdir().expect("a directory for the daemon");
         fs::DirBuilder::new().mode(0o700).create(dir.path().join("state")).expect("a state directory");
-        let mut daemon = Self { dir, child: None, meters: Vec::new(), own_cgroups: Vec::new() };
+        let mut daemon =
+            Self { dir, child: None, meters: Vec::new(), own_cgroups: Vec::new(), run_dir: None };
         daemon.write_settings(settings);
         daemon.spawn();
         daemon.wait_serving();
@@ -83,7 +85,6 @@ impl Daemon {
     }
 
     /// Runs one command that must succeed; its standard output.
-    #[must_use]
     pub fn ok(&self, args: &[&str]) -> String {
         let output = self.cli(args);
         assert_eq!(output.code, Some(0), "enforcer {args:?}: {}\n{}", output.stdout, output.stderr);
@@ -123,7 +124,7 @@ impl Daemon {
     /// Attaches a cgroup as a bottle; `options` as on the command line.
     pub fn attach(&self, name: &str, cgroup: &Path, options: &[&str]) {
         let path = cgroup.to_str().expect("a test's cgroup has a plain name");
-        drop(self.ok(&[&["attach", name, "--cgroup", path], options].concat()));
+        self.ok(&[&["attach", name, "--cgroup", path], options].concat());
     }
 
     /// `ADDRESS:PORT` of the meter.
@@ -195,7 +196,15 @@ impl Daemon {
             (self.status_if_any()["daemon"]["meter"]["state"] == "serving").then_some(())
         });
         assert!(serving.is_some(), "the daemon does not serve within {START_TIMEOUT:?}\n{}", self.logs());
+        self.run_dir = Some(self.run_dir());
         self.remember();
+    }
+
+    /// Directory of what it publishes, under `/run`; its name is its instance's, which pins and cgroups bear too.
+    #[must_use]
+    pub fn run_dir(&self) -> PathBuf {
+        let certificate = PathBuf::from(self.ok(&["ca", "path"]).trim_end());
+        certificate.parent().expect("the certificate lies in a directory").to_owned()
     }
 
     /// Notes the meter, and the cgroups that it and the controller moved to (never the test's own), for the end.
@@ -229,6 +238,17 @@ impl Daemon {
         }
     }
 
+    /// Removes the directory of the CA's certificate: a stopped daemon leaves it for the bottles that it guards.
+    fn remove_public_directory(&self) {
+        let path = self.try_cli(&["ca", "path"]).map(|output| PathBuf::from(output.stdout.trim_end()));
+        let own = path.ok().and_then(|path| path.parent().map(Path::to_owned));
+        if let Some(own) = own.filter(|own| own.to_string_lossy().starts_with("/run/enforcer-"))
+            && let Err(error) = fs::remove_dir_all(&own)
+        {
+            eprintln!("{} stays: {error}", own.display());
+        }
+    }
+
     fn detach_all(&self) {
         for bottle in self.status_if_any()["bottles"].as_array().into_iter().flatten() {
             if let Some(name) = bottle["name"].as_str() {
@@ -248,9 +268,15 @@ impl Drop for Daemon {
             self.detach_all();
             self.stop();
         }
+        self.remove_public_directory();
         self.clear_up(&["daemon", "--unpin-all"]);
         self.meters.iter().for_each(Seen::kill);
         remove_left(&self.own_cgroups);
+        if let Some(run_dir) = self.run_dir.take()
+            && let Err(error) = fs::remove_dir_all(&run_dir)
+        {
+            eprintln!("cannot remove {}: {error}", run_dir.display());
+        }
     }
 }
 

@@ -15,6 +15,7 @@ pub mod process;
 pub mod provider;
 pub mod sink;
 pub mod sse;
+pub mod stage;
 pub mod tls;
 
 /// Stops the test with a clear word when it does not run as root.

@@ -34,13 +34,23 @@ pub fn run(command: &mut Command, timeout: Duration) -> Output {
 pub fn try_run(command: &mut Command, timeout: Duration) -> Result<Output, String> {
     let what = format!("{command:?}");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| format!("cannot start {what}: {error}"))?;
+    let child = command.spawn().map_err(|error| format!("cannot start {what}: {error}"))?;
+    try_finish(child, timeout).ok_or_else(|| format!("{what} did not end within {timeout:?}"))
+}
+
+/// Waits for a child whose output is piped, and gives what it said. Panics when it takes longer than `timeout`.
+#[must_use]
+pub fn finish(child: Child, timeout: Duration) -> Output {
+    let pid = child.id();
+    try_finish(child, timeout).unwrap_or_else(|| panic!("process {pid} did not end within {timeout:?}"))
+}
+
+fn try_finish(mut child: Child, timeout: Duration) -> Option<Output> {
     let stdout = child.stdout.take().map(read_aside);
     let stderr = child.stderr.take().map(read_aside);
-    let code =
-        exit_within(&mut child, timeout).ok_or_else(|| format!("{what} did not end within {timeout:?}"))?;
+    let code = exit_within(&mut child, timeout)?;
     let text = |reader: Option<JoinHandle<String>>| reader.map_or_else(String::new, |r| r.join().unwrap());
-    Ok(Output { code, stdout: text(stdout), stderr: text(stderr) })
+    Some(Output { code, stdout: text(stdout), stderr: text(stderr) })
 }
 
 /// Waits for a child; after `timeout` kills and reaps it and gives `None`. Inside: the exit code, if no signal.

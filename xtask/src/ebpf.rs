@@ -47,7 +47,7 @@ impl Toolchain {
     pub fn find() -> Result<Self, String> {
         let missing = |what: &str| format!("{what} is not installed: run `cargo xtask setup`");
         let compiler = find_compiler().ok_or_else(|| missing("a Rust compiler for eBPF"))?;
-        let linker = find_linker().ok_or_else(|| missing("bpf-linker"))?;
+        let linker = find_linker().ok_or_else(|| missing(&format!("bpf-linker {LINKER_VERSION}")))?;
         Ok(Self { compiler, linker })
     }
 
@@ -119,7 +119,7 @@ pub fn find_compiler() -> Option<Compiler> {
     (output.status.success() && sources.is_dir()).then_some(Compiler::Nightly)
 }
 
-/// bpf-linker, in cargo's own bin directory or on the path.
+/// bpf-linker of this tree's release, in cargo's own bin directory or on the path.
 pub fn find_linker() -> Option<PathBuf> {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
@@ -128,5 +128,13 @@ pub fn find_linker() -> Option<PathBuf> {
         .into_iter()
         .chain(env::split_paths(&paths))
         .map(|directory| directory.join("bpf-linker"))
-        .find(|file| file.is_file())
+        .find(|file| file.is_file() && is_release(file))
+}
+
+/// Whether it is the release that this tree is built with (`bpf-linker 0.13.0`).
+fn is_release(linker: &Path) -> bool {
+    let output = Command::new(linker).arg("--version").output();
+    output.is_ok_and(|output| {
+        String::from_utf8_lossy(&output.stdout).split_whitespace().last() == Some(LINKER_VERSION)
+    })
 }

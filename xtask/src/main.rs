@@ -6,6 +6,7 @@ mod demo;
 mod ebpf;
 mod setup;
 mod test;
+mod watch;
 
 use std::process::ExitCode;
 

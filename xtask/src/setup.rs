@@ -33,14 +33,19 @@ struct Plan {
 /// When something is missing and cannot be installed from here; the message says what to run.
 pub fn run() -> Result<()> {
     let debian = Path::new("/usr/bin/apt-get").is_file();
-    let plan = plan(debian);
+    let installs = debian && is_root()?;
+    let mut plan = plan(debian);
+    if installs && !plan.packages.is_empty() && !available(&plan.packages)? {
+        println!("setup: this release has not all of {:?}; trying rustup's nightly", plan.packages);
+        plan = self::plan(false);
+    }
     if plan == Plan::default() {
         let tools = Toolchain::find().map_err(anyhow::Error::msg)?;
         println!("setup: nothing to do ({})", describe(&tools));
         return Ok(());
     }
     let steps = plan.steps();
-    if !(debian && is_root()?) {
+    if !installs {
         bail!(
             "these are missing; as root on Debian or Ubuntu this command installs them. Run:\n{}",
             steps.join("\n")
@@ -102,6 +107,15 @@ fn install(plan: &Plan) -> Result<()> {
     if !plan.packages.is_empty() {
         install_packages(&plan.packages)?;
     }
+    if plan.nightly {
+        announce(Command::new("rustup").args([
+            "toolchain",
+            "install",
+            "nightly",
+            "--component",
+            "rust-src",
+        ]))?;
+    }
     if let Some(compiler) = &plan.linker {
         announce(&mut install_linker(compiler))?;
     }
@@ -119,27 +133,34 @@ fn install_linker(compiler: &Compiler) -> Command {
     cargo
 }
 
-/// Installs Debian packages, asking for a fresh index only when the present one does not know them.
+/// Installs Debian packages and removes none: `rustc-web` conflicts with Debian's own rustup. An index that has
+/// grown old names files that are gone; a fresh one is tried once.
 fn install_packages(packages: &[&str]) -> Result<()> {
-    if !known(packages)? {
+    let mut apt = apt_install(packages);
+    apt.arg("-y").env("DEBIAN_FRONTEND", "noninteractive");
+    announce(&mut apt).or_else(|_| {
         announce(Command::new("apt-get").arg("update"))?;
-        ensure!(
-            known(packages)?,
-            "this release has not all of {packages:?}; the other way is:\n  \
-             rustup toolchain install nightly --component rust-src\n  \
-             cargo install bpf-linker --locked --version {LINKER_VERSION}"
-        );
-    }
-    let mut apt = Command::new("apt-get");
-    apt.args(["install", "-y", "--no-install-recommends"]).args(packages);
-    announce(apt.env("DEBIAN_FRONTEND", "noninteractive"))
+        announce(&mut apt)
+    })
 }
 
-/// Whether the package index is enough to install every package.
+/// Whether the package index, made anew if need be, is enough to install every package without removing any.
+fn available(packages: &[&str]) -> Result<bool> {
+    Ok(known(packages)? || {
+        announce(Command::new("apt-get").arg("update"))?;
+        known(packages)?
+    })
+}
+
 fn known(packages: &[&str]) -> Result<bool> {
+    let output = apt_install(packages).arg("--simulate").output().context("cannot start apt-get")?;
+    Ok(output.status.success())
+}
+
+fn apt_install(packages: &[&str]) -> Command {
     let mut apt = Command::new("apt-get");
-    apt.args(["install", "--simulate", "--no-install-recommends"]).args(packages);
-    Ok(apt.output().context("cannot start apt-get")?.status.success())
+    apt.args(["install", "--no-install-recommends", "--no-remove"]).args(packages);
+    apt
 }
 
 /// Says what is run, runs it, and fails when it fails.

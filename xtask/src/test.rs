@@ -5,14 +5,21 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
 use crate::setup;
+use crate::watch::Watch;
 
 /// Marks a test that needs root.
 const ROOT: &str = "root_";
+
+/// The tests end within this time after the build, or are killed.
+const LIMIT: Duration = Duration::from_secs(8 * 60);
+/// The same with the long rounds.
+const FULL_LIMIT: Duration = Duration::from_secs(3 * 60 * 60);
 
 /// What to run.
 #[derive(Args, Debug)]
@@ -32,6 +39,7 @@ pub fn run(options: &Options) -> Result<()> {
     setup::run()?;
     // the end-to-end tests start these binaries: `cargo test` alone would not build another package's
     cargo(&["build", "--workspace"])?;
+    cargo(&["test", "--workspace", "--no-run", "--quiet"])?;
     let root = setup::is_root()?;
     let skipped = if root { 0 } else { report_skipped()? };
     let mut cargo = Command::new("cargo");
@@ -45,6 +53,8 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot start cargo test")?;
     let output = child.stdout.take().context("cargo test has no output")?;
+    let limit = if options.full { FULL_LIMIT } else { LIMIT };
+    let watch = Watch::start(child.id(), limit);
     let mut tally = Tally::default();
     for line in BufReader::new(output).lines() {
         let line = line.context("cannot read the output of cargo test")?;
@@ -52,6 +62,7 @@ pub fn run(options: &Options) -> Result<()> {
         tally.add(&line);
     }
     let status = child.wait().context("cannot wait for cargo test")?;
+    ensure!(watch.end(), "the tests did not end within {} minutes and were killed", limit.as_secs() / 60);
     println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.ignored + skipped);
     ensure!(status.success(), "tests failed ({status})");
     ensure!(tally.passed > 0, "no test was run");

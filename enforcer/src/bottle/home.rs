@@ -38,11 +38,10 @@ impl Home {
     /// When there is no cgroup v2 mount or it cannot be written.
     pub fn enter(instance: Option<&str>, managed: bool) -> Result<Self, HomeError> {
         let mount = cgroup::mount()?;
-        let root = mount.join(directory(instance));
-        for dir in [root.clone(), root.join("meter"), root.join("bottles")] {
+        let mut home = Self { root: mount.join(directory(instance)), origin: None };
+        for dir in [home.root.clone(), home.root.join("meter"), home.bottles()] {
             make(&dir)?;
         }
-        let mut home = Self { root, origin: None };
         if !managed {
             let own = home.root.join("controller");
             make(&own)?;
@@ -63,9 +62,12 @@ impl Home {
     pub fn bottles(&self) -> PathBuf {
         self.root.join("bottles")
     }
+}
 
-    /// Goes back to where the controller came from and removes what is empty. Bottles that are left stay.
-    pub fn leave(self) {
+impl Drop for Home {
+    /// Goes back to where the controller came from and removes what is empty, also after a start that failed.
+    /// Bottles that are left stay.
+    fn drop(&mut self) {
         if let Some(origin) = &self.origin
             && let Err(error) = enter(origin)
         {

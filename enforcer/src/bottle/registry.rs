@@ -2,28 +2,23 @@
 //!
 //! An attach is whole or nothing: cgroup checked, slot given (core), hooks on and dropping (kernel), recorded
 //! (ledger), opened (core); each failure undoes what came before. Budgets and verdicts are the core's.
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::{broadcast, oneshot};
 
-use super::cgroup::{self, Cgroup};
+use super::cgroup::{self, Cgroup, CgroupError};
 use crate::audit;
 use crate::control::api::{self, Problem};
-use crate::control::{Controller, Event, env};
+use crate::control::{Controller, Event, env, events};
 use crate::core::{Admission, BottleModel, Change, CoreHandle, Listener, Message};
 use crate::error::Failure;
-use crate::kernel::{Guard, Kernel};
+use crate::kernel::Kernel;
 use crate::ledger::{Attachment, FlowRow, LedgerError, Reader, UsageQuery, UsageRow};
 use crate::meter::Meter;
 use crate::settings::{self, Policy, Settings};
-
-/// Events that a reader of `/v1/events` may be behind before it loses some.
-const EVENTS_KEPT: usize = 1_024;
-/// Audit rows that one change may bring into `/v1/events`.
-const EVENT_ROWS: u32 = 1_000;
 
 /// What the registry works with.
 pub struct Parts {
@@ -45,9 +40,10 @@ pub struct Parts {
     pub ca_bundle: PathBuf,
 }
 
-/// The control API's answers. See the module's head.
+/// The control API's answers. See the module's head. Clones are the same registry.
+#[derive(Clone)]
 pub struct Registry {
-    parts: Parts,
+    parts: Arc<Parts>,
     reader: Arc<Mutex<Box<dyn Reader>>>,
     events: broadcast::Sender<Event>,
 }
@@ -56,10 +52,11 @@ impl Registry {
     /// A registry, and the task that turns the core's changes into events of the API. Needs a tokio runtime.
     #[must_use]
     pub fn start(parts: Parts, reader: Box<dyn Reader>, changes: broadcast::Receiver<Change>) -> Arc<Self> {
-        let (events, _) = broadcast::channel(EVENTS_KEPT);
-        let registry = Arc::new(Self { parts, reader: Arc::new(Mutex::new(reader)), events });
-        tokio::spawn(publish(registry.clone(), changes));
-        registry
+        let (events, _) = broadcast::channel(events::KEPT);
+        let registry =
+            Self { parts: Arc::new(parts), reader: Arc::new(Mutex::new(reader)), events: events.clone() };
+        tokio::spawn(events::publish(registry.clone(), changes, events));
+        Arc::new(registry)
     }
 
     async fn ask<T>(
@@ -82,12 +79,23 @@ impl Registry {
         .await?
     }
 
+    /// Id of the newest row of the audit; 0 for none.
+    ///
+    /// # Errors
+    /// When the ledger refuses.
+    pub async fn newest_audit_row(&self) -> Result<i64, Problem> {
+        self.query(|reader| reader.newest_audit_row()).await
+    }
+
     async fn models(&self) -> Result<(Vec<BottleModel>, Option<String>), Problem> {
         Ok(self.parts.core.ask(|reply| Message::View { reply }).await?)
     }
 
     /// The bottles as `status` shows them: the core's figures with packets and processes.
-    async fn bottles(&self) -> Result<(Vec<api::Bottle>, Option<String>), Problem> {
+    ///
+    /// # Errors
+    /// When the controller is stopping.
+    pub async fn bottles(&self) -> Result<(Vec<api::Bottle>, Option<String>), Problem> {
         let (models, closed) = self.models().await?;
         let kernel = self.parts.kernel.clone();
         let bottles =
@@ -98,23 +106,20 @@ impl Registry {
     /// Finds and checks the cgroup that is to be guarded; makes it for `run`.
     async fn find_cgroup(&self, attach: &api::Attach) -> Result<Cgroup, Problem> {
         let place = self.place(attach)?;
+        let bottles_dir = self.parts.bottles_dir.clone();
         let ours: Vec<u32> =
             [Some(std::process::id()), self.parts.meter.standing().pid].into_iter().flatten().collect();
         blocking(move || {
             let cgroup = match place {
                 Place::Path(path) => Cgroup::open(&path),
                 Place::Pid(pid) => Cgroup::of_pid(pid),
-                Place::New(path) => Cgroup::create(&path),
+                Place::New(path) => make_anew(&path),
             }
             .map_err(problem)?;
-            for pid in ours {
-                if cgroup.contains(pid) {
-                    return Err(Problem::usage(format!(
-                        "{} holds the enforcer itself (process {pid})",
-                        cgroup.path().display()
-                    ))
+            if is_ours(cgroup.path(), &bottles_dir) || ours.into_iter().any(|pid| cgroup.contains(pid)) {
+                let path = cgroup.path().display();
+                return Err(Problem::usage(format!("{path} holds the enforcer itself"))
                     .with_hint("give the bottle a cgroup of its own, or let enforcer run make one"));
-                }
             }
             Ok(cgroup)
         })
@@ -142,14 +147,19 @@ impl Registry {
 
     /// Hooks on, recorded, open; or nothing.
     async fn guard(&self, attachment: &Attachment, cgroup: Cgroup, by: &str) -> Result<(), Problem> {
-        let listener = &self.parts.listener;
-        let guard = Guard::new(attachment.slot, attachment.generation, listener.address, listener.id);
+        let guard = attachment.guard(self.parts.listener);
         let (kernel, name) = (self.parts.kernel.clone(), attachment.name.clone());
-        blocking(move || kernel.attach(&name, &cgroup, guard).map_err(problem)).await??;
+        let forget = Message::Forget { attachment: attachment.id };
+        if let Err(problem) = blocking(move || kernel.attach(&name, &cgroup, guard).map_err(problem)).await? {
+            self.parts.core.tell(forget);
+            return Err(problem);
+        }
         let (id, by) = (attachment.id, by.to_owned());
         let recorded = self.ask(|reply| Message::Guarded { attachment: id, by, reply }).await;
         if recorded.is_err() {
+            // a slot whose hooks are still on is not given away: it stays closed, and taken
             self.take_off(attachment).await?;
+            self.parts.core.tell(forget);
         }
         recorded
     }
@@ -171,6 +181,48 @@ impl Registry {
             launch_budget: attach.budget.clone(),
         };
         self.ask(|reply| Message::Admit { admission, reply }).await
+    }
+
+    async fn attach_whole(&self, attach: api::Attach, by: &str) -> Result<api::Attached, Problem> {
+        check_names(&attach)?;
+        check_tokens(&attach.budget)?;
+        check_egress(attach.egress.as_deref())?;
+        self.policy(&attach)?;
+        self.end_if_gone(&attach.name).await?;
+        let cgroup = self.find_cgroup(&attach).await?;
+        let pids = cgroup.pids().map_err(problem)?.len();
+        let made = attach.create.then(|| cgroup.path().to_owned());
+        let outcome = match self.admit(&attach, &cgroup).await {
+            Ok(attachment) => self.guard(&attachment, cgroup, by).await,
+            Err(problem) => Err(problem),
+        };
+        if let Err(problem) = outcome {
+            if let Some(path) = made {
+                remove_cgroup(path).await;
+            }
+            return Err(problem);
+        }
+        let warnings = warnings(&attach.name, pids);
+        Ok(api::Attached { bottle: self.bottle(&attach.name).await?, warnings })
+    }
+
+    async fn detach_whole(&self, name: String, force: bool, by: String) -> Result<(), Problem> {
+        let attachment = self.ask(|reply| Message::Release { name, force, by, reply }).await?;
+        self.take_off(&attachment).await?;
+        self.parts.core.tell(Message::Forget { attachment: attachment.id });
+        if attachment.owns_cgroup {
+            remove_cgroup(PathBuf::from(&attachment.cgroup)).await;
+        }
+        Ok(())
+    }
+
+    /// A bottle whose cgroup is gone holds its name no longer than until it is asked for again.
+    async fn end_if_gone(&self, name: &str) -> Result<(), Problem> {
+        let (bottles, _) = self.bottles().await?;
+        if bottles.iter().any(|bottle| bottle.name == name && bottle.state == api::State::Gone) {
+            self.detach_whole(name.to_owned(), true, "controller".into()).await?;
+        }
+        Ok(())
     }
 }
 
@@ -216,42 +268,15 @@ impl Controller for Registry {
         })
     }
 
+    /// Whole even when the asker leaves in the middle: a task of its own.
     async fn attach(&self, attach: api::Attach, by: &str) -> Result<api::Attached, Problem> {
-        check_names(&attach)?;
-        check_egress(attach.egress.as_deref())?;
-        self.policy(&attach)?;
-        let cgroup = self.find_cgroup(&attach).await?;
-        let pids = cgroup.pids().map_err(problem)?.len();
-        let made = attach.create.then(|| cgroup.path().to_owned());
-        let outcome = match self.admit(&attach, &cgroup).await {
-            Ok(attachment) => {
-                let guarded = self.guard(&attachment, cgroup, by).await;
-                if guarded.is_err() {
-                    self.parts.core.tell(Message::Forget { attachment: attachment.id });
-                }
-                guarded
-            }
-            Err(problem) => Err(problem),
-        };
-        if let Err(problem) = outcome {
-            if let Some(path) = made {
-                remove_cgroup(path).await;
-            }
-            return Err(problem);
-        }
-        let warnings = warnings(&attach.name, pids);
-        Ok(api::Attached { bottle: self.bottle(&attach.name).await?, warnings })
+        let (registry, by) = (self.clone(), by.to_owned());
+        tokio::spawn(async move { registry.attach_whole(attach, &by).await }).await.map_err(failed)?
     }
 
     async fn detach(&self, name: &str, force: bool, by: &str) -> Result<(), Problem> {
-        let (name, by) = (name.to_owned(), by.to_owned());
-        let attachment = self.ask(|reply| Message::Release { name, force, by, reply }).await?;
-        self.take_off(&attachment).await?;
-        self.parts.core.tell(Message::Forget { attachment: attachment.id });
-        if attachment.owns_cgroup {
-            remove_cgroup(PathBuf::from(&attachment.cgroup)).await;
-        }
-        Ok(())
+        let (registry, name, by) = (self.clone(), name.to_owned(), by.to_owned());
+        tokio::spawn(async move { registry.detach_whole(name, force, by).await }).await.map_err(failed)?
     }
 
     async fn cut(&self, name: &str, cut: api::Cut, by: &str) -> Result<api::Bottle, Problem> {
@@ -280,6 +305,7 @@ impl Controller for Registry {
     }
 
     async fn restore(&self, name: &str, restore: api::Restore, by: &str) -> Result<api::Bottle, Problem> {
+        check_tokens(&restore.add)?;
         self.ask(|reply| Message::Restore { name: name.into(), order: restore, by: by.into(), reply })
             .await?;
         self.bottle(name).await
@@ -287,7 +313,7 @@ impl Controller for Registry {
 
     async fn environment(&self, name: &str) -> Result<api::Environment, Problem> {
         self.bottle(name).await?;
-        let Parts { listener, ca_certificate, ca_bundle, .. } = &self.parts;
+        let Parts { listener, ca_certificate, ca_bundle, .. } = self.parts.as_ref();
         Ok(api::Environment { variables: env::variables(listener.address, ca_certificate, ca_bundle) })
     }
 
@@ -353,61 +379,29 @@ fn show(kernel: &dyn Kernel, model: BottleModel) -> api::Bottle {
     }
 }
 
-/// Turns the core's changes into events, reading what changed; ends with the core.
-async fn publish(registry: Arc<Registry>, mut changes: broadcast::Receiver<Change>) {
-    let mut known: HashMap<String, api::Bottle> = HashMap::new();
-    let mut last_row =
-        registry.audit(0, 1).await.ok().and_then(|rows| rows.last().map(|row| row.id)).unwrap_or(0);
-    loop {
-        match changes.recv().await {
-            Ok(Change::Usage(row)) => registry.send(Event::Usage(row)),
-            Ok(Change::State) | Err(broadcast::error::RecvError::Lagged(_)) => {
-                registry.publish_states(&mut known).await
-            }
-            Ok(Change::Audit) => last_row = registry.publish_rows(last_row).await,
-            Err(broadcast::error::RecvError::Closed) => return,
+/// The cgroup of a bottle that `run` makes. One that an earlier bottle of that name left empty is taken over.
+fn make_anew(path: &Path) -> Result<Cgroup, CgroupError> {
+    match Cgroup::create(path) {
+        Err(CgroupError::Exists(_)) => {
+            let left = Cgroup::open(path)?;
+            if left.populated()? { Err(CgroupError::Busy(path.to_owned())) } else { Ok(left) }
         }
+        made => made,
     }
 }
 
-impl Registry {
-    fn send(&self, event: Event) {
-        // an error only says that nobody listens
-        drop(self.events.send(event));
-    }
+/// Whether a cgroup holds the enforcer's own directories, or is one of them.
+fn is_ours(cgroup: &Path, bottles_dir: &Path) -> bool {
+    let in_home = bottles_dir.parent().is_some_and(|home| cgroup.starts_with(home));
+    bottles_dir.starts_with(cgroup) || (in_home && !cgroup.starts_with(bottles_dir))
+}
 
-    async fn publish_states(&self, known: &mut HashMap<String, api::Bottle>) {
-        if self.events.receiver_count() == 0 {
-            return;
-        }
-        let Ok((bottles, _)) = self.bottles().await else { return };
-        for bottle in bottles {
-            if known.get(&bottle.name) != Some(&bottle) {
-                known.insert(bottle.name.clone(), bottle.clone());
-                self.send(Event::State(Box::new(bottle)));
-            }
-        }
-    }
-
-    async fn publish_rows(&self, last: i64) -> i64 {
-        match self.audit(last, EVENT_ROWS).await {
-            Ok(rows) => {
-                let newest = rows.last().map_or(last, |row| row.id);
-                rows.into_iter().for_each(|row| self.send(Event::Audit(Box::new(row))));
-                newest
-            }
-            Err(problem) => {
-                tracing::warn!(problem.error, "audit rows cannot be read for the events");
-                last
-            }
-        }
-    }
+fn failed(error: tokio::task::JoinError) -> Problem {
+    Problem::failed(format!("the controller failed: {error}"))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| Problem::failed(format!("the controller failed: {error}")))
+    tokio::task::spawn_blocking(work).await.map_err(failed)
 }
 
 /// Removes a cgroup that was made for a bottle; one that still holds processes is left, and said.
@@ -427,6 +421,12 @@ fn check_names(attach: &api::Attach) -> Result<(), Problem> {
         .into_iter()
         .flatten()
         .try_for_each(|name| settings::check_name(name).map_err(|error| Problem::usage(error.to_string())))
+}
+
+fn check_tokens(budget: &BTreeMap<String, u64>) -> Result<(), Problem> {
+    budget.iter().try_for_each(|(provider, &tokens)| {
+        settings::check_tokens(tokens).map_err(|error| Problem::usage(format!("{provider}: {error}")))
+    })
 }
 
 fn check_egress(egress: Option<&str>) -> Result<(), Problem> {

@@ -2,8 +2,7 @@
 use std::time::Duration;
 
 use super::output::{json, or_dash, print};
-use super::status::because;
-use crate::audit::Row;
+use crate::audit::{Cause, Row};
 use crate::cli::{Audit, Global};
 use crate::error::Failure;
 use crate::text::scrub;
@@ -43,7 +42,7 @@ fn line(row: &Row) -> String {
     if let Some(took_us) = row.took_us {
         words.push_str(&format!(" {took_us} us"));
     }
-    for more in [row.cause.as_ref().map(because), row.detail.clone()].into_iter().flatten() {
+    for more in [row.cause.as_ref().map(Cause::to_string), row.detail.clone()].into_iter().flatten() {
         words.push_str(&format!("  {more}"));
     }
     format!("{}\n", scrub(&words))

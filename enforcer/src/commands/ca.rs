@@ -10,7 +10,13 @@ pub(super) fn run(global: &Global, ca: Ca) -> Result<(), Failure> {
         return Err(Failure::not_yet("ca rotate"));
     }
     let directory = match &global.state_dir {
-        Some(named) => StateDir::open(Some(named))?.run_dir()?,
+        Some(named) if named.exists() => StateDir::open(Some(named))?.run_path(),
+        Some(named) => {
+            return Err(Failure::new(
+                Exit::Failed,
+                format!("there is no state directory {}", named.display()),
+            ));
+        }
         // the host's daemon publishes it beside its socket, where users who may not open its state look too
         None => control_socket(None).with_file_name(""),
     };

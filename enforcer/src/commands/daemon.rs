@@ -4,12 +4,16 @@ use tracing::level_filters::LevelFilter;
 use super::output::print;
 use crate::cli::{Daemon, Global, LogFormat};
 use crate::daemon::{self, Options};
-use crate::error::Failure;
+use crate::error::{Exit, Failure};
 use crate::kernel::loader;
 use crate::state::StateDir;
 
 pub(super) fn run(global: &Global, daemon: &Daemon) -> Result<(), Failure> {
     log_to_stderr(global);
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Failure::new(Exit::Refused, "the daemon needs root: it loads programs into the kernel")
+            .hint("sudo enforcer daemon"));
+    }
     if daemon.unpin_all {
         return unpin_all(global);
     }

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use crate::error::{Exit, Failure};
-use crate::text::scrub;
+use crate::text::{is_hostile, scrub};
 
 /// Writes to stdout. Ends the process, with success, when the reader has gone (`| head`): it has what it
 /// wanted, and a command that only prints has nothing else to do.
@@ -28,12 +28,29 @@ pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     print(&format!("{}\n", json(value)?))
 }
 
-/// One JSON document on one line.
+/// One JSON document on one line, exact and yet fit for a terminal: what would steer one is written as an escape.
 ///
 /// # Errors
 /// When the value has no JSON form.
 pub fn json(value: &impl Serialize) -> Result<String, Failure> {
-    serde_json::to_string(value).map_err(|error| Failure::new(Exit::Failed, format!("JSON: {error}")))
+    serde_json::to_string(value)
+        .map(|document| escape(&document))
+        .map_err(|error| Failure::new(Exit::Failed, format!("JSON: {error}")))
+}
+
+/// Writes hostile characters as `\uXXXX` (RFC 8259, 7: in UTF-16). They stand inside strings alone, and JSON's
+/// own rules escape only some of them.
+fn escape(document: &str) -> String {
+    let mut escaped = String::with_capacity(document.len());
+    for c in document.chars() {
+        if is_hostile(c) {
+            let mut units = [0; 2];
+            c.encode_utf16(&mut units).iter().for_each(|unit| escaped.push_str(&format!("\\u{unit:04x}")));
+        } else {
+            escaped.push(c);
+        }
+    }
+    escaped
 }
 
 /// A word for the operator on stderr; a closed stderr loses it and nothing else.
@@ -100,6 +117,15 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_stays_exact_and_steers_nothing() {
+        let words = "\u{1b}[31m \u{9b}31m \u{7f}\u{202e}\u{e0041} größe 🙂 \\";
+        let document = json(&words).unwrap();
+        assert!(!document.chars().any(is_hostile), "{document}");
+        assert!(document.contains("größe 🙂"), "{document}");
+        assert_eq!(serde_json::from_str::<String>(&document).unwrap(), words);
+    }
 
     #[test]
     fn columns_are_aligned_and_cells_scrubbed() {

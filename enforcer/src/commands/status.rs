@@ -1,6 +1,5 @@
 //! `status`: the daemon and its bottles.
 use super::output::{Table, or_dash, print, print_json};
-use crate::audit::{Cause, CauseKind};
 use crate::cli::{Global, Status};
 use crate::control::api;
 use crate::error::Failure;
@@ -55,7 +54,7 @@ fn bottles(bottles: &[api::Bottle]) -> String {
     }
     let causes = bottles.iter().filter_map(|bottle| {
         let cause = bottle.cause.as_ref()?;
-        Some(format!("{}: {}, {}\n", scrub(&bottle.name), scrub(&because(cause)), scrub(&cause.at)))
+        Some(format!("{}: {}, {}\n", scrub(&bottle.name), scrub(&cause.to_string()), scrub(&cause.at)))
     });
     table.render() + &causes.collect::<String>()
 }
@@ -78,35 +77,12 @@ fn row(bottle: &api::Bottle, provider: Option<&str>) -> [String; 10] {
     ]
 }
 
-/// Why a bottle is cut, in words; not when.
-pub(super) fn because(cause: &Cause) -> String {
-    let mut words = match cause.kind {
-        CauseKind::Budget => format!(
-            "{} of {} {} tokens used (budget of {} {})",
-            cause.used.unwrap_or_default(),
-            cause.limit.unwrap_or_default(),
-            cause.provider.as_deref().unwrap_or("?"),
-            cause.scope.as_deref().unwrap_or("?"),
-            cause.owner.as_deref().unwrap_or("?"),
-        ),
-        CauseKind::Operator => format!("by {}", cause.by),
-        CauseKind::Lease => "the controller was silent".to_owned(),
-        CauseKind::Hook => "by a hook".to_owned(),
-    };
-    if let Some(flow) = cause.flow {
-        words.push_str(&format!(", exchange {flow}"));
-    }
-    if let Some(reason) = &cause.reason {
-        words.push_str(&format!(": {reason}"));
-    }
-    words
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::audit::{Cause, CauseKind};
 
     fn bottle() -> api::Bottle {
         let budget = api::Budget {
@@ -153,7 +129,7 @@ mod tests {
         BOTTLE  STATE  PIDS  PROVIDER  USED  LIMIT  LEFT  SCOPE      PASSED  DROPPED
         b1      cut       3  claude    201k   200k     0  launch:b1      10        2
         b1      cut       3  codex        5      -     -  -              10        2
-        b1: 201500 of 200000 claude tokens used (budget of launch b1), exchange 7, 2026-01-31T12:00:00.000Z
+        b1: 201500 of 200000 claude tokens used (budget of scope launch, owner b1), exchange 7, 2026-01-31T12:00:00.000Z
         "#);
     }
 }

@@ -1,6 +1,6 @@
 //! What a client in a bottle needs in its environment to reach the meter and to trust its certificates, and
 //! how shells quote it. Pure: reads no environment and no file.
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 
 use clap::ValueEnum;
@@ -10,10 +10,10 @@ const NO_PROXY: &str = "localhost,127.0.0.1,::1";
 
 /// The variables that send clients to the meter on `listen`, in a fixed order. `ca_cert` is the meter's
 /// certificate alone, for the variable that adds to a program's own roots; `ca_bundle` holds it beside the
-/// system's roots, for those that replace them. An unspecified address (`0.0.0.0`, `::`) stands for loopback.
+/// system's roots, for those that replace them.
 #[must_use]
 pub fn variables(listen: SocketAddr, ca_cert: &Path, ca_bundle: &Path) -> Vec<(String, String)> {
-    let meter = format!("http://{}", reachable(listen));
+    let meter = format!("http://{listen}");
     let (cert, bundle) = (ca_cert.display().to_string(), ca_bundle.display().to_string());
     [
         // the gateway; Codex reads its base URL from its own configuration and comes by the proxy instead
@@ -31,16 +31,6 @@ pub fn variables(listen: SocketAddr, ca_cert: &Path, ca_bundle: &Path) -> Vec<(S
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .to_vec()
-}
-
-/// The address to connect to for a listener on `listen`.
-fn reachable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
 }
 
 /// Who will read the variables.
@@ -119,8 +109,7 @@ mod tests {
     fn clients_are_sent_to_an_address_they_can_reach() {
         let of = |listen: &str| variables(listen.parse().unwrap(), Path::new("/c"), Path::new("/b"));
         let find = |of: Vec<(String, String)>, name: &str| of.into_iter().find(|(n, _)| n == name).unwrap().1;
-        assert_eq!(find(of("0.0.0.0:7080"), "ANTHROPIC_BASE_URL"), "http://127.0.0.1:7080/claude");
-        assert_eq!(find(of("[::]:1"), "OPENAI_BASE_URL"), "http://[::1]:1/codex/v1");
+        assert_eq!(find(of("[::1]:1"), "OPENAI_BASE_URL"), "http://[::1]:1/codex/v1");
         assert_eq!(find(of("10.0.0.1:2"), "https_proxy"), "http://10.0.0.1:2");
         assert_eq!(find(of("10.0.0.1:2"), "NODE_EXTRA_CA_CERTS"), "/c");
         assert_eq!(find(of("10.0.0.1:2"), "SSL_CERT_FILE"), "/b");

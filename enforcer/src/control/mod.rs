@@ -4,6 +4,7 @@
 pub mod api;
 pub mod client;
 pub mod env;
+pub mod events;
 mod routes;
 pub mod server;
 

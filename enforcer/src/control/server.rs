@@ -86,9 +86,10 @@ impl Server {
         prepare_directory(path)?;
         remove_stale(path)?;
         let listener = bind_closed(path).map_err(io_error("bind"))?;
+        let server = Self { listener, path: path.to_owned(), group };
         std::os::unix::fs::lchown(path, None, group).map_err(io_error("change its group"))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(io_error("change its mode"))?;
-        Ok(Self { listener, path: path.to_owned(), group })
+        Ok(server)
     }
 
     /// Where it listens.
@@ -105,9 +106,7 @@ impl Server {
             let caller = identify(&stream, self.group);
             connections.spawn(serve_connection(stream, slot, caller, controller.clone(), shutdown.clone()));
         }
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "the control socket's file stays");
-        }
+        drop(self);
         connections.close();
         if tokio::time::timeout(DRAIN_TIMEOUT, connections.wait()).await.is_err() {
             tracing::warn!(open = connections.len(), "control connections are dropped at shutdown");
@@ -133,6 +132,15 @@ impl Server {
             }
         };
         shutdown.run_until_cancelled(next).await.flatten()
+    }
+}
+
+impl Drop for Server {
+    /// Also when it never came to serve: a failed start leaves no socket file.
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "the control socket's file stays");
+        }
     }
 }
 

@@ -7,12 +7,12 @@ use std::time::Instant;
 use meter_proxy::tokens::Tokens;
 
 use super::durable::{After, action};
-use super::requests::orphan;
+use super::requests::{PROGRESS_GRAIN, orphan};
 use super::{Core, Stage};
 use crate::audit::{ActionKind, Cause};
-use crate::bottle::cgroup::{self, Cgroup};
+use crate::bottle::cgroup::{self, Cgroup, CgroupError};
 use crate::clock::now_ms;
-use crate::kernel::{Guard, KernelError, Pinned};
+use crate::kernel::{KernelError, Pinned};
 use crate::ledger::{Attachment, Entry, Owner, Reservation, Snapshot, Sum, Verdict};
 
 /// What can go wrong while an earlier controller's state is taken over.
@@ -21,6 +21,14 @@ pub enum AdoptError {
     /// A guard that nobody needs any more cannot be removed, or one cannot be put back.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// Whether a bottle's cgroup is still there cannot be told, or it cannot be guarded again.
+    #[error("bottle {name} cannot be taken over: {why}")]
+    Bottle {
+        /// Its name.
+        name: String,
+        /// What stands in the way.
+        why: String,
+    },
     /// The thread cannot be started.
     #[error("the core cannot be started: {0}")]
     Thread(#[from] std::io::Error),
@@ -51,8 +59,8 @@ impl Core {
         }
 
         self.load_sums(snapshot.sums, snapshot.own);
-        for reservation in snapshot.orphans {
-            self.settle_orphan(reservation);
+        for (reservation, seen) in snapshot.orphans {
+            self.settle_orphan(reservation, seen);
         }
         for (slot, cause) in verdicts {
             self.settle_verdict(slot, cause);
@@ -61,41 +69,37 @@ impl Core {
         Ok(())
     }
 
-    /// Takes over a recorded attachment; its slot and verdict, or `None` when its cgroup is gone.
+    /// Takes over a recorded attachment; its slot and verdict, or `None` when its cgroup is gone. What cannot be
+    /// told or done ends the start: the guards that are pinned stay as they are.
     fn take_over(
         &mut self,
         attachment: Attachment,
         cause: Option<Cause>,
         pinned: Option<Pinned>,
     ) -> Result<Option<(u32, Option<Cause>)>, AdoptError> {
-        let exists = Cgroup::open(Path::new(&attachment.cgroup))
-            .is_ok_and(|cgroup| cgroup.id() == attachment.cgroup_id);
-        if !exists {
+        if let Some(why) = gone(&attachment, pinned.as_ref())? {
             if let Some(pinned) = pinned {
                 self.kernel.detach(&pinned.name, pinned.slot)?;
             }
-            self.record_lost(&attachment, "its cgroup is gone");
+            self.record_lost(&attachment, cause, why);
             return Ok(None);
         }
-        let slot = attachment.slot;
-        let guard = self.guard(&attachment);
-        let matches = pinned.as_ref().is_some_and(|pinned| {
-            (pinned.slot, pinned.generation, pinned.cgroup_id)
-                == (slot, attachment.generation, attachment.cgroup_id)
-        });
-        let cut_in_kernel = matches && pinned.as_ref().is_some_and(|pinned| pinned.cut);
-        if matches {
-            self.kernel.refresh(guard);
-        } else {
-            if let Some(stale) = pinned {
-                self.kernel.detach(&stale.name, stale.slot)?;
+        let guard = attachment.guard(self.listener);
+        let cut_in_kernel = pinned.as_ref().is_some_and(|pinned| pinned.cut);
+        match pinned {
+            Some(pinned) if is_of(&pinned, &attachment) => self.kernel.refresh(guard),
+            Some(_) => {
+                return Err(not_taken(&attachment, "what is pinned under its name guards something else"));
             }
-            if let Err(error) = self.guard_again(&attachment, guard) {
-                self.record_lost(&attachment, &error);
-                return Ok(None);
+            // pins do not survive a reboot: hooks on again, dropping until the verdict is set
+            None => {
+                let cgroup = Cgroup::open(Path::new(&attachment.cgroup));
+                let cgroup = cgroup.map_err(|error| not_taken(&attachment, error))?;
+                let attached = self.kernel.attach(&attachment.name, &cgroup, guard);
+                attached.map_err(|error| not_taken(&attachment, error))?;
             }
         }
-        let name = attachment.name.clone();
+        let (slot, name) = (attachment.slot, attachment.name.clone());
         self.enter(attachment, Stage::Attached);
         let verdict = match (cause, cut_in_kernel) {
             (None, true) => {
@@ -106,20 +110,15 @@ impl Core {
         Ok(Some((slot, verdict)))
     }
 
-    /// Puts the hooks on again after a reboot (pins do not survive one). Everything drops until the verdict is set.
-    fn guard_again(&self, attachment: &Attachment, guard: Guard) -> Result<(), String> {
-        let cgroup = Cgroup::open(Path::new(&attachment.cgroup)).map_err(|error| error.to_string())?;
-        self.kernel.attach(&attachment.name, &cgroup, guard).map_err(|error| error.to_string())
-    }
-
     /// A guard that the ledger knows nothing of is kept, closed: whom it guards cannot be decided.
     fn take_over_unknown(&mut self, pinned: Pinned) -> Result<Option<(u32, Option<Cause>)>, AdoptError> {
         self.kernel.cut(pinned.slot);
-        let path = if pinned.cgroup_id == 0 { None } else { cgroup::find(pinned.cgroup_id) };
-        let Some(path) = path else {
+        if pinned.cgroup_id == 0 {
             self.kernel.detach(&pinned.name, pinned.slot)?;
             return Ok(None);
-        };
+        }
+        // a path that cannot be found is only missing in what is shown: the guard holds by the cgroup's id
+        let path = cgroup::find(pinned.cgroup_id).unwrap_or_default();
         self.last_attachment += 1;
         let attachment = Attachment {
             id: self.last_attachment,
@@ -136,7 +135,7 @@ impl Core {
             launch_budget: Vec::new(),
             attached_at: now_ms(),
         };
-        self.kernel.refresh(self.guard(&attachment));
+        self.kernel.refresh(attachment.guard(self.listener));
         let mut row = action(ActionKind::Attach, Some(pinned.name.clone()), None, "controller");
         row.detail = Some("found in the kernel but not in the ledger".into());
         self.submit_done(vec![Entry::Attach(attachment.clone()), Entry::Action(row)], After::Nothing);
@@ -145,13 +144,14 @@ impl Core {
         Ok(Some((pinned.slot, Some(cause))))
     }
 
-    fn guard(&self, attachment: &Attachment) -> Guard {
-        Guard::new(attachment.slot, attachment.generation, self.listener.address, self.listener.id)
-    }
-
-    fn record_lost(&self, attachment: &Attachment, why: &str) {
-        let mut row = action(ActionKind::Detach, Some(attachment.name.clone()), None, "controller");
-        row.detail = Some(format!("{why}; the attachment is ended"));
+    /// A bottle that was cut and whose cgroup was made anew is not cut any more: that is a failure, and said.
+    fn record_lost(&self, attachment: &Attachment, cause: Option<Cause>, why: &str) {
+        let mut row = action(ActionKind::Detach, Some(attachment.name.clone()), cause.clone(), "controller");
+        row.done = cause.is_none();
+        row.detail = Some(match cause {
+            None => format!("{why}; the attachment is ended"),
+            Some(_) => format!("{why}; the attachment is ended, and its cut with it"),
+        });
         let entries = vec![Entry::Detach { attachment: attachment.id, at: now_ms() }, Entry::Action(row)];
         self.submit_done(entries, After::Nothing);
     }
@@ -173,9 +173,10 @@ impl Core {
         }
     }
 
-    /// A reservation that was never settled is charged in full: the answer to it was not seen.
-    fn settle_orphan(&mut self, reservation: Reservation) {
-        let settlement = orphan(reservation.id, Tokens::default(), reservation.reserved_tokens);
+    /// A reservation that was never settled is charged in full, or by what was seen and may have been seen since.
+    fn settle_orphan(&mut self, reservation: Reservation, seen: Tokens) {
+        let seen = Tokens { output: seen.output.saturating_add(PROGRESS_GRAIN), ..seen };
+        let settlement = orphan(reservation.id, seen, reservation.reserved_tokens);
         let mut owners: Vec<Owner> = reservation.attachment.map(Owner::Launch).into_iter().collect();
         owners.extend(reservation.agent.map(Owner::Agent));
         owners.push(Owner::Bottle(reservation.bottle.clone()));
@@ -213,6 +214,31 @@ impl Core {
             self.cut_all_governed_by(account, None, received);
         }
     }
+}
+
+/// Why the attachment's cgroup is gone, if it is. The kernel knows best: a guard tells whether its cgroup lives.
+fn gone(attachment: &Attachment, pinned: Option<&Pinned>) -> Result<Option<&'static str>, AdoptError> {
+    match pinned {
+        Some(pinned) if pinned.cgroup_id == 0 => return Ok(Some("its cgroup is gone")),
+        Some(pinned) if is_of(pinned, attachment) => return Ok(None),
+        Some(_) => return Err(not_taken(attachment, "what is pinned under its name guards something else")),
+        None => {}
+    }
+    match Cgroup::open(Path::new(&attachment.cgroup)) {
+        Ok(cgroup) if cgroup.id() == attachment.cgroup_id => Ok(None),
+        Ok(_) => Ok(Some("another cgroup stands at its path")),
+        Err(CgroupError::Missing(_)) => Ok(Some("its cgroup is gone")),
+        Err(error) => Err(not_taken(attachment, error)),
+    }
+}
+
+fn is_of(pinned: &Pinned, attachment: &Attachment) -> bool {
+    (pinned.slot, pinned.generation, pinned.cgroup_id)
+        == (attachment.slot, attachment.generation, attachment.cgroup_id)
+}
+
+fn not_taken(attachment: &Attachment, why: impl std::fmt::Display) -> AdoptError {
+    AdoptError::Bottle { name: attachment.name.clone(), why: why.to_string() }
 }
 
 /// The verdict of a guard that was found more closed than the ledger says.

@@ -99,21 +99,29 @@ impl Core {
             }
         }
         self.owed.extend(owed);
-        let result = result.map_err(|error| Problem::failed(format!("not recorded, so not done: {error}")));
         match after {
-            After::Permit { epoch, exchange, id } => self.reserved(epoch, exchange, id, result),
+            After::Permit { epoch, exchange, id } => {
+                self.reserved(epoch, exchange, id, result.map_err(not_done))
+            }
             After::Settled { epoch, exchange } => {
                 // on an error the meter's own time limit aborts the response: it is never delivered unsettled
                 if result.is_ok() && self.is_current(epoch) {
                     self.tell_meter(ToMeter::Settled { exchange });
                 }
             }
-            After::Attached { attachment, reply } => self.attached(attachment, result, reply),
-            After::Released { attachment, reply } => self.released(*attachment, result, reply),
-            After::Restored { attachment, verdict, additions, reply } => {
-                self.restored(attachment, verdict, &additions, result, reply);
+            After::Attached { attachment, reply } => {
+                self.attached(attachment, result.map_err(not_done), reply)
             }
-            After::Report { reply } => answer(reply, result),
+            After::Released { attachment, reply } => {
+                self.released(*attachment, result.map_err(not_done), reply)
+            }
+            After::Restored { attachment, verdict, additions, reply } => {
+                self.restored(attachment, verdict, &additions, result.map_err(not_done), reply);
+            }
+            After::Report { reply } => answer(
+                reply,
+                result.map_err(|error| Problem::failed(format!("done, but not recorded yet: {error}"))),
+            ),
             After::Paid { entries } => {
                 self.paying = false;
                 if result.is_ok() {
@@ -157,6 +165,10 @@ impl Core {
         // an error only says that nobody listens
         drop(self.changes.send(change));
     }
+}
+
+fn not_done(error: Arc<LedgerError>) -> Problem {
+    Problem::failed(format!("not recorded, so not done: {error}"))
 }
 
 /// An action of the controller that worked; change what is different.

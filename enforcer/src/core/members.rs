@@ -3,16 +3,17 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use meter_proxy::protocol::ToMeter;
+use meter_proxy::protocol::{ToMeter, Upstream};
 use tokio::sync::oneshot;
 
 use super::durable::{After, action};
 use super::requests::reference;
 use super::verdicts::unknown;
-use super::{Bottle, Change, Core, Stage, answer};
+use super::{Bottle, Change, Core, Listener, Stage, answer};
 use crate::audit::ActionKind;
 use crate::clock::now_ms;
 use crate::control::api::Problem;
+use crate::kernel::Guard;
 use crate::ledger::{Attachment, AttachmentId, Entry};
 
 /// Most bottles below one another; deeper chains in the settings are an error there.
@@ -39,6 +40,14 @@ pub struct Admission {
     pub launch_budget: BTreeMap<String, u64>,
 }
 
+impl Attachment {
+    /// What the kernel's entry for this attachment holds besides the verdict.
+    #[must_use]
+    pub fn guard(&self, listener: Listener) -> Guard {
+        Guard::new(self.slot, self.generation, listener.address, listener.id)
+    }
+}
+
 impl Core {
     /// Gives the bottle a slot. Nothing passes in it before its attach is durable.
     pub(super) fn admit(&mut self, admission: Admission) -> Result<Attachment, Problem> {
@@ -46,6 +55,10 @@ impl Core {
         let slot = self.free_slot()?;
         let parent = admission.parent.clone().or_else(|| self.parent_of(&admission));
         let ancestors = parent.as_deref().map(|parent| self.ancestors(parent)).unwrap_or_default();
+        if ancestors.contains(&admission.name) {
+            return Err(Problem::usage(format!("{} would be its own ancestor", admission.name))
+                .with_hint(format!("its chain of parents is {}", ancestors.join(" → "))));
+        }
         self.last_attachment += 1;
         self.last_generation += 1;
         let attachment = Attachment {
@@ -136,6 +149,9 @@ impl Core {
         let Some(bottle) = self.slot_of_attachment(id).and_then(|slot| self.bottles.get(&slot)) else {
             return answer(reply, Err(Problem::failed("the bottle is not being attached any more")));
         };
+        if let Some(behind) = self.closed() {
+            return answer(reply, Err(Problem::failed(behind.to_string())));
+        }
         let attachment = bottle.attachment.clone();
         let mut row = action(ActionKind::Attach, Some(attachment.name.clone()), None, &by);
         row.detail = Some(attachment.cgroup.clone());
@@ -161,12 +177,15 @@ impl Core {
         answer(reply, result);
     }
 
-    /// Opens a bottle for the first time, or cuts it at once when a budget that governs it is used up.
+    /// Opens a bottle for the first time, unless it was cut while it was being attached, or cuts it at once when a
+    /// budget that governs it is used up.
     pub(super) fn open_first(&mut self, slot: u32) {
         let used_up =
             self.governing_accounts(slot).into_iter().find(|(_, id)| self.accounts.account(*id).is_used_up());
-        if let Some(bottle) = self.bottles.get_mut(&slot) {
-            bottle.stage = Stage::Attached;
+        let Some(bottle) = self.bottles.get_mut(&slot) else { return };
+        bottle.stage = Stage::Attached;
+        if let Some(cause) = bottle.cause.take() {
+            return self.cut(slot, cause, Upstream::Close, Instant::now(), After::Nothing);
         }
         match used_up {
             Some((scope, account)) => self.cut_for_budget(slot, scope, account, None, Instant::now()),
@@ -198,6 +217,7 @@ impl Core {
             return answer(reply, Err(problem));
         }
         bottle.stage = Stage::Detaching;
+        self.admit_waiting();
         self.tell_meter(ToMeter::Detached { bottle: reference(&attachment) });
         let row = action(ActionKind::Detach, Some(name.to_owned()), None, &by);
         let entries = vec![Entry::Detach { attachment: attachment.id, at: now_ms() }, Entry::Action(row)];
@@ -219,9 +239,11 @@ impl Core {
     }
 
     pub(super) fn forget(&mut self, id: AttachmentId) {
-        if let Some(slot) = self.slot_of_attachment(id) {
-            self.bottles.remove(&slot);
-            self.publish(Change::State);
-        }
+        let Some(gone) = self.slot_of_attachment(id).and_then(|slot| self.bottles.remove(&slot)) else {
+            return;
+        };
+        // what was shut by this bottle's verdict is not any more
+        self.tell_meter_below(&gone.attachment.cgroup, Upstream::Hold);
+        self.publish(Change::State);
     }
 }

@@ -29,7 +29,7 @@ use tokio::sync::{broadcast, oneshot};
 pub use self::adopt::AdoptError;
 use self::durable::Committed;
 pub use self::members::Admission;
-use self::requests::{Live, RefusalLog, Waiting};
+use self::requests::{Live, RowLimit, Waiting};
 pub use self::view::BottleModel;
 use crate::audit::Cause;
 use crate::budget::{AccountId, Accounts, Path};
@@ -208,7 +208,7 @@ pub struct Core {
     usage: HashMap<String, BTreeMap<String, api::Usage>>,
     exchanges: HashMap<u64, Live>,
     waiting: VecDeque<Waiting>,
-    refusals: RefusalLog,
+    rows: RowLimit,
     /// Entries that must become durable but were refused, oldest first; while there are any, nothing opens.
     owed: VecDeque<Entry>,
     /// Whether the owed entries are being tried.
@@ -302,7 +302,7 @@ impl Core {
             usage: HashMap::new(),
             exchanges: HashMap::new(),
             waiting: VecDeque::new(),
-            refusals: RefusalLog::default(),
+            rows: RowLimit::default(),
             owed: VecDeque::new(),
             paying: false,
             closed: None,
@@ -350,6 +350,7 @@ impl Core {
 
     fn tick(&mut self) {
         self.give_up_waiting();
+        self.rows.prune(Instant::now());
         self.pay_what_is_owed();
     }
 

@@ -23,8 +23,13 @@ use crate::settings::{Gate, Unattached};
 const GATE_WAIT: Duration = Duration::from_secs(20);
 /// Requests that may wait at the gate; more are refused at once.
 const MAX_WAITING: usize = 4096;
-/// At most one row of the audit per bottle and provider in this time says that a request was refused.
-const REFUSAL_ROWS: Duration = Duration::from_secs(10);
+/// Growth of an exchange, in tokens, after which what was seen of it is written: what a crash may hide.
+pub(super) const PROGRESS_GRAIN: u64 = 200;
+/// In this time at most one row of the audit per bottle and provider says that a request was refused, and at most
+/// [`NOTICES`] rows per bottle say what the meter noticed.
+const ROWS_SPAN: Duration = Duration::from_secs(10);
+/// See [`ROWS_SPAN`].
+const NOTICES: u64 = 20;
 
 /// One exchange under way.
 pub(super) struct Live {
@@ -36,6 +41,8 @@ pub(super) struct Live {
     held: Held,
     reserved: u64,
     tokens: Tokens,
+    /// Tokens that the ledger knows of while it is under way.
+    written: u64,
     /// The reservation is durable and the meter was told.
     permitted: bool,
     /// The asker left before the reservation was durable.
@@ -48,29 +55,41 @@ pub(super) struct Waiting {
     until: Instant,
 }
 
-/// Refusals that were not written to the audit, by bottle and provider.
+/// Bounds the rows that an agent can cause in the audit, by bottle and what they are about.
 #[derive(Default)]
-pub(super) struct RefusalLog(HashMap<(String, String), (Instant, u64)>);
+pub(super) struct RowLimit(HashMap<(String, String), Span>);
 
-impl RefusalLog {
-    /// Counts a refusal; says how many went unwritten since the last row when it is time for a row.
-    fn count(&mut self, bottle: &str, provider: &str, now: Instant) -> Option<u64> {
-        let row = self.0.entry((bottle.to_owned(), provider.to_owned()));
-        match row {
-            std::collections::hash_map::Entry::Vacant(row) => {
-                row.insert((now, 0));
-                Some(0)
-            }
-            std::collections::hash_map::Entry::Occupied(mut row) => {
-                let (written, unwritten) = row.get_mut();
-                if now.duration_since(*written) < REFUSAL_ROWS {
-                    *unwritten += 1;
-                    return None;
-                }
-                *written = now;
-                Some(std::mem::take(unwritten))
-            }
+/// What was written and left out since a span began.
+struct Span {
+    began: Instant,
+    written: u64,
+    left_out: u64,
+}
+
+impl RowLimit {
+    /// Counts a row; says how many were left out in the span before when this one may be written.
+    fn count(&mut self, bottle: &str, about: &str, most: u64, now: Instant) -> Option<u64> {
+        let span = self.0.entry((bottle.to_owned(), about.to_owned())).or_insert(Span {
+            began: now,
+            written: 0,
+            left_out: 0,
+        });
+        let mut left_out = 0;
+        if now.duration_since(span.began) >= ROWS_SPAN {
+            left_out = span.left_out;
+            *span = Span { began: now, written: 0, left_out: 0 };
         }
+        if span.written >= most {
+            span.left_out += 1;
+            return None;
+        }
+        span.written += 1;
+        Some(left_out)
+    }
+
+    /// Forgets spans that ended long ago.
+    pub(super) fn prune(&mut self, now: Instant) {
+        self.0.retain(|_, span| now.duration_since(span.began) < 6 * ROWS_SPAN);
     }
 }
 
@@ -136,13 +155,23 @@ impl Core {
         })
     }
 
-    fn reserve(&mut self, request: Reserve) {
+    fn reserve(&mut self, mut request: Reserve) {
+        if self.exchanges.contains_key(&request.exchange) {
+            tracing::error!(
+                exchange = request.exchange,
+                "the meter reserves twice for one exchange; refused"
+            );
+            return;
+        }
         if let Some(refusal) = self.refusal_before_budget(request.bottle) {
             return self.refuse(&request, refusal);
         }
         let path = self.path(request.bottle.slot, &request.provider);
+        if self.settings.gate == Gate::Off {
+            request.tokens = 0;
+        }
         match (self.settings.gate, self.accounts.judge(&path)) {
-            (Gate::Off, _) | (_, Judgement::Grant) => self.grant(request, path),
+            (Gate::Off, Judgement::Wait(..)) | (_, Judgement::Grant) => self.grant(request, path),
             (_, Judgement::Wait(..)) if self.waiting.len() < MAX_WAITING => {
                 self.waiting.push_back(Waiting { request, until: Instant::now() + GATE_WAIT });
             }
@@ -187,9 +216,9 @@ impl Core {
 
     fn refuse(&mut self, request: &Reserve, refusal: Refusal) {
         let bottle = self.name_of(request.bottle.slot);
-        if let Some(unwritten) = self.refusals.count(&bottle, &request.provider, Instant::now()) {
+        if let Some(left_out) = self.rows.count(&bottle, &request.provider, 1, Instant::now()) {
             let mut row = action(ActionKind::Refuse, Some(bottle), None, "controller");
-            row.detail = Some(match unwritten {
+            row.detail = Some(match left_out {
                 0 => refusal.to_string(),
                 more => format!("{refusal} ({more} more refusals since the last row)"),
             });
@@ -214,6 +243,7 @@ impl Core {
                 held,
                 reserved: request.tokens,
                 tokens: Tokens::default(),
+                written: 0,
                 permitted: false,
                 withdrawn: false,
             },
@@ -260,7 +290,8 @@ impl Core {
             self.accounts.settle(&live.path, live.held, 0);
             self.exchanges.remove(&exchange);
             let refusal = Refusal::Closed { reason: problem.error };
-            return self.tell_meter(ToMeter::Refused { exchange, refusal });
+            self.tell_meter(ToMeter::Refused { exchange, refusal });
+            return self.admit_waiting();
         }
         let withdrawn = live.withdrawn;
         let refusal = self.refusal_before_budget(live.bottle);
@@ -301,11 +332,21 @@ impl Core {
         live.tokens = tokens;
         live.held = self.accounts.progress(&live.path, live.held, tokens.total());
         let (path, bottle, id) = (live.path.clone(), live.bottle, live.id);
+        let seen_tokens = tokens.total();
+        let news = seen_tokens >= live.written.saturating_add(PROGRESS_GRAIN);
+        if news {
+            live.written = seen_tokens;
+        }
         self.cut_where_crossed(&path, bottle, id, received);
+        if news {
+            self.submit(vec![Entry::Progress { exchange: id, seen: tokens }], After::Nothing);
+        }
     }
 
     fn settle(&mut self, epoch: u64, settle: Settle, received: Instant) {
-        let Some(live) = self.exchanges.remove(&settle.exchange) else {
+        let under_way = self.exchanges.get(&settle.exchange).is_some_and(|live| live.permitted);
+        let live = if under_way { self.exchanges.remove(&settle.exchange) } else { None };
+        let Some(live) = live else {
             tracing::warn!(exchange = settle.exchange, "the meter settled an exchange that is not under way");
             return;
         };
@@ -340,8 +381,13 @@ impl Core {
 
     fn notice(&mut self, notice: Notice) {
         let bottle = notice.bottle.map(|bottle| self.name_of(bottle.slot));
+        let about = bottle.as_deref().unwrap_or_default();
+        let Some(left_out) = self.rows.count(about, "notice", NOTICES, Instant::now()) else { return };
         let mut row = action(ActionKind::Meter, bottle, None, "controller");
-        row.detail = Some(notice.detail);
+        row.detail = Some(match left_out {
+            0 => notice.detail,
+            more => format!("{} ({more} more notices since the last row)", notice.detail),
+        });
         self.record(row);
     }
 
@@ -397,13 +443,18 @@ impl Core {
     }
 }
 
-/// The settlement of an exchange that nobody can account for any more: what was seen, and the rest of the
-/// reservation as output.
+/// The settlement of an exchange that nobody can account for any more: what was seen, its output doubled because
+/// the running count errs low by up to that, the reservation for an input that the provider had not told yet, and
+/// never less than the reservation.
 pub(super) fn orphan(id: ExchangeId, seen: Tokens, reserved: u64) -> Settlement {
-    let rest = reserved.saturating_sub(seen.total());
+    let mut tokens = Tokens { output: seen.output.saturating_mul(2), ..seen };
+    if tokens.all_input() == 0 {
+        tokens.input = reserved;
+    }
+    tokens.output = tokens.output.saturating_add(reserved.saturating_sub(tokens.total()));
     Settlement {
         id,
-        tokens: Tokens { output: seen.output.saturating_add(rest), ..seen },
+        tokens,
         provenance: Provenance::Estimated,
         ending: Ending::Orphaned,
         http_status: None,

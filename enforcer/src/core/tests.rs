@@ -9,7 +9,7 @@ use meter_proxy::protocol::{BottleRef, Refusal, Reserve, Settle, Upstream};
 use meter_proxy::tokens::{Ending, Provenance, Tokens};
 
 use super::*;
-use crate::kernel::Guard;
+use crate::kernel::Pinned;
 use crate::kernel::fake::FakeKernel;
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::{FlowRow, Ledger, LedgerError, Reader, Snapshot, UsageQuery};
@@ -22,7 +22,7 @@ struct Bench {
     orders: Receiver<ToMeter>,
     reader: Box<dyn Reader>,
     refusing: Arc<AtomicBool>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// A ledger that refuses while it is told to.
@@ -51,13 +51,17 @@ fn settings(yaml: &str) -> Settings {
 
 impl Bench {
     fn new(yaml: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::over(yaml, tempfile::tempdir().unwrap(), FakeKernel::new())
+    }
+
+    /// A core that starts on the ledger in this directory and on what this kernel holds.
+    fn over(yaml: &str, dir: tempfile::TempDir, kernel: FakeKernel) -> Self {
         let mut ledger = SqliteLedger::open(&dir.path().join("ledger.db")).unwrap();
         let snapshot = ledger.load().unwrap();
         let reader = ledger.reader().unwrap();
         let refusing = Arc::new(AtomicBool::new(false));
         let (writer, _thread) = Writer::spawn(Box::new(Moody(ledger, refusing.clone())));
-        let kernel = Arc::new(FakeKernel::new());
+        let kernel = Arc::new(kernel);
         let listener = Listener { address: meter_address(), id: 1 };
         let (changes, _) = broadcast::channel(16);
         let parts =
@@ -65,7 +69,14 @@ impl Bench {
         let (core, _thread) = start(parts, snapshot).unwrap();
         let (link, orders) = channel();
         core.tell(Message::MeterUp { epoch: 1, link });
-        Self { core, kernel, orders, reader, refusing, _dir: dir }
+        Self { core, kernel, orders, reader, refusing, dir }
+    }
+
+    /// The controller dies and another starts; the kernel holds what it held.
+    fn restart(self, yaml: &str, pinned: Vec<Pinned>) -> Self {
+        self.core.tell(Message::Stop);
+        drop(self.core);
+        Self::over(yaml, self.dir, FakeKernel::with_pinned(pinned))
     }
 
     fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Message) -> T {
@@ -74,7 +85,7 @@ impl Bench {
         answer.blocking_recv().unwrap()
     }
 
-    fn attach_as(&self, name: &str, cgroup: &str, launch_budget: &[(&str, u64)]) -> BottleRef {
+    fn admit(&self, name: &str, cgroup: &str, launch_budget: &[(&str, u64)]) -> Attachment {
         let admission = Admission {
             name: name.into(),
             agent: None,
@@ -89,8 +100,13 @@ impl Bench {
                 .collect(),
         };
         let attachment = self.ask(|reply| Message::Admit { admission, reply }).unwrap();
-        let guard = Guard::new(attachment.slot, attachment.generation, meter_address(), 1);
-        self.kernel.attach_id(name, attachment.cgroup_id, guard);
+        let listener = Listener { address: meter_address(), id: 1 };
+        self.kernel.attach_id(name, attachment.cgroup_id, attachment.guard(listener));
+        attachment
+    }
+
+    fn attach_as(&self, name: &str, cgroup: &str, launch_budget: &[(&str, u64)]) -> BottleRef {
+        let attachment = self.admit(name, cgroup, launch_budget);
         let id = attachment.id;
         self.ask(|reply| Message::Guarded { attachment: id, by: "uid:0".into(), reply }).unwrap();
         BottleRef { slot: attachment.slot, generation: attachment.generation }
@@ -263,11 +279,10 @@ fn a_request_waits_while_only_reservations_stand_in_its_way() {
     bench.reserve(2, bottle, 10);
     bench.no_order();
     bench.settle(1, 5);
-    assert_eq!(
-        [bench.order(), bench.order()]
-            .map(|order| matches!(order, ToMeter::Settled { exchange: 1 } | ToMeter::Permit { exchange: 2 })),
-        [true, true]
-    );
+    let orders = [bench.order(), bench.order()];
+    for order in [ToMeter::Settled { exchange: 1 }, ToMeter::Permit { exchange: 2 }] {
+        assert!(orders.contains(&order), "{orders:?}");
+    }
 }
 
 #[test]
@@ -428,4 +443,105 @@ fn a_cut_bottle_is_let_go_only_by_force() {
     assert!(!bench.kernel.is_open(bottle.slot), "closed until the hooks are off");
     bench.core.tell(Message::Forget { attachment: attachment.id });
     bench.attach("b1");
+}
+
+#[test]
+fn a_cut_that_comes_while_a_bottle_is_being_attached_holds() {
+    let mut bench = Bench::new("");
+    let attachment = bench.admit("b1", "/sys/fs/cgroup/b1", &[]);
+    bench.cut("b1").unwrap();
+    let id = attachment.id;
+    bench.ask(|reply| Message::Guarded { attachment: id, by: "uid:0".into(), reply }).unwrap();
+    assert!(!bench.kernel.is_open(attachment.slot));
+    assert!(bench.view("b1").cause.is_some());
+    bench.restore("b1", &[], false).unwrap();
+    assert!(bench.kernel.is_open(attachment.slot));
+    assert!(bench.actions().iter().any(|row| row.action == "cut" && row.by == "uid:7"));
+}
+
+#[test]
+fn the_gate_off_reserves_nothing_and_still_refuses_what_is_used_up() {
+    let bench = Bench::new("gate: off\nbudget: { claude: 100 }");
+    let bottle = bench.attach("b1");
+    bench.reserve(1, bottle, 5_000);
+    assert_eq!(bench.order(), ToMeter::Permit { exchange: 1 });
+    assert_eq!(bench.view("b1").budget["claude"].reserved, 0);
+    bench.settle(1, 100);
+    bench.order();
+    bench.order();
+    bench.restore("b1", &[], true).unwrap();
+    bench.order();
+    bench.reserve(2, bottle, 10);
+    assert!(matches!(bench.order(), ToMeter::Refused { refusal: Refusal::Budget { .. }, .. }));
+}
+
+#[test]
+fn no_bottle_is_its_own_ancestor() {
+    let bench = Bench::new("bottles: { base: { budget: { claude: 10 } }, reviewer: { extends: base } }");
+    let admission = Admission {
+        name: "base".into(),
+        agent: None,
+        parent: Some("reviewer".into()),
+        cgroup: "/sys/fs/cgroup/base".into(),
+        cgroup_id: 9,
+        owns_cgroup: false,
+        policy: "cutoff".into(),
+        launch_budget: BTreeMap::new(),
+    };
+    let problem = bench.ask(|reply| Message::Admit { admission, reply }).unwrap_err();
+    assert_eq!(problem.exit_code, 2);
+}
+
+/// What the kernel holds of an attachment, as a new controller finds it.
+fn pinned(attachment: &Attachment, cut: bool) -> Pinned {
+    Pinned {
+        name: attachment.name.clone(),
+        slot: attachment.slot,
+        generation: attachment.generation,
+        cgroup_id: attachment.cgroup_id,
+        cut,
+    }
+}
+
+#[test]
+fn a_new_controller_takes_the_more_closed_of_ledger_and_kernel() {
+    let bench = Bench::new("");
+    let (told, found, open) = (bench.attach("told"), bench.attach("found"), bench.attach("open"));
+    bench.cut("told").unwrap();
+    let held = ["told", "found", "open"].map(|name| bench.view(name).attachment);
+    let bench =
+        bench.restart("", vec![pinned(&held[0], false), pinned(&held[1], true), pinned(&held[2], false)]);
+    assert!(!bench.kernel.is_open(told.slot), "the ledger says cut");
+    assert!(!bench.kernel.is_open(found.slot), "the kernel says cut");
+    assert!(bench.kernel.is_open(open.slot));
+    assert!(bench.view("told").cause.is_some() && bench.view("found").cause.is_some());
+    assert!(bench.view("open").cause.is_none());
+}
+
+#[test]
+fn a_guard_that_the_ledger_does_not_know_is_kept_closed() {
+    let bench = Bench::new("");
+    bench.attach("known");
+    let known = bench.view("known").attachment;
+    let strange = Pinned { name: "strange".into(), slot: 7, generation: 9, cgroup_id: u64::MAX, cut: false };
+    let bench = bench.restart("", vec![pinned(&known, false), strange]);
+    assert!(!bench.kernel.is_open(7));
+    assert!(bench.view("strange").cause.unwrap().to_string().contains("not in the ledger"));
+    assert!(bench.attach("next").generation > 9, "no generation is given out twice");
+}
+
+#[test]
+fn a_guard_that_holds_something_else_ends_the_start() {
+    let bench = Bench::new("");
+    bench.attach("b1");
+    let other = Pinned { cgroup_id: 1, ..pinned(&bench.view("b1").attachment, true) };
+    let (dir, kernel) = (bench.dir, Arc::new(FakeKernel::with_pinned(vec![other])));
+    bench.core.tell(Message::Stop);
+    let mut ledger = SqliteLedger::open(&dir.path().join("ledger.db")).unwrap();
+    let snapshot = ledger.load().unwrap();
+    let (writer, _thread) = Writer::spawn(Box::new(ledger));
+    let (changes, _) = broadcast::channel(16);
+    let listener = Listener { address: meter_address(), id: 1 };
+    let parts = Parts { settings: Arc::new(settings("")), kernel, writer, listener, changes };
+    assert!(start(parts, snapshot).is_err());
 }

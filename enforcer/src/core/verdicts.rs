@@ -5,7 +5,7 @@ use std::time::Instant;
 use meter_proxy::protocol::{BottleRef, ToMeter, Upstream};
 use tokio::sync::oneshot;
 
-use super::durable::{After, action};
+use super::durable::{After, Committed, action};
 use super::requests::reference;
 use super::{Change, Core, Stage, answer};
 use crate::audit::{ActionKind, Cause, CauseKind};
@@ -56,13 +56,19 @@ impl Core {
     ) {
         let provider = self.accounts.provider(account).to_owned();
         let slots: Vec<u32> = self.bottles.keys().copied().collect();
+        let mut governed = Vec::new();
         for slot in slots {
             let path = self.path(slot, &provider);
             if let Some((scope, governing)) = self.accounts.governing(&path)
                 && governing == account
             {
-                self.cut_for_budget(slot, scope, account, flow, received);
+                self.kernel.cut(slot);
+                governed.push((slot, scope));
             }
+        }
+        // every store is done before anything is told or written
+        for (slot, scope) in governed {
+            self.cut_for_budget(slot, scope, account, flow, received);
         }
     }
 
@@ -74,8 +80,11 @@ impl Core {
         flow: Option<ExchangeId>,
         received: Instant,
     ) {
-        let standing = self.bottles.get(&slot).and_then(|bottle| bottle.cause.as_ref());
-        if standing.is_some_and(|cause| cause.kind == CauseKind::Budget) {
+        if let Some(bottle) = self.bottles.get_mut(&slot)
+            && bottle.cause.as_ref().is_some_and(|cause| cause.kind == CauseKind::Budget)
+        {
+            // a restore under way was ordered before this crossing, and must not undo it
+            bottle.verdict += 1;
             return;
         }
         let cause = self.budget_cause(scope, account, flow);
@@ -99,7 +108,14 @@ impl Core {
     }
 
     /// Stores the cut, tells the meter, commits. A bottle that is cut already keeps its first cause.
-    fn cut(&mut self, slot: u32, cause: Cause, upstream: Upstream, received: Instant, after: After) {
+    pub(super) fn cut(
+        &mut self,
+        slot: u32,
+        cause: Cause,
+        upstream: Upstream,
+        received: Instant,
+        after: After,
+    ) {
         let Some(bottle) = self.bottles.get_mut(&slot) else { return };
         let again = bottle.cause.is_some();
         self.kernel.cut(slot);
@@ -107,9 +123,12 @@ impl Core {
         bottle.verdict += 1;
         let standing = bottle.cause.get_or_insert_with(|| cause.clone()).clone();
         let (name, attachment) = (bottle.attachment.name.clone(), bottle.attachment.id);
+        let attaching = bottle.stage == Stage::Attaching;
         self.tell_meter_of(slot, upstream);
-        if again && matches!(after, After::Nothing) {
-            return;
+        self.admit_waiting();
+        if attaching {
+            // the attachment is not in the ledger yet: `open_first` finds the cause and records the cut
+            return self.committed(Committed { after, owed: Vec::new(), audited: false, result: Ok(()) });
         }
         let by = cause.by.clone();
         let mut row = action(ActionKind::Cut, Some(name), Some(cause), &by);
@@ -140,6 +159,9 @@ impl Core {
         by: String,
         reply: oneshot::Sender<Result<(), Problem>>,
     ) {
+        if let Some(behind) = self.closed() {
+            return answer(reply, Err(Problem::failed(behind.to_string())));
+        }
         match self.prepare_restore(name, order, &by) {
             Ok(Restoring { entries, attachment, verdict, additions }) => {
                 self.submit(entries, After::Restored { attachment, verdict, additions, reply });
@@ -301,9 +323,15 @@ impl Core {
 
     /// Tells the meter how this bottle and those nested in its cgroup stand now.
     fn tell_meter_of(&self, slot: u32, upstream: Upstream) {
-        let Some(changed) = self.bottles.get(&slot) else { return };
+        if let Some(changed) = self.bottles.get(&slot) {
+            self.tell_meter_below(&changed.attachment.cgroup, upstream);
+        }
+    }
+
+    /// Tells the meter how the bottles at and below this cgroup stand now.
+    pub(super) fn tell_meter_below(&self, cgroup: &str, upstream: Upstream) {
         for (slot, bottle) in &self.bottles {
-            if Path::new(&bottle.attachment.cgroup).starts_with(&changed.attachment.cgroup) {
+            if Path::new(&bottle.attachment.cgroup).starts_with(cgroup) {
                 let bottle = reference(&bottle.attachment);
                 self.tell_meter(match self.shut_by(*slot) {
                     Some(_) => ToMeter::Cut { bottle, upstream },

@@ -12,7 +12,7 @@ use crate::ledger::Attachment;
 pub struct BottleModel {
     /// As attached.
     pub attachment: Attachment,
-    /// Why it is cut; `None`: open.
+    /// Why nothing of it passes: its own verdict, or that of a bottle whose cgroup holds it. `None`: open.
     pub cause: Option<Cause>,
     /// Settled usage by provider.
     pub usage: BTreeMap<String, api::Usage>,
@@ -37,7 +37,7 @@ impl Core {
         let bottle = self.bottles.get(&slot).filter(|bottle| bottle.stage != Stage::Attaching)?;
         Some(BottleModel {
             attachment: bottle.attachment.clone(),
-            cause: bottle.cause.clone(),
+            cause: self.shut_by(slot).cloned(),
             usage: self.usage.get(&bottle.attachment.name).cloned().unwrap_or_default(),
             budget,
         })

@@ -156,6 +156,13 @@ pub enum Entry {
     },
     /// A request is about to leave.
     Reserve(Reservation),
+    /// What was seen of an exchange under way, so that a crash does not make it cheaper.
+    Progress {
+        /// The exchange.
+        exchange: ExchangeId,
+        /// Figures so far. Input and cache classes are kept as one.
+        seen: Tokens,
+    },
     /// An exchange ended. A second settlement of the same exchange changes nothing.
     Settle(Settlement),
     /// Tokens were added to a budget by the operator.
@@ -195,8 +202,8 @@ pub struct Sum {
 pub struct Snapshot {
     /// Attachments that have not ended, with the verdict that was recorded last.
     pub attachments: Vec<(Attachment, Option<crate::audit::Cause>)>,
-    /// Reservations that were never settled.
-    pub orphans: Vec<Reservation>,
+    /// Reservations that were never settled, each with what was seen of it last (all input in `input`).
+    pub orphans: Vec<(Reservation, Tokens)>,
     /// Settled sums of every account that has any.
     pub sums: Vec<Sum>,
     /// Settled sums of each bottle by name, without its descendants' (`status` shows them); `owner` is
@@ -333,6 +340,12 @@ pub trait Reader: Send {
     /// # Errors
     /// When the database refuses.
     fn flows(&mut self, query: &UsageQuery) -> Result<Vec<FlowRow>, LedgerError>;
+
+    /// Id of the newest row of the audit; 0 for none.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    fn newest_audit_row(&mut self) -> Result<i64, LedgerError>;
 
     /// Rows of the audit with an id above `after`, oldest first, at most `limit`.
     ///

@@ -305,10 +305,16 @@ impl Check<'_> {
     }
 
     fn listen(&self, listen: &str) -> Result<std::net::SocketAddr, Fault> {
-        listen.parse().map_err(|_| {
-            Fault::new(self.places.value(&["listen"]), format!("{listen:?} is not an address with a port"))
-                .hint("write it as \"127.0.0.1:7080\" or \"[::1]:7080\"")
-        })
+        let hint = "write it as \"127.0.0.1:7080\" or \"[::1]:7080\"";
+        let fault =
+            |what: &str| Fault::new(self.places.value(&["listen"]), format!("{listen:?} {what}")).hint(hint);
+        let address: std::net::SocketAddr =
+            listen.parse().map_err(|_| fault("is not an address with a port"))?;
+        // the kernel knows a bottle's connection to the meter by its address
+        if address.ip().is_unspecified() {
+            return Err(fault("is every address of the host; bottles need one"));
+        }
+        Ok(address)
     }
 
     fn extra_roots(&self, path: &str) -> Result<PathBuf, Fault> {

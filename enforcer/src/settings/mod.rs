@@ -26,7 +26,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::Uid;
 use serde::Deserialize;
 
-pub use values::{NameError, TokensError, check_name, is_dns_name, parse_tokens};
+pub use values::{NameError, TokensError, check_name, check_tokens, is_dns_name, parse_tokens};
 use yaml::Fault;
 
 /// Longest settings file that is read, bytes.

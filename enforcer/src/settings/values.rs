@@ -51,7 +51,16 @@ pub fn parse_tokens(text: &str) -> Result<u64, TokensError> {
         });
     }
     let tokens = number.parse::<u64>().ok().and_then(|count| count.checked_mul(unit));
-    tokens.filter(|&tokens| tokens <= MAX_TOKENS).ok_or(TokensError::TooMany)
+    let tokens = tokens.ok_or(TokensError::TooMany)?;
+    check_tokens(tokens).map(|()| tokens)
+}
+
+/// Whether a number of tokens is one that the ledger can hold.
+///
+/// # Errors
+/// When it is more.
+pub fn check_tokens(tokens: u64) -> Result<(), TokensError> {
+    if tokens <= MAX_TOKENS { Ok(()) } else { Err(TokensError::TooMany) }
 }
 
 /// Why a text is no name for a bottle or an agent.

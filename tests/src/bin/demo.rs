@@ -16,7 +16,7 @@ use serde_json::Value;
 use support::cgroup::TestCgroup;
 use support::clock::{mono_ns, wait_until};
 use support::enforcer::Daemon;
-use support::process::{built, kill};
+use support::process::{built, exit_within, kill};
 use support::provider::{End, Provider, Reply};
 use support::sink::Sink;
 
@@ -165,6 +165,7 @@ fn show_the_cut(daemon: &Daemon, provider: &Provider, sink: &Sink) {
 
 fn show_restore(daemon: &Daemon, bottle: &TestCgroup, args: &Args) {
     let refused = daemon.cli(&["restore", "demo"]);
+    assert_eq!(refused.code, Some(4), "a restore that changes nothing must be refused");
     say(&format!("`enforcer restore demo` is refused (exit {}):", refused.code.unwrap()));
     println!("    {}", refused.stderr.trim().replace('\n', "\n    "));
     let add = format!("claude={}", args.budget * 100);
@@ -175,7 +176,9 @@ fn show_restore(daemon: &Daemon, bottle: &TestCgroup, args: &Args) {
     let short = ["--header", "x-mock-deltas=6", "--header", "x-mock-pace-ms=0", "--dump"];
     let mut agent = Running(bottle.spawn(command.args(short).arg(&dump).stdout(Stdio::piped())));
     let mut answer = String::new();
+    let code = exit_within(&mut agent.0, SOON);
     agent.0.stdout.take().unwrap().read_to_string(&mut answer).unwrap();
+    assert_eq!(code, Some(Some(0)), "the restored bottle's agent must be answered: {answer}");
     println!("    {}", answer.trim().replace('\n', "\n    "));
     say(&format!("It received {} bytes. The ledger:", size(&dump)));
     println!("{}", indent(&daemon.ok(&["usage"])));

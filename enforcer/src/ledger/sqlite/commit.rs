@@ -25,6 +25,7 @@ pub(super) fn entry(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), 
         Entry::Attach(attachment) => attach(transaction, attachment),
         Entry::Detach { attachment, at } => detach(transaction, *attachment, *at),
         Entry::Reserve(reservation) => reserve(transaction, reservation),
+        Entry::Progress { exchange, seen } => progress(transaction, *exchange, seen),
         Entry::Settle(settlement) => settle(transaction, settlement),
         Entry::AddTokens { owner, provider, tokens, at } => {
             add_tokens(transaction, owner, provider, *tokens, *at)
@@ -83,6 +84,16 @@ fn reserve(transaction: &Transaction<'_>, reservation: &Reservation) -> Result<(
         reservation.window,
         reservation.started_at,
     ])?;
+    Ok(())
+}
+
+/// What was seen of an exchange that has ended meanwhile is of no interest.
+fn progress(transaction: &Transaction<'_>, exchange: i64, seen: &Tokens) -> Result<(), Refusal> {
+    let mut update = transaction.prepare_cached(
+        "UPDATE exchanges SET seen_input_tokens = ?2, seen_output_tokens = ?3 \
+         WHERE id = ?1 AND ended_at_ms IS NULL",
+    )?;
+    update.execute(params![exchange, figure(seen.all_input()), figure(seen.output)])?;
     Ok(())
 }
 

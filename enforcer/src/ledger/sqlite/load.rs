@@ -53,9 +53,15 @@ fn attachment(row: &Row<'_>) -> rusqlite::Result<Attachment> {
     })
 }
 
-fn orphans(connection: &Connection) -> rusqlite::Result<Vec<Reservation>> {
+fn orphans(connection: &Connection) -> rusqlite::Result<Vec<(Reservation, Tokens)>> {
     let mut select = connection.prepare("SELECT * FROM exchanges WHERE ended_at_ms IS NULL ORDER BY id")?;
-    select.query_map([], reservation)?.collect()
+    select.query_map([], |row| Ok((reservation(row)?, seen(row)?)))?.collect()
+}
+
+/// What was seen of an exchange under way, its input in one.
+fn seen(row: &Row<'_>) -> rusqlite::Result<Tokens> {
+    let (input, output) = (count(row, "seen_input_tokens")?, count(row, "seen_output_tokens")?);
+    Ok(Tokens { input, output, ..Tokens::default() })
 }
 
 fn reservation(row: &Row<'_>) -> rusqlite::Result<Reservation> {

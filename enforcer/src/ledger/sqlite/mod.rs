@@ -34,6 +34,20 @@ impl SqliteLedger {
     }
 }
 
+impl Drop for SqliteLedger {
+    /// Moves the log into the file, which is then whole by itself: for copies, and for the check at the next start.
+    fn drop(&mut self) {
+        let moved =
+            self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+        // what stays in the log is as durable there
+        match moved {
+            Ok(0) => {}
+            Ok(_) => tracing::debug!("a reader keeps the ledger's log from being moved into its file"),
+            Err(error) => tracing::warn!(%error, "the ledger's log stays beside its file"),
+        }
+    }
+}
+
 impl Ledger for SqliteLedger {
     fn load(&mut self) -> Result<Snapshot, LedgerError> {
         // one transaction, so that every part of the snapshot is of the same moment

@@ -35,6 +35,12 @@ impl Reader for SqliteReader {
         flows(&self.connection, query).map_err(|error| database(&self.path, &error))
     }
 
+    fn newest_audit_row(&mut self) -> Result<i64, LedgerError> {
+        self.connection
+            .query_row("SELECT coalesce(max(id), 0) FROM actions", [], |row| row.get(0))
+            .map_err(|error| database(&self.path, &error))
+    }
+
     fn audit(&mut self, after: i64, limit: u32) -> Result<Vec<audit::Row>, LedgerError> {
         audit(&self.connection, after, limit).map_err(|error| database(&self.path, &error))
     }

@@ -123,6 +123,11 @@ fn a_new_controller_finds_what_was_committed() {
         Entry::Attach(gone.clone()),
         Entry::Detach { attachment: 4, at: 9 },
         Entry::Reserve(orphan.clone()),
+        Entry::Progress { exchange: 8, seen: Tokens { input: 40, ..Tokens::default() } },
+        Entry::Progress {
+            exchange: 8,
+            seen: Tokens { input: 10, cache_read: 30, output: 600, ..Tokens::default() },
+        },
         Entry::Verdict(Verdict { attachment: 3, cause: Some(cause()) }),
         Entry::AddTokens { owner: Owner::Global, provider: "claude".to_owned(), tokens: 5, at: 1 },
         Entry::AddTokens { owner: Owner::Global, provider: "claude".to_owned(), tokens: u64::MAX, at: 2 },
@@ -130,7 +135,7 @@ fn a_new_controller_finds_what_was_committed() {
     ]);
     let snapshot = fixture.reopened().ledger.load().unwrap();
     assert_eq!(snapshot.attachments, [(open, Some(cause()))]);
-    assert_eq!(snapshot.orphans, [orphan]);
+    assert_eq!(snapshot.orphans, [(orphan, Tokens { input: 40, output: 600, ..Tokens::default() })]);
     assert_eq!(
         snapshot.added,
         [

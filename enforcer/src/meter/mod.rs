@@ -2,7 +2,9 @@
 //!
 //! The controller holds the listening sockets and hands them over, so a restart of the meter refuses nobody. The
 //! child is watched: when it ends, the core settles what was under way, and another one is started. What its
-//! messages mean is the core's business; only certificates are signed here, beside the core.
+//! messages mean is the core's business; only certificates are signed here, by `signer`.
+mod signer;
+
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use meter_proxy::protocol::{self, Config, ToController, ToMeter};
 
+use self::signer::Signer;
 use crate::ca::Ca;
 use crate::core::{CoreHandle, Message};
 
@@ -122,10 +125,11 @@ impl Meter {
             stopping: AtomicBool::new(false),
             socket: Mutex::new(None),
         });
+        let signer = Signer::start(ca, options.config.providers.clone())?;
         let supervised = shared.clone();
         let supervisor = std::thread::Builder::new()
             .name("meter".into())
-            .spawn(move || supervise(&options, &core, &ca, &supervised))?;
+            .spawn(move || supervise(&options, &core, &signer, &supervised))?;
         Ok(Self { shared, supervisor: Mutex::new(Some(supervisor)) })
     }
 
@@ -167,34 +171,38 @@ fn hang_up(socket: &OwnedFd) {
     }
 }
 
-fn supervise(options: &Options, core: &CoreHandle, ca: &Arc<Ca>, shared: &Arc<Shared>) {
+fn supervise(options: &Options, core: &CoreHandle, signer: &Signer, shared: &Shared) {
     let mut wait = RESTART_WAIT.0;
     for epoch in 1.. {
         let started = Instant::now();
-        if let Err(error) = live(epoch, options, core, ca, shared) {
+        if let Err(error) = live(epoch, options, core, signer, shared) {
             tracing::error!(%error, "the meter could not be started");
         }
         shared.set(Standing::default());
         if shared.stopping() {
             return;
         }
-        wait = if started.elapsed() >= STEADY { RESTART_WAIT.0 } else { (wait * 2).min(RESTART_WAIT.1) };
+        if started.elapsed() >= STEADY {
+            wait = RESTART_WAIT.0;
+        }
         tracing::warn!(wait_ms = wait.as_millis(), "the meter ended; it is started again");
         let standing = shared.standing.lock().unwrap_or_else(PoisonError::into_inner);
         drop(shared.changed.wait_timeout_while(standing, wait, |_| !shared.stopping()));
         if shared.stopping() {
             return;
         }
+        wait = (wait * 2).min(RESTART_WAIT.1);
     }
 }
 
-/// One life of a meter process, from start to reaping.
+/// One life of a meter process, from start to reaping. Only when it is reaped is it lost: until then it may still
+/// forward.
 fn live(
     epoch: u64,
     options: &Options,
     core: &CoreHandle,
-    ca: &Arc<Ca>,
-    shared: &Arc<Shared>,
+    signer: &Signer,
+    shared: &Shared,
 ) -> Result<(), MeterError> {
     let (ours, theirs) = protocol::pair()?;
     let ours = Arc::new(ours);
@@ -204,11 +212,21 @@ fn live(
     if shared.stopping() {
         hang_up(&ours);
     }
-    let spoken = speak(epoch, options, core, ca, shared, &ours, &child);
+    let spoken = introduce(options, &ours).and_then(|()| start_sender(&ours));
+    let sender = spoken.map(|(link, sender)| {
+        core.tell(Message::MeterUp { epoch, link: link.clone() });
+        Conversation { epoch, core, signer, shared, socket: &ours, link, pid: child.id() }.listen();
+        sender
+    });
     shared.socket.lock().unwrap_or_else(PoisonError::into_inner).take();
     hang_up(&ours);
     reap(&mut child);
-    spoken
+    // the core drops its end of the link with this, and the sender ends
+    core.tell(Message::MeterLost { epoch });
+    if sender?.join().is_err() {
+        tracing::error!("the thread that sends to the meter panicked");
+    }
+    Ok(())
 }
 
 fn spawn(options: &Options, socket: OwnedFd) -> Result<Child, MeterError> {
@@ -236,37 +254,21 @@ fn identity() -> (u32, u32) {
     }
 }
 
-/// Hands over the listeners and the configuration, then listens until the socket ends.
-fn speak(
-    epoch: u64,
-    options: &Options,
-    core: &CoreHandle,
-    ca: &Arc<Ca>,
-    shared: &Shared,
-    socket: &Arc<OwnedFd>,
-    child: &Child,
-) -> Result<(), MeterError> {
+/// Hands over the listeners and the configuration.
+fn introduce(options: &Options, socket: &OwnedFd) -> Result<(), MeterError> {
     let (listener, id) = &options.listener;
-    let introduce = || {
-        protocol::send(socket.as_fd(), &ToMeter::Listeners { ids: vec![*id] }, &[listener.as_fd()])?;
-        protocol::send(socket.as_fd(), &ToMeter::Config(options.config.clone()), &[])
-    };
-    introduce().map_err(io::Error::other)?;
+    protocol::send(socket.as_fd(), &ToMeter::Listeners { ids: vec![*id] }, &[listener.as_fd()])
+        .and_then(|()| protocol::send(socket.as_fd(), &ToMeter::Config(options.config.clone()), &[]))
+        .map_err(|error| io::Error::other(error).into())
+}
+
+/// A thread that sends what is put into the link, in order.
+fn start_sender(socket: &Arc<OwnedFd>) -> Result<(Sender<ToMeter>, JoinHandle<()>), MeterError> {
     let (link, orders) = channel();
-    let sender = {
-        let socket = socket.clone();
-        std::thread::Builder::new().name("meter-tx".into()).spawn(move || send_orders(&socket, &orders))?
-    };
-    core.tell(Message::MeterUp { epoch, link: link.clone() });
-    listen_to(epoch, core, ca, shared, socket, &link, child.id());
-    drop(link);
-    // the core drops its end of the link with this, and the sender ends
-    core.tell(Message::MeterLost { epoch });
-    hang_up(socket);
-    if sender.join().is_err() {
-        tracing::error!("the thread that sends to the meter panicked");
-    }
-    Ok(())
+    let socket = socket.clone();
+    let sender =
+        std::thread::Builder::new().name("meter-tx".into()).spawn(move || send_orders(&socket, &orders))?;
+    Ok((link, sender))
 }
 
 fn send_orders(socket: &OwnedFd, orders: &Receiver<ToMeter>) {
@@ -279,48 +281,43 @@ fn send_orders(socket: &OwnedFd, orders: &Receiver<ToMeter>) {
     }
 }
 
-fn listen_to(
+/// What the supervisor hears from one meter process.
+struct Conversation<'a> {
     epoch: u64,
-    core: &CoreHandle,
-    ca: &Arc<Ca>,
-    shared: &Shared,
-    socket: &OwnedFd,
-    link: &Sender<ToMeter>,
+    core: &'a CoreHandle,
+    signer: &'a Signer,
+    shared: &'a Shared,
+    socket: &'a OwnedFd,
+    link: Sender<ToMeter>,
     pid: u32,
-) {
-    let mut buffer = Vec::new();
-    loop {
-        let received = protocol::receive::<ToController>(socket.as_fd(), &mut buffer);
-        let at = Instant::now();
-        match received {
-            Ok(Some((ToController::Ready { .. }, _))) => {
-                shared.set(Standing { pid: Some(pid), serving: true });
-                tracing::info!(pid, "the meter serves");
-            }
-            Ok(Some((ToController::Sign { question, host }, _))) => sign(ca, link, question, host),
-            Ok(Some((message, _))) => core.tell(Message::Meter { epoch, message, received: at }),
-            Ok(None) => return,
-            Err(error) => {
-                tracing::error!(%error, "the meter is not understood; it is started again");
-                return;
+}
+
+impl Conversation<'_> {
+    /// Passes every message on until the socket ends.
+    fn listen(self) {
+        let mut buffer = Vec::new();
+        loop {
+            let received = protocol::receive::<ToController>(self.socket.as_fd(), &mut buffer);
+            match received {
+                Ok(Some((message, _))) => self.pass_on(message, Instant::now()),
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::error!(%error, "the meter is not understood; it is started again");
+                    return;
+                }
             }
         }
     }
-}
 
-/// Signs on a thread of its own: a key takes a millisecond, and the messages behind it must not wait.
-fn sign(ca: &Arc<Ca>, link: &Sender<ToMeter>, question: u64, host: String) {
-    let (ca, answer) = (ca.clone(), link.clone());
-    let spawned = std::thread::Builder::new().name("sign".into()).spawn(move || {
-        let leaf = ca.leaf(&host).map_err(|error| error.to_string());
-        if answer.send(ToMeter::Signed { question, leaf }).is_err() {
-            tracing::debug!("the meter that asked for a certificate is gone");
+    fn pass_on(&self, message: ToController, received: Instant) {
+        match message {
+            ToController::Ready { .. } => {
+                self.shared.set(Standing { pid: Some(self.pid), serving: true });
+                tracing::info!(pid = self.pid, "the meter serves");
+            }
+            ToController::Sign { question, host } => self.signer.ask(question, host, &self.link),
+            message => self.core.tell(Message::Meter { epoch: self.epoch, message, received }),
         }
-    });
-    if let Err(error) = spawned
-        && link.send(ToMeter::Signed { question, leaf: Err(error.to_string()) }).is_err()
-    {
-        tracing::debug!("the meter that asked for a certificate is gone");
     }
 }
 
