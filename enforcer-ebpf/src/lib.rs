@@ -3,11 +3,15 @@
 //! This file is the only thing that the two sides of the kernel share. Every struct is `repr(C)`, padded by
 //! named fields and asserted in size, so that a field is added at the end of a reserved run and never moves.
 //! Addresses are network byte order words as the kernel holds them (`user_ip4`), IPv4 as v4-mapped IPv6.
-//! The lifetimes: an entry of `BOTTLES` is written by the controller alone; counters and flows by the kernel.
+//! The lifetimes: an entry of `BOTTLES` is written by the controller alone; counters, flows and originals by the
+//! kernel.
 #![no_std]
 
-/// Version of this ABI. A pinned map of another version is refused at adoption.
-pub const ABI_VERSION: u32 = 1;
+pub mod address;
+
+/// Version of this ABI: the maps' shapes and which hooks a bottle has. What another version has pinned is refused
+/// at adoption. (2: the redirect's hooks and `ORIGINALS`.)
+pub const ABI_VERSION: u32 = 2;
 
 /// Entries of `BOTTLES`; slot 0 is never live, so a hook whose slot is not written yet drops.
 pub const SLOTS: u32 = 4096;
@@ -15,7 +19,7 @@ pub const SLOTS: u32 = 4096;
 /// Entries of `FLOWS`: live connections of all bottles to the meter.
 pub const FLOWS: u32 = 65_536;
 
-/// Live connections to the meter that one bottle may hold; more are not remembered, and so refused by the meter.
+/// Live connections to the meter that one bottle may hold; more are refused.
 pub const FLOWS_PER_BOTTLE: u32 = 8_192;
 
 /// Third word of a v4-mapped IPv6 address (`::ffff:a.b.c.d`) in network byte order on a little-endian host.
@@ -25,7 +29,8 @@ pub const MAPPED: u32 = 0xffff_0000;
 pub const FLAG_LIVE: u32 = 1;
 /// [`Bottle::flags`]: only the meter and the allow-list are reachable.
 pub const FLAG_LOCKDOWN: u32 = 1 << 1;
-/// [`Bottle::flags`]: TCP :80 and :443 to public addresses are sent to the meter.
+/// [`Bottle::flags`]: TCP :80 and :443 to the addresses of [`address::is_redirected`] are sent to the meter, and
+/// what goes there in another way (UDP :443 too) is dropped.
 pub const FLAG_REDIRECT: u32 = 1 << 2;
 /// [`Bottle::flags`]: loopback stays reachable under lockdown (the bottle has its own network namespace).
 pub const FLAG_LOOPBACK: u32 = 1 << 3;
@@ -92,7 +97,7 @@ pub struct Counters {
     pub passed_packets: u64,
     /// Bytes let through, from the network header on.
     pub passed_bytes: u64,
-    /// Packets dropped.
+    /// Packets dropped, and calls refused before they made one (which count no bytes).
     pub dropped_packets: u64,
     /// Bytes dropped, from the network header on.
     pub dropped_bytes: u64,
@@ -136,11 +141,28 @@ pub struct Flow {
     pub cookie: u64,
 }
 
+/// Where a redirected socket was going: a value of `ORIGINALS`, kept by the kernel as long as the socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Original {
+    /// Address the program asked for.
+    pub ip: [u32; 4],
+    /// Port the program asked for, host byte order; 0: the socket is not redirected.
+    pub port: u32,
+    /// Slot of the bottle that redirected it.
+    pub slot: u32,
+    /// The slot's generation then.
+    pub generation: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
 const _: () = assert!(core::mem::size_of::<Endpoint>() == 24);
 const _: () = assert!(core::mem::size_of::<Bottle>() == 120);
 const _: () = assert!(core::mem::size_of::<Counters>() == 32);
 const _: () = assert!(core::mem::size_of::<FlowKey>() == 48);
 const _: () = assert!(core::mem::size_of::<Flow>() == 48);
+const _: () = assert!(core::mem::size_of::<Original>() == 32);
 
 #[cfg(feature = "user")]
 mod user {

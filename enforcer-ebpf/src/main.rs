@@ -10,14 +10,28 @@
 #[cfg(not(target_arch = "bpf"))]
 compile_error!("the programs are built for bpfel-unknown-none, by enforcer/build.rs");
 
+mod bind;
+mod connect;
+mod flows;
+mod getpeername;
+mod originals;
+mod sendmsg;
 mod skb;
+mod sock_addr;
 mod sock_ops;
 
+use core::arch::asm;
+
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
-use aya_ebpf::macros::{cgroup_skb, map, sock_ops};
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::macros::{btf_map, cgroup_skb, cgroup_sock_addr, map, sock_ops};
 use aya_ebpf::maps::{Array, CgroupStorage, HashMap, PerCpuArray};
-use aya_ebpf::programs::{SkBuffContext, SockOpsContext};
-use enforcer_ebpf::{Bottle, Counters, FLAG_LIVE, FLOWS as FLOW_ENTRIES, Flow, FlowKey, OPEN, SLOTS};
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockOpsContext};
+use enforcer_ebpf::address::{is_endpoint, is_redirected};
+use enforcer_ebpf::{
+    Bottle, Counters, Endpoint, FLAG_LIVE, FLAG_REDIRECT, FLOWS as FLOW_ENTRIES, Flow, FlowKey, OPEN,
+    Original, SLOTS,
+};
 
 /// The slot of the bottle at this attach point; 0 until the controller has written it.
 #[map]
@@ -39,16 +53,20 @@ static FLOWS: HashMap<FlowKey, Flow> = HashMap::pinned(FLOW_ENTRIES, 0);
 #[map]
 static FLOW_COUNTS: Array<u64> = Array::pinned(SLOTS, 0);
 
+/// Where each redirected socket was going, in the socket itself.
+#[btf_map]
+static ORIGINALS: SkStorage<Original> = SkStorage::new();
+
 /// A packet leaves a socket of the bottle: 1 lets it pass, 0 drops it.
 #[cgroup_skb(egress)]
 pub fn enforcer_egress(packet: SkBuffContext) -> i32 {
-    skb::judge(&packet)
+    skb::egress(&packet)
 }
 
 /// A packet reaches a socket of the bottle: without this some 64 kB keep arriving after a cut.
 #[cgroup_skb(ingress)]
 pub fn enforcer_ingress(packet: SkBuffContext) -> i32 {
-    skb::judge(&packet)
+    skb::ingress(&packet)
 }
 
 /// A TCP socket of the bottle changes: remembers its connections to the meter. Always 1, it decides nothing.
@@ -56,6 +74,56 @@ pub fn enforcer_ingress(packet: SkBuffContext) -> i32 {
 pub fn enforcer_sock_ops(socket: SockOpsContext) -> u32 {
     sock_ops::track(&socket);
     1
+}
+
+/// An IPv4 socket of the bottle connects: sends it to the meter, or refuses it with 0.
+#[cgroup_sock_addr(connect4)]
+pub fn enforcer_connect4(socket: SockAddrContext) -> i32 {
+    connect::connect4(&socket)
+}
+
+/// An IPv6 socket of the bottle connects: sends it to the meter, or refuses it with 0.
+#[cgroup_sock_addr(connect6)]
+pub fn enforcer_connect6(socket: SockAddrContext) -> i32 {
+    connect::connect6(&socket)
+}
+
+/// An IPv4 socket of the bottle sends with an address: 0 refuses it.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn enforcer_sendmsg4(socket: SockAddrContext) -> i32 {
+    sendmsg::sendmsg4(&socket)
+}
+
+/// An IPv6 socket of the bottle sends with an address: 0 refuses it.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn enforcer_sendmsg6(socket: SockAddrContext) -> i32 {
+    sendmsg::sendmsg6(&socket)
+}
+
+/// An IPv4 socket of the bottle is asked for its peer. Always 1, it refuses nothing.
+#[cgroup_sock_addr(getpeername4)]
+pub fn enforcer_getpeername4(socket: SockAddrContext) -> i32 {
+    getpeername::getpeername4(&socket);
+    1
+}
+
+/// An IPv6 socket of the bottle is asked for its peer. Always 1, it refuses nothing.
+#[cgroup_sock_addr(getpeername6)]
+pub fn enforcer_getpeername6(socket: SockAddrContext) -> i32 {
+    getpeername::getpeername6(&socket);
+    1
+}
+
+/// An IPv4 socket of the bottle binds: 0 refuses it.
+#[cgroup_sock_addr(bind4)]
+pub fn enforcer_bind4(socket: SockAddrContext) -> i32 {
+    bind::bind(&socket)
+}
+
+/// An IPv6 socket of the bottle binds: 0 refuses it.
+#[cgroup_sock_addr(bind6)]
+pub fn enforcer_bind6(socket: SockAddrContext) -> i32 {
+    bind::bind(&socket)
 }
 
 /// The slot this program runs for.
@@ -77,6 +145,41 @@ fn read<T: Copy>(field: &T) -> T {
 #[inline(always)]
 fn is_open(bottle: &Bottle) -> bool {
     read(&bottle.flags) & FLAG_LIVE != 0 && read(&bottle.cut) == OPEN
+}
+
+/// An endpoint as it is now.
+#[inline(always)]
+fn endpoint(there: &Endpoint) -> Endpoint {
+    let [a, b, c, d] = &there.ip6;
+    Endpoint { ip6: [read(a), read(b), read(c), read(d)], ip4: read(&there.ip4), port: read(&there.port) }
+}
+
+/// The TCP ports that are redirected.
+#[inline(always)]
+fn is_web(port: u32) -> bool {
+    port == 80 || port == 443
+}
+
+/// Whether traffic to this address and port (host byte order) would reach beside the meter what is metered: TCP to
+/// the redirected ports, and QUIC. What goes to the meter itself does not.
+#[inline(always)]
+fn goes_around(bottle: &Bottle, ip: &[u32; 4], port: u32, protocol: u32) -> bool {
+    let guarded = match protocol {
+        sock_addr::TCP => is_web(port) && !is_endpoint(ip, port, &endpoint(&bottle.meter)),
+        sock_addr::UDP => port == 443,
+        _ => false,
+    };
+    guarded && read(&bottle.flags) & FLAG_REDIRECT != 0 && is_redirected(ip)
+}
+
+/// Adds to a word that other programs add to meanwhile, wrapping.
+///
+/// # Safety
+/// The pointer is an aligned word of a map.
+#[inline(always)]
+unsafe fn add(word: *mut u64, n: u64) {
+    // SAFETY: the caller's promise; core has no atomic addition for this target.
+    unsafe { asm!("lock *(u64 *)({word} + 0) += {n}", word = in(reg) word, n = in(reg) n) };
 }
 
 #[panic_handler]

@@ -1,24 +1,45 @@
-//! Packets of a bottle: passes or drops them by the bottle's verdict, and counts. Looks into no packet.
+//! Packets of a bottle: passes or drops them by the bottle's verdict, and counts.
+//!
+//! Rewriting connect() is not enough: address translation inside the bottle's network, raw sockets and sockets
+//! from before pass it by. So what leaves is looked at too, where the redirect is on.
 use aya_ebpf::programs::SkBuffContext;
+use enforcer_ebpf::address::{is_endpoint, is_endpoint_ip, is_redirected};
+use enforcer_ebpf::{Bottle, FLAG_REDIRECT, MAPPED};
 
-use crate::{BOTTLES, COUNTERS, is_open, slot};
+use crate::sock_addr::{TCP, UDP};
+use crate::{BOTTLES, COUNTERS, endpoint, goes_around, is_open, read, slot};
+
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
 
 const PASS: i32 = 1;
 const DROP: i32 = 0;
 
-/// What becomes of the packet, either direction. A slot without an entry drops: slot 0 has one that is never
-/// live, so an attach point whose slot is not written yet drops as well.
+/// What becomes of a packet that leaves.
 #[inline(always)]
-pub fn judge(packet: &SkBuffContext) -> i32 {
+pub fn egress(packet: &SkBuffContext) -> i32 {
+    judge(packet, |bottle| read(&bottle.flags) & FLAG_REDIRECT == 0 || is_let_out(packet, bottle))
+}
+
+/// What becomes of a packet that arrives.
+#[inline(always)]
+pub fn ingress(packet: &SkBuffContext) -> i32 {
+    judge(packet, |_| true)
+}
+
+/// Passes a packet of an open bottle that the rule lets through. A slot without an entry drops: slot 0 has one that
+/// is never live, so an attach point whose slot is not written yet drops as well.
+#[inline(always)]
+fn judge(packet: &SkBuffContext, rule: impl FnOnce(&Bottle) -> bool) -> i32 {
     let slot = slot();
     let (Some(bottle), Some(counters)) = (BOTTLES.get(slot), COUNTERS.get_ptr_mut(slot)) else {
         return DROP;
     };
-    let open = slot != 0 && is_open(bottle);
+    let pass = slot != 0 && is_open(bottle) && rule(bottle);
     let bytes = u64::from(packet.len());
     // SAFETY: the pointer is this CPU's own entry, and nothing else writes it while a program runs here.
     let counters = unsafe { &mut *counters };
-    if open {
+    if pass {
         counters.passed_packets += 1;
         counters.passed_bytes += bytes;
         PASS
@@ -27,4 +48,83 @@ pub fn judge(packet: &SkBuffContext) -> i32 {
         counters.dropped_bytes += bytes;
         DROP
     }
+}
+
+/// Whether a packet neither goes around the meter nor speaks as the meter. One that cannot be read does.
+#[inline(always)]
+fn is_let_out(packet: &SkBuffContext, bottle: &Bottle) -> bool {
+    let Some(header) = Header::read(packet) else { return false };
+    let redirected = is_redirected(&header.destination);
+    if header.hides_ports {
+        return !redirected;
+    }
+    let meter = endpoint(&bottle.meter);
+    let from_meter = header.protocol == TCP && is_endpoint_ip(&header.source, &meter);
+    if !(redirected || from_meter) || (header.protocol != TCP && header.protocol != UDP) {
+        return true;
+    }
+    let Ok([source, destination]) = packet.load::<[u16; 2]>(header.length) else { return false };
+    let speaks_as_meter = from_meter && is_endpoint(&header.source, u32::from(u16::from_be(source)), &meter);
+    let port = u32::from(u16::from_be(destination));
+    !speaks_as_meter && !goes_around(bottle, &header.destination, port, header.protocol)
+}
+
+/// The network header of a packet, as far as the rules look at it.
+struct Header {
+    source: [u32; 4],
+    destination: [u32; 4],
+    protocol: u32,
+    /// Bytes up to the transport header.
+    length: usize,
+    /// The ports are elsewhere: behind an extension header, or in another fragment. The kernel fragments after
+    /// this hook, so a fragment here was forged by its sender.
+    hides_ports: bool,
+}
+
+impl Header {
+    #[inline(always)]
+    fn read(packet: &SkBuffContext) -> Option<Self> {
+        // by what the packet is sent as: a raw socket can write any version into its header
+        // SAFETY: the kernel's context of this program.
+        match u16::from_be(read(unsafe { &(*packet.skb.skb).protocol }) as u16) {
+            ETH_P_IP => Self::read4(packet),
+            ETH_P_IPV6 => Self::read6(packet),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn read4(packet: &SkBuffContext) -> Option<Self> {
+        const MORE_FRAGMENTS_OR_OFFSET: u16 = 0x3fff;
+        let words: [u32; 5] = packet.load(0).ok()?;
+        let [start, ..] = words[0].to_le_bytes();
+        let [.., high, low] = words[1].to_le_bytes();
+        let [_, protocol, ..] = words[2].to_le_bytes();
+        Some(Self {
+            source: [0, 0, MAPPED, words[3]],
+            destination: [0, 0, MAPPED, words[4]],
+            protocol: u32::from(protocol),
+            length: usize::from(start & 0x0f) * 4,
+            hides_ports: u16::from_be_bytes([high, low]) & MORE_FRAGMENTS_OR_OFFSET != 0,
+        })
+    }
+
+    #[inline(always)]
+    fn read6(packet: &SkBuffContext) -> Option<Self> {
+        let words: [u32; 10] = packet.load(0).ok()?;
+        let [_, _, protocol, _] = words[1].to_le_bytes();
+        Some(Self {
+            source: [words[2], words[3], words[4], words[5]],
+            destination: [words[6], words[7], words[8], words[9]],
+            protocol: u32::from(protocol),
+            length: 40,
+            hides_ports: is_extension(protocol),
+        })
+    }
+}
+
+/// Hop-by-hop, routing, fragment, authentication, destination options, mobility, HIP, shim6.
+#[inline(always)]
+fn is_extension(next_header: u8) -> bool {
+    matches!(next_header, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140)
 }

@@ -1,18 +1,17 @@
 //! TCP sockets of a bottle: remembers each connection to the meter for as long as it lives.
 //!
 //! It never decides about a packet. A connection that is not remembered is nobody's, and the meter refuses it.
-use core::arch::asm;
-
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
-    BPF_NOEXIST, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
-    BPF_TCP_CLOSE,
+    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
 };
 use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 use aya_ebpf::programs::SockOpsContext;
-use enforcer_ebpf::{Bottle, Endpoint, FLAG_LIVE, FLOWS_PER_BOTTLE, Flow, FlowKey, MAPPED};
+use enforcer_ebpf::address::is_endpoint;
+use enforcer_ebpf::{Bottle, Flow, FlowKey};
 
-use crate::{BOTTLES, FLOW_COUNTS, FLOWS, read, slot};
+use crate::flows::{forget, remember};
+use crate::{BOTTLES, endpoint, originals, read, slot};
 
 /// Adds the connection when it is made, takes it away when it is closed.
 #[inline(always)]
@@ -28,8 +27,12 @@ pub fn track(socket: &SockOpsContext) {
     // SAFETY: the context is the one that the kernel gave this program.
     let cookie = unsafe { bpf_get_socket_cookie(socket.as_ptr()) };
     if closing {
-        forget(&key, cookie);
-    } else if is_meter(&key, &bottle.meter) && remember(&key, slot, bottle, cookie) {
+        return forget(&key, cookie);
+    }
+    let meter = endpoint(&bottle.meter);
+    if is_endpoint(&key.destination_ip, key.destination_port, &meter)
+        && remember(&key, &flow(socket, &key, slot, bottle, cookie))
+    {
         // without the callback the entry would outlive its connection: rather none
         let flags = socket.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG;
         if socket.set_cb_flags(flags as i32).is_err() {
@@ -57,34 +60,10 @@ fn key(socket: &SockOpsContext, listener: u32) -> FlowKey {
     }
 }
 
-/// Whether the connection goes to this endpoint, by its IPv4 form (v4-mapped too) or its IPv6 form.
+/// Whose connection it is, and where it was going before it was redirected: the meter, when it was not.
 #[inline(always)]
-fn is_meter(key: &FlowKey, meter: &Endpoint) -> bool {
-    let [a, b, c, d] = key.destination_ip;
-    let ip4 = read(&meter.ip4);
-    let mapped = ip4 != 0 && (a, b, c, d) == (0, 0, MAPPED, ip4);
-    let ip6 = read(&meter.ip6);
-    let is_set = ip6[0] | ip6[1] | ip6[2] | ip6[3] != 0;
-    let port = u32::from(u16::from_be(read(&meter.port) as u16));
-    key.destination_port == port && (mapped || (is_set && (a, b, c, d) == (ip6[0], ip6[1], ip6[2], ip6[3])))
-}
-
-/// Remembers the connection as this slot's; whether it was added. An entry that is there stays: of the same
-/// socket, it is an inner bottle's, whose hook ran first; of another socket, it is only replaced when stale.
-#[inline(always)]
-fn remember(key: &FlowKey, slot: u32, bottle: &Bottle, cookie: u64) -> bool {
-    // SAFETY: the entry is only read; one removed meanwhile yields another connection's cookie, never ours.
-    if let Some(there) = unsafe { FLOWS.get(key) } {
-        if there.cookie == cookie || !is_stale(there) {
-            return false;
-        }
-        forget(key, there.cookie);
-    }
-    // may be passed by as many connections as there are CPUs, each having read the count before the others
-    if read(&bottle.flags) & FLAG_LIVE == 0 || count(slot).is_none_or(|n| n >= u64::from(FLOWS_PER_BOTTLE)) {
-        return false;
-    }
-    let flow = Flow {
+fn flow(socket: &SockOpsContext, key: &FlowKey, slot: u32, bottle: &Bottle, cookie: u64) -> Flow {
+    let mut flow = Flow {
         original_ip: key.destination_ip,
         original_port: key.destination_port,
         slot,
@@ -93,42 +72,9 @@ fn remember(key: &FlowKey, slot: u32, bottle: &Bottle, cookie: u64) -> bool {
         cgroup_id: read(&bottle.cgroup_id),
         cookie,
     };
-    let added = FLOWS.insert(key, flow, u64::from(BPF_NOEXIST)).is_ok();
-    if added {
-        add(slot, 1);
+    if let Some(original) = originals::of_connecting(socket) {
+        flow.original_ip = original.ip;
+        flow.original_port = original.port;
     }
-    added
-}
-
-/// Removes the entry if it is this socket's.
-#[inline(always)]
-fn forget(key: &FlowKey, cookie: u64) {
-    // SAFETY: as in `remember`.
-    let Some(there) = (unsafe { FLOWS.get(key) }) else { return };
-    let slot = there.slot;
-    if there.cookie == cookie && FLOWS.remove(key).is_ok() {
-        add(slot, u64::MAX);
-    }
-}
-
-/// Whether the entry's bottle is gone: its slot free, or given to another.
-#[inline(always)]
-fn is_stale(flow: &Flow) -> bool {
-    let Some(bottle) = BOTTLES.get(flow.slot) else { return true };
-    read(&bottle.flags) & FLAG_LIVE == 0 || read(&bottle.generation) != flow.generation
-}
-
-/// How many connections the slot holds.
-#[inline(always)]
-fn count(slot: u32) -> Option<u64> {
-    FLOW_COUNTS.get(slot).map(read)
-}
-
-/// Adds to the slot's count, wrapping (`u64::MAX` takes one away).
-#[inline(always)]
-fn add(slot: u32, n: u64) {
-    if let Some(count) = FLOW_COUNTS.get_ptr_mut(slot) {
-        // SAFETY: the pointer is an aligned word of the map; core has no atomic addition for this target.
-        unsafe { asm!("lock *(u64 *)({count} + 0) += {n}", count = in(reg) count, n = in(reg) n) };
-    }
+    flow
 }

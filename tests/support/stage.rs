@@ -142,10 +142,11 @@ impl Asking {
         Asked::of(process::finish(self.0.take().expect("an agent ends once"), timeout))
     }
 
-    /// Whether it has not ended yet.
-    pub fn is_waiting(&mut self) -> bool {
-        let child = self.0.as_mut().expect("an agent that was not waited for");
-        child.try_wait().expect("a child can be waited for").is_none()
+    /// Waits for the end of one that got no answer; what it said of that. Panics after `timeout`.
+    #[must_use]
+    pub fn complaint(mut self, timeout: Duration) -> String {
+        let output = process::finish(self.0.take().expect("an agent ends once"), timeout);
+        format!("{}{}", output.stdout, output.stderr)
     }
 
     /// Kills it, as a client that hangs up.

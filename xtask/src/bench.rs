@@ -14,7 +14,7 @@ pub struct Options {
 /// The benchmarks there are.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Name {
-    /// Loading, attaching, a packet and the flip of a verdict (root)
+    /// Loading, attaching, a packet, a connection and the flip of a verdict (root)
     Kernel,
 }
 

@@ -184,6 +184,30 @@ fn meter_address() -> SocketAddr {
 }
 
 #[test]
+fn a_connection_is_identified_with_where_it_was_going_when_it_was_redirected() {
+    let bench = Bench::new("budget: { claude: 1000 }");
+    let bottle = bench.attach("b1");
+    let peer: SocketAddr = "127.0.0.1:40000".parse().unwrap();
+    let local = meter_address();
+    let identified = |bench: &Bench, peer| {
+        bench.say(ToController::Identify { question: 7, peer, local, listener: 1 });
+        match bench.order() {
+            ToMeter::Identified { question: 7, identity } => identity,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(identified(&bench, peer), None, "a peer of no bottle");
+    let asked = ["203.0.113.7:443", "[2001:db8::7]:443"].map(|asked| asked.parse::<SocketAddr>().unwrap());
+    let cases = asked.map(|asked| (asked, Some(asked))).into_iter().chain([(local, None)]);
+    for (port, (asked, original)) in (40_001..).zip(cases) {
+        let peer = SocketAddr::new(peer.ip(), port);
+        bench.kernel.connect(bottle.slot, peer, local, asked);
+        let identity = identified(&bench, peer).unwrap();
+        assert_eq!((identity.bottle, identity.name.as_str(), identity.original), (bottle, "b1", original));
+    }
+}
+
+#[test]
 fn a_permit_comes_after_its_reservation_is_durable() {
     let mut bench = Bench::new("budget: { claude: 1000 }");
     let bottle = bench.attach("b1");

@@ -42,7 +42,7 @@ impl FakeKernel {
         let fake = Self { adopted, state: Mutex::default() };
         for pinned in &fake.adopted {
             let meter = SocketAddr::from(([0, 0, 0, 0], 0));
-            let guard = Guard { slot: pinned.slot, generation: pinned.generation, meter, listener: 0 };
+            let guard = Guard::new(pinned.slot, pinned.generation, meter, 0);
             let (name, cgroup_id, open) = (pinned.name.clone(), pinned.cgroup_id, !pinned.cut);
             fake.state().slots.insert(pinned.slot, Slot { name, guard, cgroup_id, open });
         }
@@ -54,16 +54,16 @@ impl FakeKernel {
         self.state().slots.insert(guard.slot, Slot { name: name.to_owned(), guard, cgroup_id, open: false });
     }
 
-    /// As if a process of the slot had connected from `peer` to the meter at `local`.
+    /// As if a process of the slot had connected from `peer` to the meter at `local`, having asked for `asked`.
     ///
     /// # Panics
     /// When nothing is attached with this slot.
-    pub fn connect(&self, slot: u32, peer: SocketAddr, local: SocketAddr) {
+    pub fn connect(&self, slot: u32, peer: SocketAddr, local: SocketAddr, asked: SocketAddr) {
         let mut state = self.state();
         let Some(entry) = state.slots.get(&slot).cloned() else { panic!("slot {slot} is not attached") };
         let flow = Flow {
-            original_ip: address_words(local.ip()),
-            original_port: local.port().into(),
+            original_ip: address_words(asked.ip()),
+            original_port: asked.port().into(),
             slot,
             generation: entry.guard.generation,
             cgroup_id: entry.cgroup_id,
@@ -143,11 +143,11 @@ mod tests {
         let kernel = FakeKernel::new();
         let meter: SocketAddr = "127.0.0.1:7080".parse().unwrap();
         let peer: SocketAddr = "127.0.0.1:40000".parse().unwrap();
-        kernel.attach_id("b1", 7, Guard { slot: 1, generation: 3, meter, listener: 1 });
+        kernel.attach_id("b1", 7, Guard::new(1, 3, meter, 1));
         assert!(!kernel.is_open(1));
         kernel.open(1);
         assert!(kernel.is_open(1));
-        kernel.connect(1, peer, meter);
+        kernel.connect(1, peer, meter, meter);
         assert_eq!(kernel.flow(peer, meter, 1).map(|flow| (flow.slot, flow.generation)), Some((1, 3)));
         assert_eq!(kernel.flow(peer, meter, 2), None);
         kernel.detach("b1", 1).unwrap();

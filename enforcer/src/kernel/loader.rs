@@ -18,7 +18,7 @@ use aya::maps::{
 use aya::programs::{Program, ProgramError, ProgramFd, loaded_programs};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
-use enforcer_ebpf::{Bottle, FLOWS, FlowKey, SLOTS};
+use enforcer_ebpf::{Bottle, FLOWS, FlowKey, Original, SLOTS};
 
 use super::pins::{self, Pins, failed};
 use super::table::{Table, address_words};
@@ -36,13 +36,27 @@ struct Hook {
     program: &'static str,
     /// `enum bpf_attach_type`.
     attach_type: u32,
+    /// Whether the program asks for its bottle's slot; the kernel keeps no storage for one that does not.
+    slot: bool,
 }
 
-const HOOKS: [Hook; 3] = [
-    Hook { pin: "egress", program: "enforcer_egress", attach_type: 1 },
-    Hook { pin: "ingress", program: "enforcer_ingress", attach_type: 0 },
-    Hook { pin: "sock_ops", program: "enforcer_sock_ops", attach_type: 3 },
+const HOOKS: [Hook; 11] = [
+    hook("egress", "enforcer_egress", 1),
+    hook("ingress", "enforcer_ingress", 0),
+    hook("sock_ops", "enforcer_sock_ops", 3),
+    hook("connect4", "enforcer_connect4", 10),
+    hook("connect6", "enforcer_connect6", 11),
+    hook("sendmsg4", "enforcer_sendmsg4", 14),
+    hook("sendmsg6", "enforcer_sendmsg6", 15),
+    hook("bind4", "enforcer_bind4", 8),
+    hook("bind6", "enforcer_bind6", 9),
+    Hook { slot: false, ..hook("getpeername4", "enforcer_getpeername4", 29) },
+    Hook { slot: false, ..hook("getpeername6", "enforcer_getpeername6", 30) },
 ];
+
+const fn hook(pin: &'static str, program: &'static str, attach_type: u32) -> Hook {
+    Hook { pin, program, attach_type, slot: true }
+}
 
 /// A map as this controller's programs know it.
 struct Shape {
@@ -56,15 +70,21 @@ struct Shape {
 
 /// `BPF_F_MMAPABLE`.
 pub(super) const MMAPABLE: u32 = 1 << 10;
+/// `BPF_F_NO_PREALLOC`.
+const NO_PREALLOC: u32 = 1;
 /// `struct bpf_cgroup_storage_key`, with its padding.
 const STORAGE_KEY: usize = 16;
 
-const SHAPES: [Shape; 5] = [
+/// The one map whose definition cannot say that it is pinned.
+const ORIGINALS: &str = "ORIGINALS";
+
+const SHAPES: [Shape; 6] = [
     shape("CG", MapType::CgroupStorage, STORAGE_KEY, size_of::<u32>(), 0, 0),
     shape("BOTTLES", MapType::Array, size_of::<u32>(), size_of::<Bottle>(), SLOTS, MMAPABLE),
     shape("COUNTERS", MapType::PerCpuArray, size_of::<u32>(), size_of::<Counters>(), SLOTS, 0),
     shape("FLOWS", MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>(), FLOWS, 0),
     shape("FLOW_COUNTS", MapType::Array, size_of::<u32>(), size_of::<u64>(), SLOTS, 0),
+    shape(ORIGINALS, MapType::SkStorage, size_of::<i32>(), size_of::<Original>(), 0, NO_PREALLOC),
 ];
 
 const fn shape(
@@ -127,6 +147,7 @@ impl Loader {
         check_shapes(&pins)?;
         let mut ebpf = EbpfLoader::new()
             .default_map_pin_directory(pins.root())
+            .map_pin_path(ORIGINALS, pins.root().join(ORIGINALS))
             .load(OBJECT)
             .map_err(|error| refused("cannot load the kernel programs", &error))?;
         let programs = load_programs(&mut ebpf)?;
@@ -227,10 +248,11 @@ impl Loader {
         for (hook, program) in HOOKS.iter().zip(&self.programs) {
             let link = sys::link_create(program.as_fd(), cgroup.as_fd(), hook.attach_type)
                 .map_err(|error| not_attached(cgroup.path(), error))?;
-            let key = CgroupStorageKey::new(cgroup.id(), hook.attach_type);
-            maps.storage
-                .insert(key, slot, 0)
-                .map_err(|error| refused("cannot write a hook's slot", &error))?;
+            if hook.slot {
+                let key = CgroupStorageKey::new(cgroup.id(), hook.attach_type);
+                let written = maps.storage.insert(key, slot, 0);
+                written.map_err(|error| refused("cannot write a hook's slot", &error))?;
+            }
             let path = self.pins.link(name, hook.pin);
             sys::pin(link.as_fd(), &path).map_err(|source| failed("cannot pin", &path, source))?;
         }
@@ -240,7 +262,7 @@ impl Loader {
     /// Removes a bottle's hooks. Their storage outlives them while the cgroup does, so it forgets the slot first:
     /// else it would govern for a moment whoever is attached there next.
     fn remove_hooks(&self, name: &str, maps: &mut Maps) -> Result<(), KernelError> {
-        for hook in &HOOKS {
+        for hook in HOOKS.iter().filter(|hook| hook.slot) {
             let path = self.pins.link(name, hook.pin);
             let link = match sys::open_pin(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -404,6 +426,7 @@ fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<ProgramFd, KernelError> {
     let loaded = match program {
         Program::CgroupSkb(program) => program.load(),
         Program::SockOps(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
         _ => Ok(()),
     };
     let what = format!("the kernel refuses the program {name}");

@@ -9,7 +9,7 @@ pub mod probe;
 mod sys;
 mod table;
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 pub use enforcer_ebpf::{Counters, Flow};
@@ -74,6 +74,19 @@ pub struct Guard {
     pub meter: SocketAddr,
     /// Id of that listener.
     pub listener: u32,
+    /// Address of an IPv6 listener of the meter at the same port, where `meter` is IPv4. Without one, sockets that
+    /// take IPv6 only (`IPV6_V6ONLY`) cannot be redirected: their connections fail with ENETUNREACH.
+    pub meter_ip6: Option<Ipv6Addr>,
+    /// Whether TCP :80 and :443 to public addresses go to the meter, and what goes there beside it is dropped.
+    pub redirect: bool,
+}
+
+impl Guard {
+    /// A guard that redirects to an only listener.
+    #[must_use]
+    pub fn new(slot: u32, generation: u32, meter: SocketAddr, listener: u32) -> Self {
+        Self { slot, generation, meter, listener, meter_ip6: None, redirect: true }
+    }
 }
 
 /// The kernel plane. Shared by threads; every call is short and touches no disk.
@@ -88,7 +101,8 @@ pub trait Kernel: Send + Sync {
     /// See [`KernelError`].
     fn attach(&self, name: &str, cgroup: &Cgroup, guard: Guard) -> Result<(), KernelError>;
 
-    /// Points an adopted guard's entry at the meter's current listener, leaving the verdict as it is.
+    /// Points an adopted guard's entry at the meter's current listener, with the redirect as the guard says, and
+    /// leaves the verdict as it is.
     fn refresh(&self, guard: Guard);
 
     /// Takes the hooks away and clears the slot.
@@ -112,7 +126,7 @@ pub trait Kernel: Send + Sync {
     /// When the map cannot be read.
     fn counters(&self, slot: u32) -> Result<Counters, KernelError>;
 
-    /// Whose connection this is, as the kernel remembered it when it was made; `None` when nobody's, or when
+    /// Whose connection this is and where it was going, as the kernel remembered it when it was made; `None` when nobody's, or when
     /// the slot's generation or liveness has changed since.
     fn flow(&self, peer: SocketAddr, local: SocketAddr, listener: u32) -> Option<Flow>;
 }

@@ -3,8 +3,8 @@
 //! The trial has pins and a cgroup of its own, named after this process, and removes them. It compares no
 //! version numbers and touches no bottle.
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::io::{self, ErrorKind, Read as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,16 +13,19 @@ use aya::maps::{Array, IterableMap as _, MapData};
 use enforcer_ebpf::{Bottle, LISTENER_HOST, SLOTS};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
+use rustix::net::{AddressFamily, SocketType};
 
 use super::loader::{Loader, unpin_all};
-use super::table::Table;
-use super::{Guard, Kernel as _, KernelError, pins};
+use super::table::{Table, address_words};
+use super::{Flow, Guard, Kernel as _, KernelError, pins};
 use crate::bottle::cgroup::{self, Cgroup, CgroupError};
 
 /// The slot of the trial's bottle, in a table of its own.
 const SLOT: u32 = 1;
 /// How long a packet over loopback may take.
 const ARRIVAL: Duration = Duration::from_millis(300);
+/// An address of the documentation ranges: nobody's.
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// CAP_NET_ADMIN and CAP_BPF, bits of `CapEff`.
 const NEEDED_CAPABILITIES: u64 = 1 << 12 | 1 << 39;
 
@@ -72,7 +75,7 @@ fn probe(name: &'static str, required: bool, outcome: Outcome) -> Probe {
 
 /// The probes that need a bottle, on a throwaway one.
 fn trial_probes() -> Vec<Probe> {
-    const NAMES: [&str; 4] = ["programs", "attach", "cut", "identity"];
+    const NAMES: [&str; 6] = ["programs", "attach", "cut", "identity", "redirect", "refusals"];
     let not_tried = |names: &[&'static str], after: &str| -> Vec<Probe> {
         let outcome = || Err(failure(format!("not tried: {after} failed")));
         names.iter().map(|name| probe(name, true, outcome())).collect()
@@ -85,13 +88,16 @@ fn trial_probes() -> Vec<Probe> {
             return probes;
         }
     };
-    let loaded = "cgroup_skb, sock_ops and CGROUP_STORAGE are accepted and pinned".to_owned();
+    let loaded =
+        "cgroup_skb, sock_ops, sock_addr, CGROUP_STORAGE and SK_STORAGE are accepted and pinned".to_owned();
     let mut probes = vec![probe(NAMES[0], true, Ok(loaded))];
     match trial.attach() {
         Ok(detail) => {
             probes.push(probe(NAMES[1], true, Ok(detail)));
             probes.push(probe(NAMES[2], true, trial.cut()));
             probes.push(probe(NAMES[3], true, trial.identity()));
+            probes.push(probe(NAMES[4], true, trial.redirect()));
+            probes.push(probe(NAMES[5], true, trial.refusals()));
         }
         Err(failure) => {
             probes.push(probe(NAMES[1], true, Err(failure)));
@@ -169,9 +175,9 @@ impl Trial {
 
     fn attach(&self) -> Outcome {
         let meter = self.listener.local_addr()?;
-        let guard = Guard { slot: SLOT, generation: 1, meter, listener: LISTENER_HOST };
+        let guard = Guard::new(SLOT, 1, meter, LISTENER_HOST);
         self.loader.attach("doctor", &self.cgroup, guard)?;
-        Ok("egress, ingress and sock_ops attach to a cgroup".to_owned())
+        Ok("packets, connect, sendmsg, getpeername, bind and sock_ops attach to a cgroup".to_owned())
     }
 
     /// A real sender in the bottle must be heard while it is open, and not while it is cut.
@@ -216,11 +222,7 @@ impl Trial {
             let mut stream = TcpStream::connect_timeout(&meter, ARRIVAL)?;
             stream.read(&mut [0]).map(drop)
         })?;
-        let flow = accept(&self.listener).map(|(stream, peer)| {
-            let flow = self.loader.flow(peer, meter, LISTENER_HOST);
-            drop(stream);
-            flow
-        });
+        let flow = self.accepted_flow();
         ended_well(client)?;
         match flow? {
             Some(flow) if flow.slot == SLOT && flow.cgroup_id == self.cgroup.id() => {
@@ -230,11 +232,65 @@ impl Trial {
         }
     }
 
+    /// What is known of the next connection to the listener; closes it.
+    fn accepted_flow(&self) -> io::Result<Option<Flow>> {
+        let (_stream, peer) = accept(&self.listener)?;
+        Ok(self.loader.flow(peer, self.listener.local_addr()?, LISTENER_HOST))
+    }
+
+    /// A real connection to an address that is not ours must arrive at the listener and not know it.
+    fn redirect(&self) -> Outcome {
+        self.loader.open(SLOT);
+        for asked in [SocketAddr::from((ELSEWHERE, 443)), (ELSEWHERE.to_ipv6_mapped(), 443).into()] {
+            let client = self.fork_inside(|| {
+                let mut stream = connect_from_loopback(asked)?;
+                let deceived = stream.peer_addr()? == asked;
+                // ends when the other side has looked the connection up
+                let ended = stream.read(&mut [0]).map(drop);
+                if deceived { ended } else { Err(ErrorKind::InvalidData.into()) }
+            })?;
+            let flow = self.accepted_flow();
+            let deceived = ended_well(client)?;
+            let original = flow?.map(|flow| (flow.original_ip, flow.original_port));
+            if original != Some((address_words(asked.ip()), 443)) {
+                return Err(failure(format!(
+                    "a redirected connection to {asked} arrives without its address"
+                )));
+            }
+            if !deceived {
+                return Err(failure(format!("a redirected connection to {asked} names another peer")));
+            }
+        }
+        Ok("connections to :443 of public addresses arrive at the meter, with the address asked for"
+            .to_owned())
+    }
+
+    /// What a bottle must not do has to fail at once.
+    fn refusals(&self) -> Outcome {
+        let meter = self.listener.local_addr()?;
+        let elsewhere = SocketAddr::from((ELSEWHERE, 443));
+        self.loader.open(SLOT);
+        let squatting = self.fork_inside(|| refused(TcpListener::bind(meter)))?;
+        let quic = self
+            .fork_inside(|| refused(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.send_to(b"x", elsewhere)))?;
+        let open = [
+            (ended_well(squatting)?, "a bottle can bind the meter's port"),
+            (ended_well(quic)?, "a bottle can send QUIC past the meter"),
+        ];
+        self.loader.cut(SLOT);
+        let connecting = self.fork_inside(|| refused(connect_from_loopback(meter)))?;
+        let cut = [(ended_well(connecting)?, "a cut bottle's connection is not refused at once")];
+        match open.iter().chain(&cut).find(|(held, _)| !held) {
+            Some((_, what)) => Err(failure((*what).to_owned())),
+            None => Ok("a cut bottle's connect, QUIC and the meter's port get EPERM".to_owned()),
+        }
+    }
+
     /// Runs an action in a new process inside the bottle; it must neither allocate nor lock.
     fn fork_inside(&self, action: impl FnOnce() -> io::Result<()>) -> io::Result<Pid> {
         let procs: File = OpenOptions::new().write(true).open(self.cgroup.path().join("cgroup.procs"))?;
-        // SAFETY: the child only makes system calls (write, socket, bind, sendto, connect, poll, read) without
-        // allocating, and then ends without running any destructor of the parent's.
+        // SAFETY: the child only makes system calls (write, socket, bind, sendto, connect, getpeername, poll, read)
+        // without allocating, and then ends without running any destructor of the parent's.
         match unsafe { fork() }? {
             ForkResult::Parent { child } => Ok(child),
             ForkResult::Child => {
@@ -269,11 +325,33 @@ fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     let end = Instant::now() + ARRIVAL;
     loop {
         match listener.accept() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < end => {
+            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < end => {
                 std::thread::sleep(Duration::from_millis(1));
             }
             result => return result,
         }
+    }
+}
+
+/// Connects from 127.0.0.1 or its v4-mapped form: what is not redirected then fails (EINVAL), and never leaves this
+/// machine. Does not allocate.
+fn connect_from_loopback(to: SocketAddr) -> io::Result<TcpStream> {
+    let (family, from) = match to {
+        SocketAddr::V4(_) => (AddressFamily::INET, IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        SocketAddr::V6(_) => (AddressFamily::INET6, IpAddr::V6(Ipv4Addr::LOCALHOST.to_ipv6_mapped())),
+    };
+    let socket = rustix::net::socket(family, SocketType::STREAM, None)?;
+    rustix::net::bind(&socket, &SocketAddr::new(from, 0))?;
+    rustix::net::connect(&socket, &to)?;
+    Ok(socket.into())
+}
+
+/// Whether something was refused as it should be.
+fn refused<T>(outcome: io::Result<T>) -> io::Result<()> {
+    match outcome {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+        Err(error) => Err(error),
+        Ok(_) => Err(ErrorKind::Other.into()),
     }
 }
 

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-use enforcer_ebpf::{Bottle, CUT, Endpoint, FLAG_LIVE, MAPPED, OPEN, SLOTS};
+use enforcer_ebpf::{Bottle, CUT, Endpoint, FLAG_LIVE, FLAG_REDIRECT, MAPPED, OPEN, SLOTS};
 
 use super::Guard;
 
@@ -50,10 +50,10 @@ impl Table {
         self.set_meter(guard);
     }
 
-    /// Points the slot at the meter's listener.
+    /// Points the slot at the meter's listener, and turns the redirect to it on or off.
     pub fn set_meter(&self, guard: &Guard) {
         let bottle = self.entry(guard.slot);
-        let endpoint = endpoint(guard.meter);
+        let endpoint = endpoint(guard.meter, guard.meter_ip6);
         // SAFETY: see `word` and `entry`; the same for each field.
         unsafe {
             for (at, value) in endpoint.ip6.into_iter().enumerate() {
@@ -62,6 +62,12 @@ impl Table {
             word(&raw mut (*bottle).meter.ip4).store(endpoint.ip4, Ordering::SeqCst);
             word(&raw mut (*bottle).meter.port).store(endpoint.port, Ordering::SeqCst);
             word(&raw mut (*bottle).listener).store(guard.listener, Ordering::SeqCst);
+            let flags = word(&raw mut (*bottle).flags);
+            if guard.redirect {
+                flags.fetch_or(FLAG_REDIRECT, Ordering::SeqCst);
+            } else {
+                flags.fetch_and(!FLAG_REDIRECT, Ordering::SeqCst);
+            }
         }
     }
 
@@ -141,10 +147,11 @@ unsafe fn word<'a>(field: *mut u32) -> &'a AtomicU32 {
 }
 
 /// A listener's address as the programs compare it. IPv4 stands in `ip4` alone: they find v4-mapped destinations
-/// by that form too. An address that is not definite (`0.0.0.0`, `::`) matches nothing.
-pub fn endpoint(address: SocketAddr) -> Endpoint {
+/// by that form too. An address that is not definite (`0.0.0.0`, `::`) matches nothing. `beside`: an IPv6 listener
+/// at the same port.
+pub fn endpoint(address: SocketAddr, beside: Option<Ipv6Addr>) -> Endpoint {
     let (ip4, ip6) = match address.ip().to_canonical() {
-        IpAddr::V4(ip) => (u32::from_ne_bytes(ip.octets()), [0; 4]),
+        IpAddr::V4(ip) => (u32::from_ne_bytes(ip.octets()), beside.map_or([0; 4], words)),
         IpAddr::V6(ip) => (0, words(ip)),
     };
     Endpoint { ip6, ip4, port: u32::from(address.port().to_be()) }
@@ -176,11 +183,13 @@ mod tests {
 
     #[test]
     fn an_ipv4_listener_has_no_ipv6_form() {
-        let there = endpoint("127.0.0.1:7080".parse().unwrap());
+        let there = endpoint("127.0.0.1:7080".parse().unwrap(), None);
         assert_eq!(there.ip4.to_ne_bytes(), [127, 0, 0, 1]);
         assert_eq!(there.ip6, [0; 4]);
         assert_eq!(there.port, u32::from(7080u16.to_be()));
-        assert_eq!(there, endpoint("[::ffff:127.0.0.1]:7080".parse().unwrap()));
+        assert_eq!(there, endpoint("[::ffff:127.0.0.1]:7080".parse().unwrap(), None));
+        let both = endpoint("127.0.0.1:7080".parse().unwrap(), Some(Ipv6Addr::LOCALHOST));
+        assert_eq!((both.ip4, both.ip6), (there.ip4, words(Ipv6Addr::LOCALHOST)));
     }
 
     #[test]

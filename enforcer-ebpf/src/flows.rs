@@ -1,0 +1,68 @@
+//! The connections to the meter, as the programs remember them: added, counted, taken away.
+//!
+//! When a connection is one, and when it ends, is `sock_ops`'s to say.
+use aya_ebpf::bindings::BPF_NOEXIST;
+use enforcer_ebpf::{Bottle, FLAG_LIVE, FLOWS_PER_BOTTLE, Flow, FlowKey};
+
+use crate::{BOTTLES, FLOW_COUNTS, FLOWS, add, read};
+
+/// Remembers the connection as its bottle's; whether it was added. An entry that is there stays: of the same
+/// socket, it is an inner bottle's, whose hook ran first; of another socket, it is only replaced when stale.
+#[inline(always)]
+pub fn remember(key: &FlowKey, flow: &Flow) -> bool {
+    // SAFETY: the entry is only read; one removed meanwhile yields another connection's cookie, never ours.
+    if let Some(there) = unsafe { FLOWS.get(key) } {
+        if there.cookie == flow.cookie || is_current(there.slot, there.generation) {
+            return false;
+        }
+        forget(key, there.cookie);
+    }
+    // may be passed by as many connections as there are CPUs, each having read the count before the others
+    if !is_current(flow.slot, flow.generation) || !has_room(flow.slot) {
+        return false;
+    }
+    let added = FLOWS.insert(key, flow, u64::from(BPF_NOEXIST)).is_ok();
+    if added {
+        count(flow.slot, 1);
+    }
+    added
+}
+
+/// Removes the entry if it is this socket's.
+#[inline(always)]
+pub fn forget(key: &FlowKey, cookie: u64) {
+    // SAFETY: as in `remember`.
+    let Some(there) = (unsafe { FLOWS.get(key) }) else { return };
+    let slot = there.slot;
+    if there.cookie == cookie && FLOWS.remove(key).is_ok() {
+        count(slot, u64::MAX);
+    }
+}
+
+/// Whether the slot may hold one more connection.
+#[inline(always)]
+pub fn has_room(slot: u32) -> bool {
+    FLOW_COUNTS.get(slot).is_some_and(|count| read(count) < u64::from(FLOWS_PER_BOTTLE))
+}
+
+/// The bottle that had this slot then, if it has it still.
+#[inline(always)]
+pub fn current(slot: u32, generation: u32) -> Option<&'static Bottle> {
+    let bottle = BOTTLES.get(slot)?;
+    let same = read(&bottle.flags) & FLAG_LIVE != 0 && read(&bottle.generation) == generation;
+    same.then_some(bottle)
+}
+
+#[inline(always)]
+fn is_current(slot: u32, generation: u32) -> bool {
+    current(slot, generation).is_some()
+}
+
+/// Adds to the slot's count, wrapping (`u64::MAX` takes one away).
+#[inline(always)]
+fn count(slot: u32, n: u64) {
+    if let Some(count) = FLOW_COUNTS.get_ptr_mut(slot) {
+        // SAFETY: an aligned word of the map.
+        unsafe { add(count, n) };
+    }
+}

@@ -1,0 +1,26 @@
+//! sendto() and sendmsg() with an address on a UDP socket: refused when cut, and towards public addresses on :443,
+//! where QUIC would pass the meter by. Sockets that are connected send without an address: `skb` judges those.
+use aya_ebpf::programs::SockAddrContext;
+
+use crate::sock_addr::{ALLOW, Destination, REFUSE, refuse};
+use crate::{BOTTLES, goes_around, is_open, slot};
+
+/// An IPv4 socket sends.
+#[inline(always)]
+pub fn sendmsg4(socket: &SockAddrContext) -> i32 {
+    judge(&Destination::v4(socket))
+}
+
+/// An IPv6 socket sends.
+#[inline(always)]
+pub fn sendmsg6(socket: &SockAddrContext) -> i32 {
+    judge(&Destination::v6(socket))
+}
+
+#[inline(always)]
+fn judge(to: &Destination) -> i32 {
+    let slot = slot();
+    let Some(bottle) = BOTTLES.get(slot) else { return REFUSE };
+    let pass = slot != 0 && is_open(bottle) && !goes_around(bottle, &to.ip, to.port, to.protocol);
+    if pass { ALLOW } else { refuse(slot) }
+}

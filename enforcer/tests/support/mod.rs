@@ -1,0 +1,18 @@
+//! What the tests of the kernel plane stand on: a pin root and a cgroup, a process inside it, a network of its own.
+//!
+//! Everything made here is removed when its value is dropped, also after a panic.
+#![allow(dead_code, reason = "each test program uses a part of it")]
+pub mod host;
+pub mod network;
+pub mod sender;
+
+use std::time::{Duration, Instant};
+
+/// Waits up to 5 s for a condition.
+pub fn eventually(mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(5);
+    while !condition() {
+        assert!(Instant::now() < end, "not within 5 s");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,207 @@
+//! A process in a bottle that does what it is told, one line at a time, and a receiver outside.
+use std::fs::OpenOptions;
+use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sockopt};
+
+/// Long enough for a packet over loopback, on a busy machine.
+pub const ARRIVAL: Duration = Duration::from_millis(400);
+
+/// A process in a cgroup (see `in_the_bottle`).
+pub struct Sender {
+    child: Child,
+    orders: ChildStdin,
+    answers: BufReader<ChildStderr>,
+}
+
+impl Sender {
+    /// Starts it in a cgroup (joined before its program begins), or where the test is.
+    pub fn start(cgroup: Option<&Path>) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["support::sender::in_the_bottle", "--exact", "--ignored", "--nocapture"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        if let Some(cgroup) = cgroup {
+            let procs = OpenOptions::new().write(true).open(cgroup.join("cgroup.procs")).unwrap();
+            let join = move || match nix::unistd::write(&procs, b"0") {
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.into()),
+            };
+            // SAFETY: the closure only calls write(2), which is safe between fork and exec.
+            unsafe { command.pre_exec(join) };
+        }
+        let mut child = command.spawn().unwrap();
+        let (orders, answers) = (child.stdin.take().unwrap(), BufReader::new(child.stderr.take().unwrap()));
+        Self { child, orders, answers }
+    }
+
+    /// Its answer to one order.
+    pub fn order(&mut self, order: &str) -> String {
+        writeln!(self.orders, "{order}").unwrap();
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).unwrap();
+        answer.trim_end().to_owned()
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        let ended = self.child.kill().and_then(|()| self.child.wait());
+        if !std::thread::panicking() {
+            ended.unwrap();
+        }
+    }
+}
+
+/// What the sender holds between two orders.
+#[derive(Default)]
+struct Held {
+    stream: Option<TcpStream>,
+    socket: Option<UdpSocket>,
+    listener: Option<TcpListener>,
+    attempted: Option<OwnedFd>,
+}
+
+/// The sender's side. Each order answers one line, `ok` where nothing else is said, or the kind of the error:
+/// - `connect ADDR` makes a TCP connection and answers its own address; `connect-only6` on a socket that takes IPv6
+///   only, `connect-multipath` by MPTCP, `connect-sending` with a first byte (TCP Fast Open); `attempt` keeps the
+///   socket for `again`; `time-connect` answers the time that it took, microseconds, before the outcome;
+/// - `peer`, `write` and `close` use the connection;
+/// - `listen ADDR` makes a TCP listener and answers its address;
+/// - `udp ADDR` sends a datagram, `bind ADDR` makes a socket that `receive` takes one from, `towards ADDR` connects
+///   it and `send` uses it;
+/// - `raw ADDR HEX` sends a packet with its headers.
+#[test]
+#[ignore = "not a test: the program that the tests put into a bottle"]
+fn in_the_bottle() {
+    let mut held = Held::default();
+    for line in std::io::stdin().lines() {
+        let line = line.unwrap();
+        let (order, rest) = line.split_once(' ').unwrap_or((&line, ""));
+        let answer = obey(order, rest, &mut held);
+        eprintln!("{}", answer.unwrap_or_else(|error| format!("{:?}", error.kind())));
+    }
+}
+
+fn obey(order: &str, rest: &str, held: &mut Held) -> std::io::Result<String> {
+    match order {
+        "connect" => return hold(held, TcpStream::connect_timeout(&rest.parse().unwrap(), ARRIVAL)?),
+        "connect-only6" => {
+            let socket = rustix::net::socket(AddressFamily::INET6, SocketType::STREAM, None)?;
+            sockopt::set_ipv6_v6only(&socket, true)?;
+            rustix::net::connect(&socket, &rest.parse::<SocketAddr>().unwrap())?;
+            return hold(held, socket.into());
+        }
+        "connect-multipath" => {
+            let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::MPTCP))?;
+            rustix::net::connect(&socket, &rest.parse::<SocketAddr>().unwrap())?;
+            return hold(held, socket.into());
+        }
+        "connect-sending" => {
+            let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+            let fast_open = SendFlags::from_bits_retain(libc::MSG_FASTOPEN.cast_unsigned());
+            rustix::net::sendto(&socket, b"x", fast_open, &rest.parse::<SocketAddr>().unwrap())?;
+            return hold(held, socket.into());
+        }
+        "attempt" => {
+            let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+            let outcome = rustix::net::connect(&socket, &rest.parse::<SocketAddr>().unwrap());
+            held.attempted = Some(socket);
+            outcome?;
+        }
+        "again" => {
+            let socket = held.attempted.take().unwrap();
+            rustix::net::connect(&socket, &rest.parse::<SocketAddr>().unwrap())?;
+            return hold(held, socket.into());
+        }
+        "time-connect" => {
+            let start = Instant::now();
+            let outcome = TcpStream::connect_timeout(&rest.parse().unwrap(), ARRIVAL);
+            let took = start.elapsed().as_micros();
+            let outcome = outcome.map_or_else(|error| format!("{:?}", error.kind()), |_| "ok".to_owned());
+            return Ok(format!("{took} {outcome}"));
+        }
+        "peer" => return Ok(held.stream.as_ref().unwrap().peer_addr()?.to_string()),
+        "write" => held.stream.as_mut().unwrap().write_all(b"x")?,
+        "close" => held.stream = None,
+        "listen" => {
+            let listener = TcpListener::bind(rest)?;
+            let local = listener.local_addr()?;
+            held.listener = Some(listener);
+            return Ok(local.to_string());
+        }
+        "udp" => {
+            let from = if rest.starts_with('[') { "[::1]:0" } else { "127.0.0.1:0" };
+            UdpSocket::bind(from)?.send_to(b"x", rest)?;
+        }
+        "bind" => {
+            let bound = UdpSocket::bind(rest)?;
+            bound.set_read_timeout(Some(ARRIVAL))?;
+            let local = bound.local_addr()?;
+            held.socket = Some(bound);
+            return Ok(local.to_string());
+        }
+        "towards" => held.socket.as_ref().unwrap().connect(rest)?,
+        "send" => drop(held.socket.as_ref().unwrap().send(b"x")?),
+        "receive" => drop(held.socket.as_ref().unwrap().recv(&mut [0; 8])?),
+        "raw" => send_raw(rest)?,
+        other => panic!("{other}"),
+    }
+    Ok("ok".to_owned())
+}
+
+/// Keeps a connection; answers its own address.
+fn hold(held: &mut Held, stream: TcpStream) -> std::io::Result<String> {
+    let local = stream.local_addr()?;
+    held.stream = Some(stream);
+    Ok(local.to_string())
+}
+
+fn send_raw(order: &str) -> std::io::Result<()> {
+    let (to, hex) = order.split_once(' ').unwrap();
+    let packet: Vec<u8> =
+        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+    let to = SocketAddr::new(to.parse().unwrap(), 0);
+    let family = if to.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+    let socket = rustix::net::socket(family, SocketType::RAW, Some(ipproto::RAW))?;
+    rustix::net::sendto(&socket, &packet, SendFlags::empty(), &to)?;
+    Ok(())
+}
+
+/// A receiver of datagrams outside every bottle.
+pub struct Receiver(pub UdpSocket);
+
+impl Receiver {
+    /// On a free port.
+    pub fn new(ip: &str) -> Self {
+        let socket = UdpSocket::bind(format!("{ip}:0")).unwrap();
+        socket.set_read_timeout(Some(ARRIVAL)).unwrap();
+        Self(socket)
+    }
+
+    /// Whether a datagram that this sender is told to send gets here.
+    pub fn hears(&self, sender: &mut Sender) -> bool {
+        let answer = sender.order(&format!("udp {}", self.0.local_addr().unwrap()));
+        match self.0.recv(&mut [0; 8]) {
+            Ok(_) => {
+                assert_eq!(answer, "ok");
+                true
+            }
+            Err(error) => {
+                assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
+                assert_eq!(answer, "PermissionDenied");
+                false
+            }
+        }
+    }
+}
