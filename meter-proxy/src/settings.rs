@@ -128,7 +128,7 @@ impl Settings {
     }
 
     /// The metered names that are dialled and known beforehand: no patterns, and in place of the names of a
-    /// provider with an upstream that upstream, when it is metered by name itself.
+    /// provider with an upstream that upstream's name.
     #[must_use]
     pub fn dialled_names(&self) -> Vec<Authority> {
         let names = self.providers.iter().flat_map(|provider| match &provider.upstream {
@@ -255,7 +255,7 @@ mod tests {
         config.providers.push(provider("elsewhere", &["c.test"], Some("http://gateway.test:8080")));
         let settings = Settings::apply(config, &[]).unwrap();
         let names: Vec<String> = settings.dialled_names().iter().map(ToString::to_string).collect();
-        assert_eq!(names, ["api.anthropic.com:443", "a.test:443"]);
+        assert_eq!(names, ["api.anthropic.com:443", "a.test:443", "gateway.test:8080"]);
     }
 
     #[test]

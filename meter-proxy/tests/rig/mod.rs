@@ -124,7 +124,9 @@ impl Rig {
     /// Returns when the meter has taken in everything sent so far, and its settlements so far are heard: the
     /// question that this takes comes after them, and answers come in the order of the socket.
     pub fn taken_in(&self) {
+        let original = self.shared.manner.lock().unwrap().original.take();
         assert_eq!(self.ask("GET /nobody HTTP/1.1\r\nHost: m\r\n\r\n").status(), 404);
+        self.manner(|manner| manner.original = original);
     }
 
     pub fn manner(&self, change: impl FnOnce(&mut Manner)) {
