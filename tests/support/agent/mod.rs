@@ -48,6 +48,8 @@ pub enum Mode {
     Gateway,
     /// At the provider's own name, through `HTTPS_PROXY`, trusting `SSL_CERT_FILE`.
     Connect,
+    /// At the provider's own name, at `--address`, knowing of no proxy.
+    Direct,
 }
 
 /// What to ask, and how.
@@ -86,6 +88,9 @@ pub struct Options {
     /// Host (and port) asked for through CONNECT; by default the provider's own.
     #[arg(long)]
     pub authority: Option<String>,
+    /// Where the provider is, in direct mode.
+    #[arg(long)]
+    pub address: Option<std::net::SocketAddr>,
     /// What to say.
     #[arg(long, default_value = "Say something long.")]
     pub prompt: String,

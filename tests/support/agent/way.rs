@@ -1,4 +1,4 @@
-//! The way to the provider: its gateway's base URL, or its own name through a proxy's CONNECT.
+//! The way to the provider: its gateway's base URL, its own name through a proxy's CONNECT, or straight at an address.
 use anyhow::{Context as _, bail};
 use http::Uri;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -26,6 +26,7 @@ impl Way {
         match options.mode {
             Mode::Gateway => gateway(options),
             Mode::Connect => through_proxy(options),
+            Mode::Direct => straight(options),
         }
     }
 }
@@ -70,16 +71,34 @@ fn gateway(options: &Options) -> anyhow::Result<Way> {
     })
 }
 
-fn through_proxy(options: &Options) -> anyhow::Result<Way> {
-    let proxy = options.proxy.as_deref().context("connect mode needs --proxy or HTTPS_PROXY")?;
-    let proxy: Uri = proxy.parse().with_context(|| format!("{proxy} is no URL"))?;
-    let hop = proxy.authority().with_context(|| format!("{proxy} names no host"))?;
+/// Host (and port) asked for: the option's, or the provider's own.
+fn asked_host(options: &Options) -> anyhow::Result<http::uri::Authority> {
     let own = match options.provider {
         Provider::Claude => "api.anthropic.com",
         Provider::Codex => "api.openai.com",
     };
     let asked = options.authority.as_deref().unwrap_or(own);
-    let asked: http::uri::Authority = asked.parse().with_context(|| format!("{asked} is no host"))?;
+    asked.parse().with_context(|| format!("{asked} is no host"))
+}
+
+/// As a client that knows of no proxy: TLS to where its resolver says that the provider is.
+fn straight(options: &Options) -> anyhow::Result<Way> {
+    let asked = asked_host(options)?;
+    let address = options.address.context("direct mode needs --address")?;
+    Ok(Way {
+        first_hop: address.to_string(),
+        connect: None,
+        tls_name: Some(asked.host().to_owned()),
+        host_header: asked.to_string(),
+        path: format!("/v1{}", endpoint(api_of(options))),
+    })
+}
+
+fn through_proxy(options: &Options) -> anyhow::Result<Way> {
+    let proxy = options.proxy.as_deref().context("connect mode needs --proxy or HTTPS_PROXY")?;
+    let proxy: Uri = proxy.parse().with_context(|| format!("{proxy} is no URL"))?;
+    let hop = proxy.authority().with_context(|| format!("{proxy} names no host"))?;
+    let asked = asked_host(options)?;
     Ok(Way {
         first_hop: format!("{}:{}", hop.host(), hop.port_u16().unwrap_or(80)),
         connect: Some(format!("{}:{}", asked.host(), asked.port_u16().unwrap_or(443))),
