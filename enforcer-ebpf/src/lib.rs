@@ -20,7 +20,7 @@ pub const SLOTS: u32 = 4096;
 pub const FLOWS: u32 = 65_536;
 
 /// Live connections to the meter that one bottle may hold; more are refused.
-pub const FLOWS_PER_BOTTLE: u32 = 8_192;
+pub const FLOWS_PER_BOTTLE: u32 = 2_048;
 
 /// Third word of a v4-mapped IPv6 address (`::ffff:a.b.c.d`) in network byte order on a little-endian host.
 pub const MAPPED: u32 = 0xffff_0000;

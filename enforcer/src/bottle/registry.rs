@@ -151,6 +151,7 @@ impl Registry {
         let (kernel, name) = (self.parts.kernel.clone(), attachment.name.clone());
         let forget = Message::Forget { attachment: attachment.id };
         if let Err(problem) = blocking(move || kernel.attach(&name, &cgroup, guard).map_err(problem)).await? {
+            // nothing is attached or pinned; what is pinned under this name is another's
             self.parts.core.tell(forget);
             return Err(problem);
         }
@@ -192,11 +193,9 @@ impl Registry {
         let cgroup = self.find_cgroup(&attach).await?;
         let pids = cgroup.pids().map_err(problem)?.len();
         let made = attach.create.then(|| cgroup.path().to_owned());
-        let outcome = match self.admit(&attach, &cgroup).await {
-            Ok(attachment) => self.guard(&attachment, cgroup, by).await,
-            Err(problem) => Err(problem),
-        };
-        if let Err(problem) = outcome {
+        // one that is not admitted may be another bottle's: it is left alone
+        let attachment = self.admit(&attach, &cgroup).await?;
+        if let Err(problem) = self.guard(&attachment, cgroup, by).await {
             if let Some(path) = made {
                 remove_cgroup(path).await;
             }
@@ -298,10 +297,15 @@ impl Controller for Registry {
             self.parts.core.tell(Message::Cut { name, order, by, received, reply });
             answers.push(answer);
         }
+        let mut outcomes = Vec::new();
         for answer in answers {
-            answer.await.map_err(|_| crate::core::CoreGone)??;
+            outcomes.push(answer.await.map_err(|_| crate::core::CoreGone)?);
         }
-        Ok(self.bottles().await?.0)
+        let bottles = self.bottles().await?.0;
+        // a bottle that was detached meanwhile is no reason to call the order failed
+        let failed =
+            outcomes.into_iter().find_map(|outcome| outcome.err().filter(|problem| problem.exit_code != 2));
+        failed.map_or(Ok(bottles), Err)
     }
 
     async fn restore(&self, name: &str, restore: api::Restore, by: &str) -> Result<api::Bottle, Problem> {
@@ -345,13 +349,18 @@ impl Controller for Registry {
 /// One bottle as `status` shows it.
 fn show(kernel: &dyn Kernel, model: BottleModel) -> api::Bottle {
     let BottleModel { attachment, cause, usage, budget } = model;
-    let cgroup =
-        Cgroup::open(Path::new(&attachment.cgroup)).ok().filter(|found| found.id() == attachment.cgroup_id);
-    let pids = cgroup.as_ref().and_then(|cgroup| cgroup.pids().ok()).map_or(0, |pids| pids.len());
-    let state = match (&cgroup, &cause) {
-        (None, _) => api::State::Gone,
-        (Some(_), Some(_)) => api::State::Cut,
-        (Some(_), None) => api::State::Open,
+    let cgroup = Cgroup::open(Path::new(&attachment.cgroup));
+    // what cannot be opened for another reason is not gone
+    let gone = match &cgroup {
+        Ok(found) => found.id() != attachment.cgroup_id,
+        Err(error) => matches!(error, CgroupError::Missing(_)),
+    };
+    let pids =
+        cgroup.ok().filter(|_| !gone).and_then(|cgroup| cgroup.pids().ok()).map_or(0, |pids| pids.len());
+    let state = match (gone, &cause) {
+        (true, _) => api::State::Gone,
+        (false, Some(_)) => api::State::Cut,
+        (false, None) => api::State::Open,
     };
     let packets = kernel.counters(attachment.slot).unwrap_or_else(|error| {
         tracing::warn!(bottle = attachment.name, %error, "packets cannot be read");

@@ -24,7 +24,11 @@ pub async fn publish(
     loop {
         match changes.recv().await {
             Ok(Change::Usage(row)) => publisher.send(Event::Usage(row)),
-            Ok(Change::State) | Err(RecvError::Lagged(_)) => publisher.states().await,
+            Ok(Change::State) => publisher.states().await,
+            Err(RecvError::Lagged(_)) => {
+                publisher.states().await;
+                publisher.rows().await;
+            }
             Ok(Change::Audit) => publisher.rows().await,
             Err(RecvError::Closed) => return,
         }

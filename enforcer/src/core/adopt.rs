@@ -117,8 +117,13 @@ impl Core {
             self.kernel.detach(&pinned.name, pinned.slot)?;
             return Ok(None);
         }
-        // a path that cannot be found is only missing in what is shown: the guard holds by the cgroup's id
-        let path = cgroup::find(pinned.cgroup_id).unwrap_or_default();
+        let path = cgroup::find(pinned.cgroup_id).ok_or_else(|| AdoptError::Bottle {
+            name: pinned.name.clone(),
+            why: format!(
+                "the ledger does not know it, and its cgroup (id {}) cannot be found",
+                pinned.cgroup_id
+            ),
+        })?;
         self.last_attachment += 1;
         let attachment = Attachment {
             id: self.last_attachment,

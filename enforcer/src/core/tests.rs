@@ -2,6 +2,7 @@
 //! test in the place of the meter and the registry.
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 
@@ -523,7 +524,9 @@ fn a_guard_that_the_ledger_does_not_know_is_kept_closed() {
     let bench = Bench::new("");
     bench.attach("known");
     let known = bench.view("known").attachment;
-    let strange = Pinned { name: "strange".into(), slot: 7, generation: 9, cgroup_id: u64::MAX, cut: false };
+    // any cgroup that is there will do: the fake kernel attaches to none
+    let somewhere = std::fs::metadata(crate::bottle::cgroup::mount().unwrap()).unwrap().ino();
+    let strange = Pinned { name: "strange".into(), slot: 7, generation: 9, cgroup_id: somewhere, cut: false };
     let bench = bench.restart("", vec![pinned(&known, false), strange]);
     assert!(!bench.kernel.is_open(7));
     assert!(bench.view("strange").cause.unwrap().to_string().contains("not in the ledger"));

@@ -174,7 +174,8 @@ impl Loader {
         for name in self.pins.bottles()? {
             let wrong = |what: String| KernelError::Pins { path: self.pins.bottle(&name), what };
             if self.is_unfinished(&name)? {
-                self.pins.remove_bottle(&name)?;
+                // its storage too: it would govern for a moment whoever is attached there next
+                self.remove_hooks(&name, &mut self.maps())?;
                 continue;
             }
             let slot = self.pins.slot(&name)?;
@@ -524,8 +525,8 @@ fn not_attached(cgroup: &Path, error: io::Error) -> KernelError {
 
 /// A refusal of the kernel or of aya, with the cause's own words.
 fn refused(what: &str, error: &(dyn Error + 'static)) -> KernelError {
-    let hint = "see `enforcer doctor`; kernel 6.1 or later with cgroup v2, BPF and BTF is needed, and root with \
-                CAP_BPF and CAP_NET_ADMIN";
+    let hint =
+        "see `enforcer doctor`; cgroup v2, BPF and BTF are needed, and root with CAP_BPF and CAP_NET_ADMIN";
     KernelError::Unsupported { what: format!("{what}: {}", chain(error)), hint: hint.to_owned() }
 }
 
