@@ -238,17 +238,6 @@ impl Daemon {
         }
     }
 
-    /// Removes the directory of the CA's certificate: a stopped daemon leaves it for the bottles that it guards.
-    fn remove_public_directory(&self) {
-        let path = self.try_cli(&["ca", "path"]).map(|output| PathBuf::from(output.stdout.trim_end()));
-        let own = path.ok().and_then(|path| path.parent().map(Path::to_owned));
-        if let Some(own) = own.filter(|own| own.to_string_lossy().starts_with("/run/enforcer-"))
-            && let Err(error) = fs::remove_dir_all(&own)
-        {
-            eprintln!("{} stays: {error}", own.display());
-        }
-    }
-
     fn detach_all(&self) {
         for bottle in self.status_if_any()["bottles"].as_array().into_iter().flatten() {
             if let Some(name) = bottle["name"].as_str() {
@@ -268,12 +257,12 @@ impl Drop for Daemon {
             self.detach_all();
             self.stop();
         }
-        self.remove_public_directory();
         self.clear_up(&["daemon", "--unpin-all"]);
         self.meters.iter().for_each(Seen::kill);
         remove_left(&self.own_cgroups);
         if let Some(run_dir) = self.run_dir.take()
             && let Err(error) = fs::remove_dir_all(&run_dir)
+            && error.kind() != std::io::ErrorKind::NotFound
         {
             eprintln!("cannot remove {}: {error}", run_dir.display());
         }

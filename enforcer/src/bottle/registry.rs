@@ -103,16 +103,16 @@ impl Registry {
         Ok((bottles, closed))
     }
 
-    /// Finds and checks the cgroup that is to be guarded; makes it for `run`.
-    async fn find_cgroup(&self, attach: &api::Attach) -> Result<Cgroup, Problem> {
+    /// Finds and checks the cgroup that is to be guarded; makes it for `run`, and says whether it did.
+    async fn find_cgroup(&self, attach: &api::Attach) -> Result<(Cgroup, bool), Problem> {
         let place = self.place(attach)?;
         let bottles_dir = self.parts.bottles_dir.clone();
         let ours: Vec<u32> =
             [Some(std::process::id()), self.parts.meter.standing().pid].into_iter().flatten().collect();
         blocking(move || {
-            let cgroup = match place {
-                Place::Path(path) => Cgroup::open(&path),
-                Place::Pid(pid) => Cgroup::of_pid(pid),
+            let (cgroup, made) = match place {
+                Place::Path(path) => Cgroup::open(&path).map(|cgroup| (cgroup, false)),
+                Place::Pid(pid) => Cgroup::of_pid(pid).map(|cgroup| (cgroup, false)),
                 Place::New(path) => make_anew(&path),
             }
             .map_err(problem)?;
@@ -121,7 +121,7 @@ impl Registry {
                 return Err(Problem::usage(format!("{path} holds the enforcer itself"))
                     .with_hint("give the bottle a cgroup of its own, or let enforcer run make one"));
             }
-            Ok(cgroup)
+            Ok((cgroup, made))
         })
         .await?
     }
@@ -190,12 +190,15 @@ impl Registry {
         check_egress(attach.egress.as_deref())?;
         self.policy(&attach)?;
         self.end_if_gone(&attach.name).await?;
-        let cgroup = self.find_cgroup(&attach).await?;
+        let (cgroup, made) = self.find_cgroup(&attach).await?;
         let pids = cgroup.pids().map_err(problem)?.len();
-        let made = attach.create.then(|| cgroup.path().to_owned());
-        // one that is not admitted may be another bottle's: it is left alone
-        let attachment = self.admit(&attach, &cgroup).await?;
-        if let Err(problem) = self.guard(&attachment, cgroup, by).await {
+        // one that was there already may be another bottle's: it is left alone
+        let made = made.then(|| cgroup.path().to_owned());
+        let outcome = match self.admit(&attach, &cgroup).await {
+            Ok(attachment) => self.guard(&attachment, cgroup, by).await,
+            Err(problem) => Err(problem),
+        };
+        if let Err(problem) = outcome {
             if let Some(path) = made {
                 remove_cgroup(path).await;
             }
@@ -388,14 +391,15 @@ fn show(kernel: &dyn Kernel, model: BottleModel) -> api::Bottle {
     }
 }
 
-/// The cgroup of a bottle that `run` makes. One that an earlier bottle of that name left empty is taken over.
-fn make_anew(path: &Path) -> Result<Cgroup, CgroupError> {
+/// The cgroup of a bottle that `run` makes, and whether it was made now: one that an earlier bottle of that name left
+/// empty is taken over.
+fn make_anew(path: &Path) -> Result<(Cgroup, bool), CgroupError> {
     match Cgroup::create(path) {
         Err(CgroupError::Exists(_)) => {
             let left = Cgroup::open(path)?;
-            if left.populated()? { Err(CgroupError::Busy(path.to_owned())) } else { Ok(left) }
+            if left.populated()? { Err(CgroupError::Busy(path.to_owned())) } else { Ok((left, false)) }
         }
-        made => made,
+        made => made.map(|cgroup| (cgroup, true)),
     }
 }
 
