@@ -37,7 +37,8 @@ fn judge(packet: &SkBuffContext, rule: impl FnOnce(&Bottle) -> bool) -> i32 {
     };
     let pass = slot != 0 && is_open(bottle) && rule(bottle);
     let bytes = u64::from(packet.len());
-    // SAFETY: the pointer is this CPU's own entry, and nothing else writes it while a program runs here.
+    // SAFETY: the pointer is this CPU's own entry and lives as long as the map. A softirq that interrupts this run
+    // may count here too: then a packet is missing in the sum, which decides nothing.
     let counters = unsafe { &mut *counters };
     if pass {
         counters.passed_packets += 1;

@@ -217,7 +217,8 @@ impl Core {
             return answer(reply, Err(problem));
         }
         bottle.stage = Stage::Detaching;
-        self.admit_waiting();
+        let slot = attachment.slot;
+        self.answer_waiting_of(slot);
         self.tell_meter(ToMeter::Detached { bottle: reference(&attachment) });
         let row = action(ActionKind::Detach, Some(name.to_owned()), None, &by);
         let entries = vec![Entry::Detach { attachment: attachment.id, at: now_ms() }, Entry::Action(row)];

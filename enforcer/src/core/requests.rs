@@ -1,5 +1,5 @@
 //! The meter's messages: identify, reserve, progress, settle; and what becomes of them when the meter dies.
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -401,6 +401,16 @@ impl Core {
                 _ => self.reserve(waiting.request),
             }
         }
+    }
+
+    /// The verdict of one bottle changed: its own requests at the gate are judged again, and nobody else's, so that
+    /// cutting many bottles does not judge every waiting request as often.
+    pub(super) fn answer_waiting_of(&mut self, slot: u32) {
+        let all = std::mem::take(&mut self.waiting);
+        let (own, others): (VecDeque<_>, VecDeque<_>) =
+            all.into_iter().partition(|waiting| waiting.request.bottle.slot == slot);
+        self.waiting = others;
+        own.into_iter().for_each(|waiting| self.reserve(waiting.request));
     }
 
     pub(super) fn give_up_waiting(&mut self) {

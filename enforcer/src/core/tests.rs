@@ -287,6 +287,27 @@ fn a_request_waits_while_only_reservations_stand_in_its_way() {
 }
 
 #[test]
+fn a_cut_answers_the_bottle_s_own_requests_at_the_gate() {
+    let bench = Bench::new("budget: { claude: 100 }");
+    let (one, two) = (bench.attach("one"), bench.attach("two"));
+    bench.reserve(1, two, 150);
+    bench.order();
+    bench.reserve(2, one, 10);
+    bench.reserve(3, two, 10);
+    bench.no_order();
+    bench.cut("one").unwrap();
+    let orders = [bench.order(), bench.order()];
+    assert!(orders.contains(&ToMeter::Cut { bottle: one, upstream: Upstream::Hold }), "{orders:?}");
+    let refused =
+        |order: &ToMeter| matches!(order, ToMeter::Refused { exchange: 2, refusal: Refusal::Cut { .. } });
+    assert!(orders.iter().any(refused), "{orders:?}");
+    bench.no_order();
+    bench.settle(1, 5);
+    let orders = [bench.order(), bench.order()];
+    assert!(orders.contains(&ToMeter::Permit { exchange: 3 }), "{orders:?}");
+}
+
+#[test]
 fn who_hangs_up_at_the_gate_is_forgotten() {
     let bench = Bench::new("budget: { claude: 100 }");
     let bottle = bench.attach("b1");

@@ -125,7 +125,7 @@ impl Core {
         let (name, attachment) = (bottle.attachment.name.clone(), bottle.attachment.id);
         let attaching = bottle.stage == Stage::Attaching;
         self.tell_meter_of(slot, upstream);
-        self.admit_waiting();
+        self.answer_waiting_of(slot);
         if attaching {
             // the attachment is not in the ledger yet: `open_first` finds the cause and records the cut
             return self.committed(Committed { after, owed: Vec::new(), audited: false, result: Ok(()) });
