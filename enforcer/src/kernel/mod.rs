@@ -6,6 +6,7 @@ pub mod fake;
 pub mod loader;
 pub mod pins;
 pub mod probe;
+pub mod sock_diag;
 mod sys;
 mod table;
 
