@@ -1,4 +1,5 @@
 //! Bottles: their cgroups, their launch, the registry of attached ones.
+pub mod awaited;
 pub mod cgroup;
 pub mod engine;
 pub mod home;

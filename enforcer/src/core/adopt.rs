@@ -149,13 +149,19 @@ impl Core {
         Ok(Some((pinned.slot, Some(cause))))
     }
 
-    /// A bottle that was cut and whose cgroup was made anew is not cut any more: that is a failure, and said.
-    fn record_lost(&self, attachment: &Attachment, cause: Option<Cause>, why: &str) {
+    /// A bottle that was cut and whose cgroup was made anew is not cut any more: that is a failure, and said. One that
+    /// the settings give a cgroup is attached again, and then begins with its cut.
+    fn record_lost(&mut self, attachment: &Attachment, cause: Option<Cause>, why: &str) {
+        let is_awaited = self.settings.bottles.get(&attachment.name).is_some_and(|set| set.cgroup.is_some());
         let mut row = action(ActionKind::Detach, Some(attachment.name.clone()), cause.clone(), "controller");
-        row.done = cause.is_none();
-        row.detail = Some(match cause {
-            None => format!("{why}; the attachment is ended"),
-            Some(_) => format!("{why}; the attachment is ended, and its cut with it"),
+        row.done = cause.is_none() || is_awaited;
+        row.detail = Some(match (cause, is_awaited) {
+            (None, _) => format!("{why}; the attachment is ended"),
+            (Some(_), false) => format!("{why}; the attachment is ended, and its cut with it"),
+            (Some(cause), true) => {
+                self.kept_cuts.insert(attachment.name.clone(), cause);
+                format!("{why}; the attachment is ended, and the next one begins with its cut")
+            }
         });
         let entries = vec![Entry::Detach { attachment: attachment.id, at: now_ms() }, Entry::Action(row)];
         self.submit_done(entries, After::Nothing);
