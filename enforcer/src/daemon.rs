@@ -119,7 +119,7 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
         ca_bundle,
     };
     let registry = Registry::start(parts, reader, changed);
-    let mut awaited = Awaited::new(registry.clone());
+    let mut awaited = Awaited::new(registry.clone())?;
     awaited.look().await;
     let stop = CancellationToken::new();
     let awaiting = awaited.start(stop.clone());

@@ -1,8 +1,7 @@
 //! Bottles that the settings give a cgroup: attached as soon as it is there, and again when it was made anew.
 //!
-//! Watches the nearest directory that exists above each (inotify), and looks once a second besides. How a bottle is
-//! attached is the registry's; here is only when. A bottle that an operator detached stays so until its cgroup is
-//! another one.
+//! Watches the directories above each (inotify), and looks once a second besides. How a bottle is attached is the
+//! registry's; here is only when. A bottle that an operator detached stays so until its cgroup is another one.
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -19,6 +18,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::cgroup::{self, CgroupError};
 use super::registry::Registry;
 use crate::control::Controller as _;
 use crate::control::api;
@@ -30,14 +30,14 @@ const LOOK: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(5);
 /// A refused attach is tried again after this long although nothing seems to have changed.
 const RETRY: Duration = Duration::from_secs(30);
-/// How often a directory that comes and goes is followed in one look.
-const MAX_STEPS: usize = 64;
 
 /// The bottles that wait, or have what they waited for.
 pub struct Awaited {
     registry: Arc<Registry>,
     /// `None` where the host has none to give: then is looked once a second alone.
     inotify: Option<Arc<AsyncFd<OwnedFd>>>,
+    /// Nothing above it is watched.
+    mount: PathBuf,
     watches: BTreeSet<i32>,
     bottles: Vec<Bottle>,
 }
@@ -63,16 +63,19 @@ enum Standing {
 }
 
 impl Awaited {
-    /// The settings' bottles that have a cgroup; those that are nested in others come after them.
-    #[must_use]
-    pub fn new(registry: Arc<Registry>) -> Self {
+    /// The settings' bottles that have a cgroup; those that are nested in others come after them. Needs a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// When there is no cgroup v2 on this host.
+    pub fn new(registry: Arc<Registry>) -> Result<Self, CgroupError> {
         let mut bottles: Vec<Bottle> = registry
             .awaited()
             .map(|(name, path)| Bottle { name, path, standing: Standing::Absent })
             .collect();
         bottles.sort_by(|a, b| a.path.cmp(&b.path));
         let inotify = if bottles.is_empty() { None } else { open_inotify() };
-        Self { registry, inotify, watches: BTreeSet::new(), bottles }
+        Ok(Self { registry, inotify, mount: cgroup::mount()?, watches: BTreeSet::new(), bottles })
     }
 
     /// Goes on looking until told to stop. Nothing to do when no bottle waits.
@@ -92,9 +95,13 @@ impl Awaited {
     /// Attaches what is there and was not met yet. Watches are placed before, so that nothing comes unseen.
     pub async fn look(&mut self) {
         let paths: Vec<PathBuf> = self.bottles.iter().map(|bottle| bottle.path.clone()).collect();
-        let (inotify, before) = (self.inotify.clone(), std::mem::take(&mut self.watches));
+        let (inotify, mount) = (self.inotify.clone(), self.mount.clone());
+        let before = std::mem::take(&mut self.watches);
         let looked = tokio::task::spawn_blocking(move || {
-            let watches = inotify.map(|inotify| place_watches(inotify.get_ref().as_fd(), &paths, &before));
+            let place = |inotify: Arc<AsyncFd<OwnedFd>>| {
+                place_watches(inotify.get_ref().as_fd(), &paths, &mount, &before)
+            };
+            let watches = inotify.map(place);
             let seen: Vec<Option<u64>> = paths.iter().map(|path| identity(path)).collect();
             (watches.unwrap_or_default(), seen)
         });
@@ -204,21 +211,20 @@ async fn drain(inotify: &AsyncFd<OwnedFd>) {
     ready.clear_ready();
 }
 
-/// Watches the nearest directory above each path, and gives up the watches of before that are not needed any more.
-fn place_watches(inotify: BorrowedFd<'_>, paths: &[PathBuf], before: &BTreeSet<i32>) -> BTreeSet<i32> {
+/// Watches the directories above each path, and gives up the watches of before that are not needed any more.
+fn place_watches(
+    inotify: BorrowedFd<'_>,
+    paths: &[PathBuf],
+    mount: &Path,
+    before: &BTreeSet<i32>,
+) -> BTreeSet<i32> {
     let mut placed = BTreeSet::new();
     for path in paths {
-        match watch_above(inotify, path) {
-            Ok(watch) => {
-                placed.insert(watch);
-            }
-            Err(error) => {
-                tracing::debug!(%error, path = %path.display(), "no watch; it is looked for once a second")
-            }
+        if let Err(error) = watch_above(inotify, path, mount, &mut placed) {
+            tracing::debug!(%error, path = %path.display(), "no watch; it is looked for once a second");
         }
     }
     for watch in before.difference(&placed) {
-        // the kernel takes the watch of a directory that is gone away by itself
         match inotify::remove_watch(inotify, *watch) {
             Ok(()) | Err(Errno::INVAL) => {}
             Err(error) => tracing::debug!(%error, "a watch stays"),
@@ -227,20 +233,24 @@ fn place_watches(inotify: BorrowedFd<'_>, paths: &[PathBuf], before: &BTreeSet<i
     placed
 }
 
-/// Watches the nearest directory above a path that exists, also when that changes meanwhile.
-fn watch_above(inotify: BorrowedFd<'_>, path: &Path) -> io::Result<i32> {
-    let nearest = || path.ancestors().skip(1).find(|above| above.is_dir()).unwrap_or(Path::new("/"));
-    let mut above = nearest();
-    for _ in 0..MAX_STEPS {
-        let watched = inotify::add_watch(inotify, above, WatchFlags::CREATE | WatchFlags::ONLYDIR);
-        let still = nearest();
-        match watched {
-            Ok(watch) if still == above => return Ok(watch),
-            Ok(_) | Err(Errno::NOENT) => above = still,
+/// Watches every directory that exists above a path, the highest first: whatever changes below a watch that is placed
+/// is news. The end of a directory is told by the one above it alone: cgroups do not tell their own.
+fn watch_above(
+    inotify: BorrowedFd<'_>,
+    path: &Path,
+    mount: &Path,
+    placed: &mut BTreeSet<i32>,
+) -> io::Result<()> {
+    let levels: Vec<&Path> = path.ancestors().skip(1).take_while(|level| level.starts_with(mount)).collect();
+    let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ONLYDIR;
+    for level in levels.into_iter().rev() {
+        match inotify::add_watch(inotify, level, flags) {
+            Ok(watch) => placed.insert(watch),
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
             Err(error) => return Err(error.into()),
-        }
+        };
     }
-    Err(io::Error::other("the directories above it come and go"))
+    Ok(())
 }
 
 /// Inode of what stands at a path; `None` when nothing does. What cannot be told is 0, which no cgroup has: the
@@ -273,24 +283,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_nearest_directory_is_watched_and_no_other() {
+    async fn a_change_of_what_is_above_is_news_and_of_nothing_else() {
         let top = tempfile::tempdir().unwrap();
-        let path = top.path().join("a/b/c");
+        let [a, aside] = ["a", "aside"].map(|name| top.path().join(name));
+        let path = a.join("b/c");
+        fs::create_dir_all(&a).unwrap();
+        fs::create_dir(&aside).unwrap();
         let inotify = open_inotify().unwrap();
-        let fd = inotify.get_ref().as_fd();
-        let first = place_watches(fd, std::slice::from_ref(&path), &BTreeSet::new());
-        let changed = || tokio::time::timeout(Duration::from_millis(300), drain(&inotify));
-        assert!(changed().await.is_err(), "nothing happened");
-        fs::create_dir(top.path().join("a")).unwrap();
-        assert!(changed().await.is_ok(), "a is news");
-        let second = place_watches(fd, std::slice::from_ref(&path), &first);
-        assert!(first.is_disjoint(&second));
-        drop(changed().await);
-        fs::create_dir(top.path().join("other")).unwrap();
-        assert!(changed().await.is_err(), "the watch above a was given up");
-        fs::create_dir_all(&path).unwrap();
-        assert!(changed().await.is_ok(), "b is news");
+        let place = |paths: &[PathBuf], before: &BTreeSet<i32>| {
+            place_watches(inotify.get_ref().as_fd(), paths, top.path(), before)
+        };
+        let news = async || tokio::time::timeout(Duration::from_millis(200), drain(&inotify)).await.is_ok();
+        let first = place(&[path.clone(), aside.join("x")], &BTreeSet::new());
+        assert_eq!(first.len(), 3, "top, a and aside");
+        assert!(!news().await);
+        fs::create_dir(a.join("b")).unwrap();
+        assert!(news().await);
+        let second = place(std::slice::from_ref(&path), &first);
+        assert_eq!((second.len(), first.intersection(&second).count()), (3, 2), "top, a and b");
+        drop(news().await);
+        fs::create_dir(aside.join("x")).unwrap();
+        assert!(!news().await, "that watch was given up");
+        fs::create_dir(&path).unwrap();
+        assert!(news().await);
         assert_eq!(identity(&path), Some(fs::metadata(&path).unwrap().ino()));
-        assert_eq!(identity(&path.join("none")), None);
+        fs::remove_dir_all(&a).unwrap();
+        assert!(news().await);
+        assert_eq!(identity(&path), None);
     }
 }

@@ -216,12 +216,12 @@ async fn ask(engine: Engine, id: &str) -> Result<String, EngineError> {
         return Err(EngineError::Silent(program));
     };
     let (status, output, complaint) = said.map_err(failed)?;
-    if !status.success() {
-        return Err(refusal(engine, id, &complaint));
-    }
-    // an answer that fills its bound was cut off
+    // an answer that fills its bound was cut off, and the command with it
     if output.len() as u64 == MAX_OUTPUT_BYTES {
         return Err(EngineError::Unreadable(program));
+    }
+    if !status.success() {
+        return Err(refusal(engine, id, &complaint));
     }
     String::from_utf8(output).map_err(|_| EngineError::Unreadable(program))
 }
