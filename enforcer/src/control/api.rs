@@ -237,7 +237,7 @@ pub struct Attached {
     pub warnings: Vec<String>,
 }
 
-/// Answer to `DELETE /v1/bottles/NAME`.
+/// Answer to `DELETE /v1/bottles/NAME`; no document at all when there is nothing to know.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Detached {
     /// What the operator should know (when it is attached again, …), one line each.

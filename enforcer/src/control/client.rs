@@ -99,7 +99,8 @@ impl Client {
     /// `DELETE /v1/bottles/NAME`.
     pub async fn detach(&self, name: &str, force: bool) -> Result<api::Detached, ClientError> {
         let path = format!("/v1/bottles/{name}?force={force}");
-        self.read(&self.exchange(Method::DELETE, &path, Bytes::new()).await?)
+        let answer = self.exchange(Method::DELETE, &path, Bytes::new()).await?;
+        if answer.is_empty() { Ok(api::Detached::default()) } else { self.read(&answer) }
     }
 
     /// `POST /v1/bottles/NAME/cut`.

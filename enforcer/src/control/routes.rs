@@ -147,7 +147,10 @@ async fn one_bottle<C: Controller>(
         (&Method::GET, []) => controller.bottle(name).await.map(|bottle| done(&bottle)),
         (&Method::DELETE, []) => {
             let force = query::<Detach>(uri)?.force;
-            controller.detach(name, force, by).await.map(|detached| done(&detached))
+            controller.detach(name, force, by).await.map(|detached| match detached.warnings.as_slice() {
+                [] => empty(),
+                _ => done(&detached),
+            })
         }
         (&Method::POST, ["cut"]) => {
             controller.cut(name, optional(body).await?, by).await.map(|bottle| done(&bottle))
@@ -245,6 +248,12 @@ async fn read(body: Incoming) -> Result<Bytes, Refused> {
 
 fn done(value: &impl Serialize) -> Response<Body> {
     document(StatusCode::OK, value)
+}
+
+fn empty() -> Response<Body> {
+    let mut response = Response::new(Either::Left(Full::default()));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
 }
 
 fn document(status: StatusCode, value: &impl Serialize) -> Response<Body> {
