@@ -29,7 +29,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Least time between two looks, so that a storm of new directories costs little.
 const PAUSE: Duration = Duration::from_millis(5);
 /// A refused attach is tried again after this long although nothing seems to have changed.
-const RETRY: Duration = Duration::from_secs(30);
+const RETRY: Duration = Duration::from_secs(5);
 
 /// The bottles that wait, or have what they waited for.
 pub struct Awaited {

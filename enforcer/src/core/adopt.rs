@@ -7,6 +7,7 @@ use std::time::Instant;
 use meter_proxy::tokens::Tokens;
 
 use super::durable::{After, action};
+use super::members::KEPT;
 use super::requests::{PROGRESS_GRAIN, orphan};
 use super::{Core, Stage};
 use crate::audit::{ActionKind, Cause};
@@ -81,7 +82,7 @@ impl Core {
             if let Some(pinned) = pinned {
                 self.kernel.detach(&pinned.name, pinned.slot)?;
             }
-            self.record_lost(&attachment, cause, why);
+            self.let_go(&attachment, cause, why);
             return Ok(None);
         }
         let guard = attachment.guard(self.listener);
@@ -149,19 +150,27 @@ impl Core {
         Ok(Some((pinned.slot, Some(cause))))
     }
 
-    /// A bottle that was cut and whose cgroup was made anew is not cut any more: that is a failure, and said. One that
-    /// the settings give a cgroup is attached again, and then begins with its cut.
-    fn record_lost(&mut self, attachment: &Attachment, cause: Option<Cause>, why: &str) {
+    /// Ends an attachment whose cgroup is gone; one that was cut and that the settings attach again is kept.
+    fn let_go(&mut self, attachment: &Attachment, cause: Option<Cause>, why: &str) {
         let is_awaited = self.settings.bottles.get(&attachment.name).is_some_and(|set| set.cgroup.is_some());
-        let mut row = action(ActionKind::Detach, Some(attachment.name.clone()), cause.clone(), "controller");
-        row.done = cause.is_none() || is_awaited;
-        row.detail = Some(match (cause, is_awaited) {
-            (None, _) => format!("{why}; the attachment is ended"),
-            (Some(_), false) => format!("{why}; the attachment is ended, and its cut with it"),
-            (Some(cause), true) => {
-                self.kept_cuts.insert(attachment.name.clone(), cause);
-                format!("{why}; the attachment is ended, and the next one begins with its cut")
+        match cause {
+            Some(cause) if is_awaited => {
+                let mut row = action(ActionKind::Detach, Some(attachment.name.clone()), None, "controller");
+                row.detail = Some(KEPT.into());
+                self.record(row);
+                self.kept_cuts.insert(attachment.name.clone(), (attachment.id, cause));
             }
+            cause => self.record_lost(attachment, cause, why),
+        }
+    }
+
+    /// A bottle that was cut and whose cgroup was made anew is not cut any more: that is a failure, and said.
+    fn record_lost(&self, attachment: &Attachment, cause: Option<Cause>, why: &str) {
+        let mut row = action(ActionKind::Detach, Some(attachment.name.clone()), cause.clone(), "controller");
+        row.done = cause.is_none();
+        row.detail = Some(match cause {
+            None => format!("{why}; the attachment is ended"),
+            Some(_) => format!("{why}; the attachment is ended, and its cut with it"),
         });
         let entries = vec![Entry::Detach { attachment: attachment.id, at: now_ms() }, Entry::Action(row)];
         self.submit_done(entries, After::Nothing);

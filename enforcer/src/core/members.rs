@@ -14,10 +14,13 @@ use crate::audit::ActionKind;
 use crate::clock::now_ms;
 use crate::control::api::Problem;
 use crate::kernel::Guard;
-use crate::ledger::{Attachment, AttachmentId, Entry};
+use crate::ledger::{Attachment, AttachmentId, Entry, Verdict};
 
 /// Most bottles below one another; deeper chains in the settings are an error there.
 const MAX_ANCESTORS: usize = 64;
+
+/// What the audit says of a cut bottle whose cgroup is gone.
+pub(super) const KEPT: &str = "its cgroup is gone; the attachment to the next one begins with its cut";
 
 /// A bottle that asks to be attached; its cgroup has been checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +81,7 @@ impl Core {
         };
         self.enter(attachment.clone(), Stage::Attaching);
         if let Some(bottle) = self.bottles.get_mut(&slot) {
-            bottle.cause = self.kept_cuts.get(&attachment.name).cloned();
+            bottle.cause = self.kept_cuts.get(&attachment.name).map(|(_, cause)| cause.clone());
         }
         Ok(attachment)
     }
@@ -164,10 +167,13 @@ impl Core {
         let attachment = bottle.attachment.clone();
         let mut row = action(ActionKind::Attach, Some(attachment.name.clone()), None, by);
         row.detail = Some([std::slice::from_ref(&attachment.cgroup), found].concat().join("; "));
-        self.submit(
-            vec![Entry::Attach(attachment), Entry::Action(row)],
-            After::Attached { attachment: id, reply },
-        );
+        let mut entries = vec![Entry::Attach(attachment.clone()), Entry::Action(row)];
+        if let Some((before, cause)) = self.kept_cuts.get(&attachment.name) {
+            // at no moment does the ledger know of neither cut
+            entries.insert(0, Entry::Detach { attachment: *before, at: now_ms() });
+            entries.push(Entry::Verdict(Verdict { attachment: id, cause: Some(cause.clone()) }));
+        }
+        self.submit(entries, After::Attached { attachment: id, reply });
     }
 
     pub(super) fn attached(
@@ -235,11 +241,17 @@ impl Core {
             return answer(reply, Err(problem));
         }
         bottle.stage = Stage::Detaching;
+        let has_cut = bottle.cause.is_some();
         let slot = attachment.slot;
         self.answer_waiting_of(slot);
         self.tell_meter(ToMeter::Detached { bottle: reference(&attachment) });
-        let row = action(ActionKind::Detach, Some(name.to_owned()), None, &by);
-        let entries = vec![Entry::Detach { attachment: attachment.id, at: now_ms() }, Entry::Action(row)];
+        let keep_cut = keep_cut && has_cut;
+        let mut row = action(ActionKind::Detach, Some(name.to_owned()), None, &by);
+        row.detail = keep_cut.then(|| KEPT.into());
+        let mut entries = vec![Entry::Action(row)];
+        if !keep_cut {
+            entries.push(Entry::Detach { attachment: attachment.id, at: now_ms() });
+        }
         self.submit(entries, After::Released { attachment: Box::new(attachment), keep_cut, reply });
     }
 
@@ -254,7 +266,7 @@ impl Core {
             match (&result, &bottle.cause) {
                 (Err(_), _) => bottle.stage = Stage::Attached,
                 (Ok(()), Some(cause)) if keep_cut => {
-                    self.kept_cuts.insert(attachment.name.clone(), cause.clone());
+                    self.kept_cuts.insert(attachment.name.clone(), (attachment.id, cause.clone()));
                 }
                 (Ok(()), _) => {}
             }

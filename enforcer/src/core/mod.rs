@@ -214,8 +214,9 @@ pub struct Core {
     /// Tokens added by the operator, for accounts that come into being later.
     added: HashMap<(Owner, String), u64>,
     bottles: BTreeMap<u32, Bottle>,
-    /// Cuts of bottles whose cgroup is gone and will be attached again, by name: what comes next begins with them.
-    kept_cuts: HashMap<String, Cause>,
+    /// Bottles whose cgroup went while they were cut and that the settings attach again, by name: their last
+    /// attachment, which stays in the ledger until the next one begins with its cut.
+    kept_cuts: HashMap<String, (AttachmentId, Cause)>,
     host_paths: HashMap<String, Path>,
     /// Settled figures by bottle's name and provider.
     usage: HashMap<String, BTreeMap<String, api::Usage>>,

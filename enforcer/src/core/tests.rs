@@ -508,6 +508,8 @@ fn a_cut_whose_cgroup_went_while_nobody_looked_is_kept_for_what_the_settings_att
     let gone =
         ["kept", "lost"].map(|name| Pinned { cgroup_id: 0, ..pinned(&bench.view(name).attachment, true) });
     let bench = bench.restart(yaml, gone.to_vec());
+    // and once more before its cgroup is back
+    let bench = bench.restart(yaml, vec![]);
     let [kept, lost] = ["kept", "lost"].map(|name| bench.attach(name));
     assert!(!bench.kernel.is_open(kept.slot));
     assert!(bench.kernel.is_open(lost.slot));
