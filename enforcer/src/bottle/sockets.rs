@@ -3,6 +3,9 @@
 //! A socket belongs to the cgroup that it was made in, for ever. Each one that a process of the bottle holds is
 //! looked at through a copy of its descriptor, and found again in the kernel's lists by its cookie. Best effort:
 //! one that is only on its way to a process (in the queue of a Unix socket, say) is not seen.
+mod report;
+mod sort;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
@@ -13,6 +16,8 @@ use std::path::Path;
 use rustix::net::sockopt::{socket_cookie, socket_domain, socket_protocol, socket_type};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
+pub use self::report::Report;
+use self::sort::Sort;
 use super::cgroup::{Cgroup, CgroupError};
 use crate::kernel::sock_diag::{Family, InetSocket, SockDiag, Transport, namespace_of};
 
@@ -20,77 +25,6 @@ use crate::kernel::sock_diag::{Family, InetSocket, SockDiag, Transport, namespac
 const MAX_SOCKETS: usize = 16_384;
 /// Most network namespaces that they may live in.
 const MAX_NAMESPACES: usize = 64;
-/// How many of each kind are described one by one.
-const SHOWN: usize = 3;
-
-/// What was found; an empty one is no proof that there is nothing, but all that can be seen.
-#[derive(Debug, Default)]
-pub struct Report {
-    /// Made outside the bottle and left as they were.
-    foreign: Vec<String>,
-    /// Made outside, and aborted.
-    aborted: Vec<String>,
-    /// Made outside, and the abort was refused.
-    failed: Vec<String>,
-    /// May have been made outside: the kernel does not tell.
-    unjudged: Vec<String>,
-    /// Of families that no cgroup's hooks see, wherever they were made.
-    beside: Vec<String>,
-    /// What could not be looked at.
-    unexamined: Vec<String>,
-}
-
-impl Report {
-    /// One line for each thing that the operator should know of the bottle `name`; none when nothing was found.
-    #[must_use]
-    pub fn lines(&self, name: &str) -> Vec<String> {
-        let line = |found: &[String], what: String, end: &str| {
-            (!found.is_empty()).then(|| format!("{what}: {} ({}){end}", found.len(), first_of(found)))
-        };
-        [
-            line(
-                &self.foreign,
-                format!("sockets in {name} that were made outside it and are not governed"),
-                "; attach --hard aborts such connections",
-            ),
-            line(
-                &self.aborted,
-                format!("sockets in {name} that were made outside it and are aborted now"),
-                "; what their processes send through the same descriptors again is not governed",
-            ),
-            line(
-                &self.failed,
-                format!(
-                    "sockets in {name} that were made outside it, are not governed and cannot be aborted"
-                ),
-                "",
-            ),
-            line(
-                &self.unjudged,
-                format!("sockets in {name} that may have been made outside it, which cannot be told"),
-                "; they are left as they are",
-            ),
-            line(
-                &self.beside,
-                format!("sockets in {name} that no cgroup governs"),
-                "; they cannot be aborted",
-            ),
-            line(&self.unexamined, format!("sockets in {name} that could not be examined"), ""),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
-    }
-}
-
-/// The first few, and how many more there are.
-fn first_of(found: &[String]) -> String {
-    let mut words: Vec<String> = found.iter().take(SHOWN).cloned().collect();
-    if found.len() > SHOWN {
-        words.push(format!("and {} more", found.len() - SHOWN));
-    }
-    words.join("; ")
-}
 
 /// Looks at every socket that the processes of a cgroup hold; with `hard`, aborts exactly those that were made
 /// outside it. To be called when the guard is on, so that whatever is made inside afterwards is governed.
@@ -297,45 +231,6 @@ fn version(family: Family) -> &'static str {
     }
 }
 
-/// What a socket is to a guard.
-#[derive(Debug, PartialEq, Eq)]
-enum Sort {
-    /// It reaches no network.
-    Local,
-    /// The kernel lists it with its cgroup.
-    Listed(Family, Transport),
-    /// The guard of its cgroup governs it, and no list tells which that is.
-    Unlisted(String),
-    /// No guard governs it.
-    Beside(String),
-}
-
-impl Sort {
-    /// By the numbers of socket(2).
-    fn of(domain: i32, kind: i32, protocol: i32) -> Self {
-        let family = match domain {
-            libc::AF_UNIX | libc::AF_NETLINK | libc::AF_ALG => return Self::Local,
-            libc::AF_INET => Family::V4,
-            libc::AF_INET6 => Family::V6,
-            libc::AF_PACKET => return Self::Beside("a packet socket".into()),
-            libc::AF_VSOCK => return Self::Beside("a vsock socket".into()),
-            libc::AF_XDP => return Self::Beside("an XDP socket".into()),
-            other => return Self::Beside(format!("a socket of address family {other}")),
-        };
-        match (kind, protocol) {
-            (libc::SOCK_STREAM, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP) => {
-                Self::Listed(family, Transport::Tcp)
-            }
-            (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => Self::Listed(family, Transport::Udp),
-            (libc::SOCK_RAW, _) => Self::Unlisted("a raw socket".into()),
-            (libc::SOCK_DGRAM, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6) => {
-                Self::Unlisted("a ping socket".into())
-            }
-            (_, other) => Self::Unlisted(format!("a socket of IP protocol {other}")),
-        }
-    }
-}
-
 /// Descriptors of a process that are sockets, with their inodes.
 fn sockets_of(pid: u32) -> io::Result<Vec<(RawFd, u64)>> {
     let mut found = Vec::new();
@@ -364,47 +259,6 @@ fn is_gone(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sockets_are_sorted_by_what_governs_them() {
-        let beside = |words: &str| Sort::Beside(words.into());
-        let unlisted = |words: &str| Sort::Unlisted(words.into());
-        for (domain, kind, protocol, sort) in [
-            (libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_TCP, Sort::Listed(Family::V4, Transport::Tcp)),
-            (
-                libc::AF_INET6,
-                libc::SOCK_STREAM,
-                libc::IPPROTO_MPTCP,
-                Sort::Listed(Family::V6, Transport::Tcp),
-            ),
-            (libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP, Sort::Listed(Family::V6, Transport::Udp)),
-            (libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_TCP, unlisted("a raw socket")),
-            (libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP, unlisted("a ping socket")),
-            (libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP, unlisted("a socket of IP protocol 132")),
-            (libc::AF_PACKET, libc::SOCK_RAW, 0, beside("a packet socket")),
-            (libc::AF_VSOCK, libc::SOCK_STREAM, 0, beside("a vsock socket")),
-            (libc::AF_BLUETOOTH, libc::SOCK_SEQPACKET, 0, beside("a socket of address family 31")),
-            (libc::AF_UNIX, libc::SOCK_STREAM, 0, Sort::Local),
-            (libc::AF_NETLINK, libc::SOCK_RAW, 0, Sort::Local),
-        ] {
-            assert_eq!(Sort::of(domain, kind, protocol), sort);
-        }
-    }
-
-    #[test]
-    fn a_report_counts_and_shows_the_first_few() {
-        assert!(Report::default().lines("b").is_empty());
-        let four = ["a", "b", "c", "d"].map(str::to_owned).to_vec();
-        let report = Report { foreign: four, beside: vec!["p".into()], ..Report::default() };
-        assert_eq!(
-            report.lines("b"),
-            [
-                "sockets in b that were made outside it and are not governed: 4 (a; b; c; and 1 more); \
-                 attach --hard aborts such connections",
-                "sockets in b that no cgroup governs: 1 (p); they cannot be aborted",
-            ]
-        );
-    }
 
     #[test]
     fn only_sockets_have_their_inode_read() {
