@@ -204,18 +204,21 @@ pub struct Attach {
     /// A process whose cgroup it is
     #[arg(long, group = "what")]
     pub pid: Option<u32>,
-    /// A Docker container
+    /// A running Docker container
     #[arg(long, group = "what", value_name = "ID")]
     pub docker: Option<String>,
-    /// A Podman container
+    /// A running Podman container
     #[arg(long, group = "what", value_name = "ID")]
     pub podman: Option<String>,
-    /// A systemd unit
-    #[arg(long, group = "what")]
+    /// An active systemd unit
+    #[arg(long, group = "what", value_name = "UNIT")]
     pub unit: Option<String>,
     /// How it is guarded.
     #[command(flatten)]
     pub guarding: Guarding,
+    /// Abort connections that its processes made before they were in that cgroup
+    #[arg(long)]
+    pub hard: bool,
 }
 
 /// `detach`.

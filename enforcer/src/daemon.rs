@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
+use crate::bottle::awaited::Awaited;
 use crate::bottle::home::Home;
 use crate::bottle::registry::{self, Registry};
 use crate::ca::{self, Ca};
@@ -122,7 +123,10 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
         ca_bundle,
     };
     let registry = Registry::start(parts, reader, changed);
+    let mut awaited = Awaited::new(registry.clone())?;
+    awaited.look().await;
     let stop = CancellationToken::new();
+    let awaiting = awaited.start(stop.clone());
     let answering = tokio::spawn(control.serve(registry, stop.clone()));
     wait_for_meter(&meter).await;
     tell_service_manager(&[sd_notify::NotifyState::Ready]);
@@ -132,8 +136,10 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     tracing::info!("stopping; cut bottles stay cut");
     tell_service_manager(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
-    if let Err(error) = answering.await {
-        tracing::error!(%error, "the control server failed");
+    for task in [Some(answering), awaiting].into_iter().flatten() {
+        if let Err(error) = task.await {
+            tracing::error!(%error, "a task of the daemon failed");
+        }
     }
     settle_all(&core).await;
     join("meter's", std::thread::spawn(move || meter.stop())).await;

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::bottle::cgroup::CgroupError;
+use crate::bottle::engine::EngineError;
 use crate::bottle::home::HomeError;
 use crate::bottle::launch::LaunchError;
 use crate::ca::CaError;
@@ -149,6 +150,38 @@ impl From<CgroupError> for Failure {
     fn from(error: CgroupError) -> Self {
         let exit = if matches!(error, CgroupError::NoMount) { Exit::Unsupported } else { Exit::Usage };
         Self::new(exit, error.to_string())
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        let message = error.to_string();
+        match error {
+            EngineError::Cgroup(error) => error.into(),
+            EngineError::BadId { .. } => Self::new(Exit::Usage, message),
+            EngineError::Unknown { program, .. } => {
+                Self::new(Exit::Usage, message).hint(format!("{program} lists them: {}", listing(program)))
+            }
+            EngineError::NotRunning { .. } => Self::new(Exit::Usage, message)
+                .hint("start it first, or attach the cgroup that it will be started in, with --cgroup"),
+            EngineError::NoCgroup { .. } => Self::new(Exit::Usage, message)
+                .hint("attach the cgroup that its processes are in, with --cgroup or --pid"),
+            EngineError::NotInstalled(_) => Self::new(Exit::Unsupported, message)
+                .hint("attach by --cgroup or --pid, or start the daemon with a PATH that holds it"),
+            EngineError::Silent(_)
+            | EngineError::Io { .. }
+            | EngineError::Failed { .. }
+            | EngineError::Unreadable(_) => Self::new(Exit::Unsupported, message)
+                .hint("the daemon asks as root; --cgroup and --pid need no engine"),
+        }
+    }
+}
+
+/// How an engine is asked for all it has.
+fn listing(program: &str) -> String {
+    match program {
+        "systemctl" => "systemctl list-units --all".into(),
+        engine => format!("{engine} ps --all"),
     }
 }
 

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use enforcer::audit;
 use enforcer::control::api::{
-    Attach, Attached, Bottle, Cut, Daemon, Environment, Meter, Packets, Problem, Programs, Restore, State,
-    Status,
+    Attach, Attached, Bottle, Cut, Daemon, Detached, Environment, Meter, Packets, Problem, Programs, Restore,
+    State, Status,
 };
 use enforcer::control::client::{Client, ClientError};
 use enforcer::control::server::{Server, ServerError};
@@ -76,9 +76,10 @@ impl Controller for Fake {
         }
         Ok(Attached { bottle: bottle(&attach.name, State::Open), warnings: vec![by.to_owned()] })
     }
-    async fn detach(&self, name: &str, force: bool, _by: &str) -> Result<(), Problem> {
+    async fn detach(&self, name: &str, force: bool, _by: &str) -> Result<Detached, Problem> {
         Self::known(name, State::Open)?;
-        if force { Ok(()) } else { Err(problem("cut: needs force", 4)) }
+        let detached = Detached { warnings: vec!["comes back".into()] };
+        if force { Ok(detached) } else { Err(problem("cut: needs force", 4)) }
     }
     async fn cut(&self, name: &str, cut: Cut, _by: &str) -> Result<Bottle, Problem> {
         let mut cut_bottle = Self::known(name, State::Cut)?;
@@ -201,7 +202,7 @@ async fn every_call_reaches_the_controller_and_comes_back() {
     let attached = client.attach(&attach).await.unwrap();
     assert_eq!(attached.bottle.name, "b2");
     assert_eq!(attached.warnings, [format!("uid:{}", nix::unistd::geteuid())]);
-    client.detach("b1", true).await.unwrap();
+    assert_eq!(client.detach("b1", true).await.unwrap().warnings, ["comes back"]);
     let cut = Cut { face: Some("silent".into()), ..Cut::default() };
     let cut_bottle = client.cut("b1", &cut).await.unwrap();
     assert_eq!((cut_bottle.state, cut_bottle.face.as_deref()), (State::Cut, Some("silent")));

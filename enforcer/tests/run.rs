@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use enforcer::audit;
 use enforcer::control::api::{
-    Attach, Attached, Bottle, Cut, Daemon, Environment, Meter, Packets, Problem, Programs, Restore, State,
-    Status,
+    Attach, Attached, Bottle, Cut, Daemon, Detached, Environment, Meter, Packets, Problem, Programs, Restore,
+    State, Status,
 };
 use enforcer::control::server::Server;
 use enforcer::control::{Controller, Event};
@@ -86,9 +86,9 @@ impl Controller for Fake {
         self.asked.lock().unwrap().push(attach);
         Ok(Attached { bottle, warnings: vec!["mind the gap".into()] })
     }
-    async fn detach(&self, name: &str, force: bool, _by: &str) -> Result<(), Problem> {
+    async fn detach(&self, name: &str, force: bool, _by: &str) -> Result<Detached, Problem> {
         assert!(force);
-        fs::remove_dir(self.root.join(name)).or_else(|_| refuse())
+        fs::remove_dir(self.root.join(name)).or_else(|_| refuse()).map(|()| Detached::default())
     }
     async fn cut(&self, _name: &str, _cut: Cut, _by: &str) -> Result<Bottle, Problem> {
         refuse()

@@ -35,6 +35,12 @@ impl TestCgroup {
         Self::make(self.path.join(name))
     }
 
+    /// A new one at this path, which is below the v2 mount; what it is in must be there.
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
+        Self::make(path.to_owned())
+    }
+
     fn make(path: PathBuf) -> Self {
         fs::create_dir(&path)
             .unwrap_or_else(|error| panic!("cannot make cgroup {}: {error}", path.display()));

@@ -1,6 +1,7 @@
 //! A controller of a test's own: started from the built binary in its own state directory, and taken down whole.
 //!
 //! Needs root. Speaks to it only as users do: by the command line.
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// A running controller with its meter. Dropped: bottles detached, processes ended, pins, cgroups and what it published removed.
 pub struct Daemon {
     dir: TempDir,
+    /// Its `PATH`, where that is not the test's.
+    path: Option<OsString>,
     child: Option<Child>,
     meters: Vec<Seen>,
     own_cgroups: Vec<PathBuf>,
@@ -35,6 +38,12 @@ impl Daemon {
     /// Panics, with its log, when it does not serve in time.
     #[must_use]
     pub fn start(settings: &str) -> Self {
+        Self::start_on_path(settings, None)
+    }
+
+    /// As [`Daemon::start`], with a `PATH` of its own: where it finds the programs that it asks.
+    #[must_use]
+    pub fn start_on_path(settings: &str, path: Option<OsString>) -> Self {
         require_root();
         for program in ["enforcer", "meter-proxy"] {
             drop(process::built(program));
@@ -43,7 +52,7 @@ impl Daemon {
             tempfile::Builder::new().prefix("enforcer-test-").tempdir().expect("a directory for the daemon");
         fs::DirBuilder::new().mode(0o700).create(dir.path().join("state")).expect("a state directory");
         let mut daemon =
-            Self { dir, child: None, meters: Vec::new(), own_cgroups: Vec::new(), run_dir: None };
+            Self { dir, path, child: None, meters: Vec::new(), own_cgroups: Vec::new(), run_dir: None };
         daemon.write_settings(settings);
         daemon.spawn();
         daemon.wait_serving();
@@ -185,6 +194,7 @@ impl Daemon {
         let stderr = log.try_clone().expect("a descriptor for the log");
         let mut command = self.command();
         command.arg("daemon").stdin(Stdio::null()).stdout(log).stderr(stderr);
+        command.envs(self.path.as_ref().map(|path| ("PATH", path)));
         self.child = Some(command.spawn().expect("the daemon can be started"));
     }
 

@@ -2,6 +2,7 @@
 //!
 //! The mount is found, never assumed (hybrid hosts have it beside v1). A [`Cgroup`] is an opened directory, so a
 //! path that is removed and made again is not mistaken for it. Nothing here attaches, freezes or kills.
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -176,6 +177,17 @@ impl Cgroup {
         Ok(pids)
     }
 
+    /// Ids of it and of all below it: what the kernel says of sockets that were made in them. Its own alone when it
+    /// is gone.
+    ///
+    /// # Errors
+    /// When the kernel does not let it be read.
+    pub fn ids(&self) -> Result<HashSet<u64>, CgroupError> {
+        let mut ids = HashSet::from([self.id]);
+        collect_ids(&self.handle(), &mut ids).map_err(|source| failed("read", &self.path, source))?;
+        Ok(ids)
+    }
+
     /// Whether a process is in it or below it. A process that is gone is not; one whose cgroup cannot be told
     /// counts as inside, since what is inside is trusted less.
     #[must_use]
@@ -307,6 +319,19 @@ fn collect_pids(directory: &Path, pids: &mut Vec<u32>) -> io::Result<()> {
     }
     for child in children(directory)? {
         collect_pids(&child, pids)?;
+    }
+    Ok(())
+}
+
+/// Adds the ids of the directories below a directory; what vanishes meanwhile is skipped.
+fn collect_ids(directory: &Path, ids: &mut HashSet<u64>) -> io::Result<()> {
+    for child in children(directory)? {
+        match fs::symlink_metadata(&child) {
+            Ok(metadata) => ids.insert(metadata.ino()),
+            Err(error) if is_gone(&error) => continue,
+            Err(error) => return Err(error),
+        };
+        collect_ids(&child, ids)?;
     }
     Ok(())
 }

@@ -10,6 +10,8 @@ use std::time::Instant;
 use tokio::sync::{broadcast, oneshot};
 
 use super::cgroup::{self, Cgroup, CgroupError};
+use super::engine::{self, Engine};
+use super::sockets;
 use crate::audit;
 use crate::control::api::{self, Problem};
 use crate::control::{Controller, Event, env, events};
@@ -105,7 +107,7 @@ impl Registry {
 
     /// Finds and checks the cgroup that is to be guarded; makes it for `run`, and says whether it did.
     async fn find_cgroup(&self, attach: &api::Attach) -> Result<(Cgroup, bool), Problem> {
-        let place = self.place(attach)?;
+        let place = self.place(attach).await?;
         let bottles_dir = self.parts.bottles_dir.clone();
         let ours: Vec<u32> =
             [Some(std::process::id()), self.parts.meter.standing().pid].into_iter().flatten().collect();
@@ -126,12 +128,22 @@ impl Registry {
         .await?
     }
 
-    fn place(&self, attach: &api::Attach) -> Result<Place, Problem> {
-        match (&attach.cgroup, attach.pid, attach.create) {
-            (Some(path), None, false) => Ok(Place::Path(PathBuf::from(path))),
-            (None, Some(pid), false) => Ok(Place::Pid(pid)),
-            (None, None, true) => Ok(Place::New(self.parts.bottles_dir.join(&attach.name))),
-            _ => Err(Problem::usage("say which cgroup: exactly one of cgroup, pid and create")),
+    /// Where the cgroup is, in one of the ways to say it. Engines are asked.
+    async fn place(&self, attach: &api::Attach) -> Result<Place, Problem> {
+        let places = [
+            attach.cgroup.as_ref().map(|path| Place::Path(PathBuf::from(path))),
+            attach.pid.map(Place::Pid),
+            attach.create.then(|| Place::New(self.parts.bottles_dir.join(&attach.name))),
+        ];
+        let mut places = places.into_iter().flatten();
+        match (places.next(), places.next(), named(attach).as_slice()) {
+            (Some(place), None, []) => Ok(place),
+            (None, None, &[(engine, id)]) => {
+                Ok(Place::Path(engine::cgroup_of(engine, id).await.map_err(problem)?))
+            }
+            _ => Err(Problem::usage(
+                "say which cgroup: exactly one of cgroup, pid, docker, podman, unit and create",
+            )),
         }
     }
 
@@ -145,24 +157,38 @@ impl Registry {
         }
     }
 
-    /// Hooks on, recorded, open; or nothing.
-    async fn guard(&self, attachment: &Attachment, cgroup: Cgroup, by: &str) -> Result<(), Problem> {
+    /// Hooks on, recorded, open; or nothing. Says what was found of sockets that were there before; with `hard`,
+    /// those of them that were made outside are aborted.
+    async fn guard(
+        &self,
+        attachment: &Attachment,
+        cgroup: Cgroup,
+        hard: bool,
+        by: &str,
+    ) -> Result<Vec<String>, Problem> {
         let guard = attachment.guard(self.parts.listener);
         let (kernel, name) = (self.parts.kernel.clone(), attachment.name.clone());
         let forget = Message::Forget { attachment: attachment.id };
-        if let Err(problem) = blocking(move || kernel.attach(&name, &cgroup, guard).map_err(problem)).await? {
-            // nothing is attached or pinned; what is pinned under this name is another's
-            self.parts.core.tell(forget);
-            return Err(problem);
-        }
-        let (id, by) = (attachment.id, by.to_owned());
-        let recorded = self.ask(|reply| Message::Guarded { attachment: id, by, reply }).await;
+        let guarded = blocking(move || {
+            kernel.attach(&name, &cgroup, guard).map_err(problem)?;
+            Ok(sockets::examine(&cgroup, hard).lines(&name))
+        });
+        let found = match guarded.await? {
+            Ok(found) => found,
+            Err(problem) => {
+                // nothing is attached or pinned; what is pinned under this name is another's
+                self.parts.core.tell(forget);
+                return Err(problem);
+            }
+        };
+        let (id, by, said) = (attachment.id, by.to_owned(), found.clone());
+        let recorded = self.ask(|reply| Message::Guarded { attachment: id, by, found: said, reply }).await;
         if recorded.is_err() {
             // a slot whose hooks are still on is not given away: it stays closed, and taken
             self.take_off(attachment).await?;
             self.parts.core.tell(forget);
         }
-        recorded
+        recorded.map(|()| found)
     }
 
     async fn take_off(&self, attachment: &Attachment) -> Result<(), Problem> {
@@ -191,38 +217,83 @@ impl Registry {
         self.policy(&attach)?;
         self.end_if_gone(&attach.name).await?;
         let (cgroup, made) = self.find_cgroup(&attach).await?;
-        let pids = cgroup.pids().map_err(problem)?.len();
         // one that was there already may be another bottle's: it is left alone
         let made = made.then(|| cgroup.path().to_owned());
         let outcome = match self.admit(&attach, &cgroup).await {
-            Ok(attachment) => self.guard(&attachment, cgroup, by).await,
+            Ok(attachment) => self.guard(&attachment, cgroup, attach.hard, by).await,
             Err(problem) => Err(problem),
         };
-        if let Err(problem) = outcome {
-            if let Some(path) = made {
-                remove_cgroup(path).await;
+        let mut warnings = match outcome {
+            Ok(found) => found,
+            Err(problem) => {
+                if let Some(path) = made {
+                    remove_cgroup(path).await;
+                }
+                return Err(problem);
             }
-            return Err(problem);
-        }
-        let warnings = warnings(&attach.name, pids);
+        };
+        warnings.extend(named(&attach).into_iter().filter_map(|(engine, id)| engine.warning(id)));
         Ok(api::Attached { bottle: self.bottle(&attach.name).await?, warnings })
     }
 
-    async fn detach_whole(&self, name: String, force: bool, by: String) -> Result<(), Problem> {
-        let attachment = self.ask(|reply| Message::Release { name, force, by, reply }).await?;
+    /// With `keep_cut`, the next attachment of that name begins as this one ends.
+    async fn detach_whole(
+        &self,
+        name: String,
+        force: bool,
+        keep_cut: bool,
+        by: String,
+    ) -> Result<api::Detached, Problem> {
+        let attachment = self.ask(|reply| Message::Release { name, force, keep_cut, by, reply }).await?;
         self.take_off(&attachment).await?;
         self.parts.core.tell(Message::Forget { attachment: attachment.id });
+        let path = PathBuf::from(attachment.cgroup);
+        let warnings = self.awaited_cgroup(&attachment.name).filter(|awaited| **awaited == path).map(|_| {
+            format!(
+                "{} stays detached until {} is made anew or the daemon is started again: the settings name that cgroup",
+                attachment.name,
+                path.display()
+            )
+        });
         if attachment.owns_cgroup {
-            remove_cgroup(PathBuf::from(&attachment.cgroup)).await;
+            remove_cgroup(path).await;
         }
-        Ok(())
+        Ok(api::Detached { warnings: warnings.into_iter().collect() })
     }
 
-    /// A bottle whose cgroup is gone holds its name no longer than until it is asked for again.
+    /// Name and cgroup id of every attached bottle.
+    ///
+    /// # Errors
+    /// When the controller is stopping.
+    pub(super) async fn attached(&self) -> Result<Vec<(String, u64)>, Problem> {
+        let (models, _) = self.models().await?;
+        let attachments = models.into_iter().map(|model| model.attachment);
+        Ok(attachments.map(|attachment| (attachment.name, attachment.cgroup_id)).collect())
+    }
+
+    /// Has the audit say that a bottle of the settings was not attached.
+    pub(super) fn record_not_attached(&self, name: &str, why: &str) {
+        self.parts.core.tell(Message::NotAttached { name: name.to_owned(), why: why.to_owned() });
+    }
+
+    /// Bottles that the settings give a cgroup, with it.
+    pub(super) fn awaited(&self) -> impl Iterator<Item = (String, PathBuf)> {
+        let bottles = self.parts.settings.bottles.iter();
+        bottles.filter_map(|(name, bottle)| Some((name.clone(), bottle.cgroup.clone()?)))
+    }
+
+    /// The cgroup that the settings have this bottle attached to, whenever it is there.
+    fn awaited_cgroup(&self, name: &str) -> Option<&PathBuf> {
+        self.parts.settings.bottles.get(name)?.cgroup.as_ref()
+    }
+
+    /// A bottle whose cgroup is gone holds its name no longer than until it is asked for again. Where that is done by
+    /// the settings, a cut goes over to the new one: nobody has restored it.
     async fn end_if_gone(&self, name: &str) -> Result<(), Problem> {
         let (bottles, _) = self.bottles().await?;
         if bottles.iter().any(|bottle| bottle.name == name && bottle.state == api::State::Gone) {
-            self.detach_whole(name.to_owned(), true, "controller".into()).await?;
+            let keep_cut = self.awaited_cgroup(name).is_some();
+            self.detach_whole(name.to_owned(), true, keep_cut, "controller".into()).await?;
         }
         Ok(())
     }
@@ -276,9 +347,10 @@ impl Controller for Registry {
         tokio::spawn(async move { registry.attach_whole(attach, &by).await }).await.map_err(failed)?
     }
 
-    async fn detach(&self, name: &str, force: bool, by: &str) -> Result<(), Problem> {
+    async fn detach(&self, name: &str, force: bool, by: &str) -> Result<api::Detached, Problem> {
         let (registry, name, by) = (self.clone(), name.to_owned(), by.to_owned());
-        tokio::spawn(async move { registry.detach_whole(name, force, by).await }).await.map_err(failed)?
+        let detached = tokio::spawn(async move { registry.detach_whole(name, force, false, by).await });
+        detached.await.map_err(failed)?
     }
 
     async fn cut(&self, name: &str, cut: api::Cut, by: &str) -> Result<api::Bottle, Problem> {
@@ -428,6 +500,13 @@ async fn remove_cgroup(path: PathBuf) {
     }
 }
 
+/// The engines that are asked, and for what.
+fn named(attach: &api::Attach) -> Vec<(Engine, &str)> {
+    let ids =
+        [(Engine::Docker, &attach.docker), (Engine::Podman, &attach.podman), (Engine::Systemd, &attach.unit)];
+    ids.into_iter().filter_map(|(engine, id)| Some((engine, id.as_deref()?))).collect()
+}
+
 fn check_names(attach: &api::Attach) -> Result<(), Problem> {
     let names = [Some(&attach.name), attach.agent.as_ref(), attach.parent.as_ref()];
     names
@@ -470,13 +549,4 @@ fn not_yet(what: &str) -> Problem {
 /// The room's error in the API's words.
 fn problem(error: impl Into<Failure>) -> Problem {
     error.into().into()
-}
-
-fn warnings(name: &str, pids: usize) -> Vec<String> {
-    if pids == 0 {
-        return Vec::new();
-    }
-    vec![format!(
-        "{pids} processes were in {name} already: sockets they made before they joined its cgroup are not governed"
-    )]
 }

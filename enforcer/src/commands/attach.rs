@@ -15,17 +15,15 @@ pub(super) fn run(global: &Global, attach: &Attach) -> Result<(), Failure> {
 }
 
 fn request(attach: &Attach) -> Result<api::Attach, Failure> {
-    for (option, given) in
-        [("--docker", &attach.docker), ("--podman", &attach.podman), ("--unit", &attach.unit)]
-    {
-        if given.is_some() {
-            return Err(Failure::not_yet(&format!("attach {option}")));
-        }
-    }
-    let mut request = super::attach_request(&attach.name, &attach.guarding)?;
-    request.cgroup = attach.cgroup.as_deref().map(absolute).transpose()?;
-    request.pid = attach.pid;
-    Ok(request)
+    Ok(api::Attach {
+        cgroup: attach.cgroup.as_deref().map(absolute).transpose()?,
+        pid: attach.pid,
+        docker: attach.docker.clone(),
+        podman: attach.podman.clone(),
+        unit: attach.unit.clone(),
+        hard: attach.hard,
+        ..super::attach_request(&attach.name, &attach.guarding)?
+    })
 }
 
 /// The path as the daemon, which stands in another directory, has to be told it.

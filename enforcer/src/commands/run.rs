@@ -126,7 +126,7 @@ fn finish(control: &Blocking, name: &str) -> Result<(), Failure> {
     loop {
         let left = control.wait(control.client().bottle(name))?.pids;
         if left == 0 {
-            return Ok(control.wait(control.client().detach(name, true))?);
+            return Ok(control.wait(control.client().detach(name, true)).map(drop)?);
         }
         if Instant::now() > deadline {
             let who = if left == 1 {

@@ -190,12 +190,21 @@ pub struct Packets {
 pub struct Attach {
     /// Name of the bottle.
     pub name: String,
-    /// Path of the cgroup; or `pid`; or `create`.
+    /// Path of the cgroup; or one of `pid`, `docker`, `podman`, `unit` and `create`.
     #[serde(default)]
     pub cgroup: Option<String>,
     /// A process whose cgroup it is.
     #[serde(default)]
     pub pid: Option<u32>,
+    /// Name or id of a Docker container.
+    #[serde(default)]
+    pub docker: Option<String>,
+    /// Name or id of a Podman container.
+    #[serde(default)]
+    pub podman: Option<String>,
+    /// A systemd unit.
+    #[serde(default)]
+    pub unit: Option<String>,
     /// Make a cgroup for it (`run`); removed at detach.
     #[serde(default)]
     pub create: bool,
@@ -214,6 +223,9 @@ pub struct Attach {
     /// `open`; the settings' without it.
     #[serde(default)]
     pub egress: Option<String>,
+    /// Abort the sockets that were made outside its cgroup.
+    #[serde(default)]
+    pub hard: bool,
 }
 
 /// Answer to `POST /v1/bottles`.
@@ -222,6 +234,13 @@ pub struct Attached {
     /// The bottle.
     pub bottle: Bottle,
     /// What the operator should know (foreign sockets, …), one line each.
+    pub warnings: Vec<String>,
+}
+
+/// Answer to `DELETE /v1/bottles/NAME`; no document at all when there is nothing to know.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detached {
+    /// What the operator should know (when it is attached again, …), one line each.
     pub warnings: Vec<String>,
 }
 

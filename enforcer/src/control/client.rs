@@ -97,9 +97,10 @@ impl Client {
     }
 
     /// `DELETE /v1/bottles/NAME`.
-    pub async fn detach(&self, name: &str, force: bool) -> Result<(), ClientError> {
+    pub async fn detach(&self, name: &str, force: bool) -> Result<api::Detached, ClientError> {
         let path = format!("/v1/bottles/{name}?force={force}");
-        self.exchange(Method::DELETE, &path, Bytes::new()).await.map(|_| ())
+        let answer = self.exchange(Method::DELETE, &path, Bytes::new()).await?;
+        if answer.is_empty() { Ok(api::Detached::default()) } else { self.read(&answer) }
     }
 
     /// `POST /v1/bottles/NAME/cut`.

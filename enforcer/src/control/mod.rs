@@ -38,7 +38,7 @@ pub trait Controller: Send + Sync + 'static {
         name: &str,
         force: bool,
         by: &str,
-    ) -> impl Future<Output = Result<(), api::Problem>> + Send;
+    ) -> impl Future<Output = Result<api::Detached, api::Problem>> + Send;
 
     /// Cuts one bottle.
     fn cut(

@@ -147,7 +147,10 @@ async fn one_bottle<C: Controller>(
         (&Method::GET, []) => controller.bottle(name).await.map(|bottle| done(&bottle)),
         (&Method::DELETE, []) => {
             let force = query::<Detach>(uri)?.force;
-            controller.detach(name, force, by).await.map(|()| empty())
+            controller.detach(name, force, by).await.map(|detached| match detached.warnings.as_slice() {
+                [] => empty(),
+                _ => done(&detached),
+            })
         }
         (&Method::POST, ["cut"]) => {
             controller.cut(name, optional(body).await?, by).await.map(|bottle| done(&bottle))

@@ -7,6 +7,7 @@ use std::time::Instant;
 use meter_proxy::tokens::Tokens;
 
 use super::durable::{After, action};
+use super::members::KEPT;
 use super::requests::{PROGRESS_GRAIN, orphan};
 use super::{Core, Stage};
 use crate::audit::{ActionKind, Cause};
@@ -81,7 +82,7 @@ impl Core {
             if let Some(pinned) = pinned {
                 self.kernel.detach(&pinned.name, pinned.slot)?;
             }
-            self.record_lost(&attachment, cause, why);
+            self.let_go(&attachment, cause, why);
             return Ok(None);
         }
         let guard = attachment.guard(self.listener);
@@ -147,6 +148,20 @@ impl Core {
         self.enter(attachment, Stage::Attached);
         let cause = found_cut(format!("{} was found in the kernel but not in the ledger", pinned.name));
         Ok(Some((pinned.slot, Some(cause))))
+    }
+
+    /// Ends an attachment whose cgroup is gone; one that was cut and that the settings attach again is kept.
+    fn let_go(&mut self, attachment: &Attachment, cause: Option<Cause>, why: &str) {
+        let is_awaited = self.settings.bottles.get(&attachment.name).is_some_and(|set| set.cgroup.is_some());
+        match cause {
+            Some(cause) if is_awaited => {
+                let mut row = action(ActionKind::Detach, Some(attachment.name.clone()), None, "controller");
+                row.detail = Some(KEPT.into());
+                self.record(row);
+                self.kept_cuts.insert(attachment.name.clone(), (attachment.id, cause));
+            }
+            cause => self.record_lost(attachment, cause, why),
+        }
     }
 
     /// A bottle that was cut and whose cgroup was made anew is not cut any more: that is a failure, and said.

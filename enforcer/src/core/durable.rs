@@ -32,7 +32,12 @@ pub(super) enum After {
     /// The bottle may be opened for the first time.
     Attached { attachment: AttachmentId, reply: oneshot::Sender<Result<(), Problem>> },
     /// The hooks may be taken off.
-    Released { attachment: Box<Attachment>, reply: oneshot::Sender<Result<Attachment, Problem>> },
+    Released {
+        attachment: Box<Attachment>,
+        /// Whether its cut goes over to the next attachment of that name.
+        keep_cut: bool,
+        reply: oneshot::Sender<Result<Attachment, Problem>>,
+    },
     /// The bottle may be opened, if no newer verdict stands.
     Restored {
         attachment: AttachmentId,
@@ -112,8 +117,8 @@ impl Core {
             After::Attached { attachment, reply } => {
                 self.attached(attachment, result.map_err(not_done), reply)
             }
-            After::Released { attachment, reply } => {
-                self.released(*attachment, result.map_err(not_done), reply)
+            After::Released { attachment, keep_cut, reply } => {
+                self.released(*attachment, keep_cut, result.map_err(not_done), reply)
             }
             After::Restored { attachment, verdict, additions, reply } => {
                 self.restored(attachment, verdict, &additions, result.map_err(not_done), reply);

@@ -14,10 +14,13 @@ use crate::audit::ActionKind;
 use crate::clock::now_ms;
 use crate::control::api::Problem;
 use crate::kernel::Guard;
-use crate::ledger::{Attachment, AttachmentId, Entry};
+use crate::ledger::{Attachment, AttachmentId, Entry, Verdict};
 
 /// Most bottles below one another; deeper chains in the settings are an error there.
 const MAX_ANCESTORS: usize = 64;
+
+/// What the audit says of a cut bottle whose cgroup is gone.
+pub(super) const KEPT: &str = "its cgroup is gone; the attachment to the next one begins with its cut";
 
 /// A bottle that asks to be attached; its cgroup has been checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +80,9 @@ impl Core {
             attached_at: now_ms(),
         };
         self.enter(attachment.clone(), Stage::Attaching);
+        if let Some(bottle) = self.bottles.get_mut(&slot) {
+            bottle.cause = self.kept_cuts.get(&attachment.name).map(|(_, cause)| cause.clone());
+        }
         Ok(attachment)
     }
 
@@ -145,7 +151,13 @@ impl Core {
     }
 
     /// The hooks are on and drop everything: record the attach, then open.
-    pub(super) fn guarded(&self, id: AttachmentId, by: String, reply: oneshot::Sender<Result<(), Problem>>) {
+    pub(super) fn guarded(
+        &self,
+        id: AttachmentId,
+        by: &str,
+        found: &[String],
+        reply: oneshot::Sender<Result<(), Problem>>,
+    ) {
         let Some(bottle) = self.slot_of_attachment(id).and_then(|slot| self.bottles.get(&slot)) else {
             return answer(reply, Err(Problem::failed("the bottle is not being attached any more")));
         };
@@ -153,12 +165,15 @@ impl Core {
             return answer(reply, Err(Problem::failed(behind.to_string())));
         }
         let attachment = bottle.attachment.clone();
-        let mut row = action(ActionKind::Attach, Some(attachment.name.clone()), None, &by);
-        row.detail = Some(attachment.cgroup.clone());
-        self.submit(
-            vec![Entry::Attach(attachment), Entry::Action(row)],
-            After::Attached { attachment: id, reply },
-        );
+        let mut row = action(ActionKind::Attach, Some(attachment.name.clone()), None, by);
+        row.detail = Some([std::slice::from_ref(&attachment.cgroup), found].concat().join("; "));
+        let mut entries = vec![Entry::Attach(attachment.clone()), Entry::Action(row)];
+        if let Some((before, cause)) = self.kept_cuts.get(&attachment.name) {
+            // at no moment does the ledger know of neither cut
+            entries.insert(0, Entry::Detach { attachment: *before, at: now_ms() });
+            entries.push(Entry::Verdict(Verdict { attachment: id, cause: Some(cause.clone()) }));
+        }
+        self.submit(entries, After::Attached { attachment: id, reply });
     }
 
     pub(super) fn attached(
@@ -177,6 +192,13 @@ impl Core {
         answer(reply, result);
     }
 
+    pub(super) fn not_attached(&self, name: String, why: String) {
+        let mut row = action(ActionKind::Attach, Some(name), None, "controller");
+        row.done = false;
+        row.detail = Some(why);
+        self.record(row);
+    }
+
     /// Opens a bottle for the first time, unless it was cut while it was being attached, or cuts it at once when a
     /// budget that governs it is used up.
     pub(super) fn open_first(&mut self, slot: u32) {
@@ -184,6 +206,7 @@ impl Core {
             self.governing_accounts(slot).into_iter().find(|(_, id)| self.accounts.account(*id).is_used_up());
         let Some(bottle) = self.bottles.get_mut(&slot) else { return };
         bottle.stage = Stage::Attached;
+        self.kept_cuts.remove(&bottle.attachment.name);
         if let Some(cause) = bottle.cause.take() {
             return self.cut(slot, cause, Upstream::Close, Instant::now(), After::Nothing);
         }
@@ -198,6 +221,7 @@ impl Core {
         &mut self,
         name: &str,
         force: bool,
+        keep_cut: bool,
         by: String,
         reply: oneshot::Sender<Result<Attachment, Problem>>,
     ) {
@@ -217,24 +241,35 @@ impl Core {
             return answer(reply, Err(problem));
         }
         bottle.stage = Stage::Detaching;
+        let has_cut = bottle.cause.is_some();
         let slot = attachment.slot;
         self.answer_waiting_of(slot);
         self.tell_meter(ToMeter::Detached { bottle: reference(&attachment) });
-        let row = action(ActionKind::Detach, Some(name.to_owned()), None, &by);
-        let entries = vec![Entry::Detach { attachment: attachment.id, at: now_ms() }, Entry::Action(row)];
-        self.submit(entries, After::Released { attachment: Box::new(attachment), reply });
+        let keep_cut = keep_cut && has_cut;
+        let mut row = action(ActionKind::Detach, Some(name.to_owned()), None, &by);
+        row.detail = keep_cut.then(|| KEPT.into());
+        let mut entries = vec![Entry::Action(row)];
+        if !keep_cut {
+            entries.push(Entry::Detach { attachment: attachment.id, at: now_ms() });
+        }
+        self.submit(entries, After::Released { attachment: Box::new(attachment), keep_cut, reply });
     }
 
     pub(super) fn released(
         &mut self,
         attachment: Attachment,
+        keep_cut: bool,
         result: Result<(), Problem>,
         reply: oneshot::Sender<Result<Attachment, Problem>>,
     ) {
-        if result.is_err()
-            && let Some(bottle) = self.bottles.get_mut(&attachment.slot)
-        {
-            bottle.stage = Stage::Attached;
+        if let Some(bottle) = self.bottles.get_mut(&attachment.slot) {
+            match (&result, &bottle.cause) {
+                (Err(_), _) => bottle.stage = Stage::Attached,
+                (Ok(()), Some(cause)) if keep_cut => {
+                    self.kept_cuts.insert(attachment.name.clone(), (attachment.id, cause.clone()));
+                }
+                (Ok(()), _) => {}
+            }
         }
         answer(reply, result.map(|()| attachment));
     }

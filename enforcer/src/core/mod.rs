@@ -106,8 +106,17 @@ pub enum Message {
         attachment: AttachmentId,
         /// `controller` or `uid:N`.
         by: String,
+        /// What the audit is to say of it beside its cgroup.
+        found: Vec<String>,
         /// Done.
         reply: oneshot::Sender<Result<(), Problem>>,
+    },
+    /// A bottle was not attached although the settings say so: for the audit.
+    NotAttached {
+        /// Name.
+        name: String,
+        /// The refusal.
+        why: String,
     },
     /// The hooks are off (or could not be put on): its slot and name are free.
     Forget {
@@ -120,6 +129,8 @@ pub enum Message {
         name: String,
         /// Also when it is cut.
         force: bool,
+        /// Whether its cut goes over to the next attachment of that name.
+        keep_cut: bool,
         /// `controller` or `uid:N`.
         by: String,
         /// The attachment to take the hooks off.
@@ -203,6 +214,9 @@ pub struct Core {
     /// Tokens added by the operator, for accounts that come into being later.
     added: HashMap<(Owner, String), u64>,
     bottles: BTreeMap<u32, Bottle>,
+    /// Bottles whose cgroup went while they were cut and that the settings attach again, by name: their last
+    /// attachment, which stays in the ledger until the next one begins with its cut.
+    kept_cuts: HashMap<String, (AttachmentId, Cause)>,
     host_paths: HashMap<String, Path>,
     /// Settled figures by bottle's name and provider.
     usage: HashMap<String, BTreeMap<String, api::Usage>>,
@@ -298,6 +312,7 @@ impl Core {
             crossed: HashSet::new(),
             added: HashMap::new(),
             bottles: BTreeMap::new(),
+            kept_cuts: HashMap::new(),
             host_paths: HashMap::new(),
             usage: HashMap::new(),
             exchanges: HashMap::new(),
@@ -334,9 +349,12 @@ impl Core {
             Message::MeterLost { epoch } => self.meter_lost(epoch),
             Message::Committed(committed) => self.committed(committed),
             Message::Admit { admission, reply } => answer(reply, self.admit(admission)),
-            Message::Guarded { attachment, by, reply } => self.guarded(attachment, by, reply),
+            Message::Guarded { attachment, by, found, reply } => self.guarded(attachment, &by, &found, reply),
+            Message::NotAttached { name, why } => self.not_attached(name, why),
             Message::Forget { attachment } => self.forget(attachment),
-            Message::Release { name, force, by, reply } => self.release(&name, force, by, reply),
+            Message::Release { name, force, keep_cut, by, reply } => {
+                self.release(&name, force, keep_cut, by, reply)
+            }
             Message::Cut { name, order, by, received, reply } => {
                 self.cut_by_order(&name, order, by, received, reply)
             }

@@ -108,9 +108,18 @@ impl Bench {
 
     fn attach_as(&self, name: &str, cgroup: &str, launch_budget: &[(&str, u64)]) -> BottleRef {
         let attachment = self.admit(name, cgroup, launch_budget);
-        let id = attachment.id;
-        self.ask(|reply| Message::Guarded { attachment: id, by: "uid:0".into(), reply }).unwrap();
+        self.guarded(attachment.id);
         BottleRef { slot: attachment.slot, generation: attachment.generation }
+    }
+
+    fn guarded(&self, attachment: AttachmentId) {
+        let by = "uid:0".into();
+        self.ask(|reply| Message::Guarded { attachment, by, found: Vec::new(), reply }).unwrap();
+    }
+
+    fn release(&self, name: &str, force: bool, keep_cut: bool) -> Result<Attachment, Problem> {
+        let (name, by) = (name.into(), "uid:0".into());
+        self.ask(|reply| Message::Release { name, force, keep_cut, by, reply })
     }
 
     fn attach(&self, name: &str) -> BottleRef {
@@ -457,14 +466,53 @@ fn a_cut_bottle_is_let_go_only_by_force() {
     let bottle = bench.attach("b1");
     bench.cut("b1").unwrap();
     bench.order();
-    let release =
-        |force| bench.ask(|reply| Message::Release { name: "b1".into(), force, by: "uid:0".into(), reply });
-    assert_eq!(release(false).unwrap_err().exit_code, 4);
-    let attachment = release(true).unwrap();
+    assert_eq!(bench.release("b1", false, false).unwrap_err().exit_code, 4);
+    let attachment = bench.release("b1", true, false).unwrap();
     assert_eq!(bench.order(), ToMeter::Detached { bottle });
     assert!(!bench.kernel.is_open(bottle.slot), "closed until the hooks are off");
     bench.core.tell(Message::Forget { attachment: attachment.id });
+    let again = bench.attach("b1");
+    assert!(bench.kernel.is_open(again.slot), "whoever forces it means it");
+}
+
+#[test]
+fn a_kept_cut_goes_over_to_the_next_attachment_until_it_is_restored() {
+    let mut bench = Bench::new("");
     bench.attach("b1");
+    bench.cut("b1").unwrap();
+    let attachment = bench.release("b1", true, true).unwrap();
+    bench.core.tell(Message::Forget { attachment: attachment.id });
+    // the first try ends before it is guarded, and loses nothing
+    let tried = bench.admit("b1", "/sys/fs/cgroup/b1", &[]);
+    bench.core.tell(Message::Forget { attachment: tried.id });
+    let again = bench.attach("b1");
+    assert!(!bench.kernel.is_open(again.slot));
+    assert_eq!(bench.view("b1").cause.unwrap().by, "uid:7");
+    bench.restore("b1", &[], false).unwrap();
+    assert!(bench.kernel.is_open(again.slot));
+    let attachment = bench.release("b1", false, true).unwrap();
+    bench.core.tell(Message::Forget { attachment: attachment.id });
+    let last = bench.attach("b1");
+    assert!(bench.kernel.is_open(last.slot), "there was no cut to keep");
+    assert_eq!(bench.actions().iter().filter(|row| row.action == "cut").count(), 2, "the kept one too");
+}
+
+#[test]
+fn a_cut_whose_cgroup_went_while_nobody_looked_is_kept_for_what_the_settings_attach_again() {
+    let yaml = "bottles: { kept: { cgroup: /sys/fs/cgroup/kept }, lost: {} }";
+    let bench = Bench::new(yaml);
+    bench.attach("kept");
+    bench.attach("lost");
+    bench.cut("kept").unwrap();
+    bench.cut("lost").unwrap();
+    let gone =
+        ["kept", "lost"].map(|name| Pinned { cgroup_id: 0, ..pinned(&bench.view(name).attachment, true) });
+    let bench = bench.restart(yaml, gone.to_vec());
+    // and once more before its cgroup is back
+    let bench = bench.restart(yaml, vec![]);
+    let [kept, lost] = ["kept", "lost"].map(|name| bench.attach(name));
+    assert!(!bench.kernel.is_open(kept.slot));
+    assert!(bench.kernel.is_open(lost.slot));
 }
 
 #[test]
@@ -472,8 +520,7 @@ fn a_cut_that_comes_while_a_bottle_is_being_attached_holds() {
     let mut bench = Bench::new("");
     let attachment = bench.admit("b1", "/sys/fs/cgroup/b1", &[]);
     bench.cut("b1").unwrap();
-    let id = attachment.id;
-    bench.ask(|reply| Message::Guarded { attachment: id, by: "uid:0".into(), reply }).unwrap();
+    bench.guarded(attachment.id);
     assert!(!bench.kernel.is_open(attachment.slot));
     assert!(bench.view("b1").cause.is_some());
     bench.restore("b1", &[], false).unwrap();

@@ -10,6 +10,7 @@ mod maps;
 pub mod pins;
 pub mod probe;
 mod refusal;
+pub mod sock_diag;
 mod sys;
 mod table;
 mod words;

@@ -1,7 +1,7 @@
 //! Turns the file as written into [`Settings`]: refuses what has no effect in this version, checks what serde
 //! cannot, and merges the providers. Every refusal has its place.
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use meter_proxy::protocol::{Dialect, Provider};
 
@@ -22,10 +22,11 @@ const COMING_PROVIDERS: [&str; 2] = ["gemini", "bedrock"];
 const SUPPORTED_DIALECTS: &str = "dialect anthropic, openai or openai-chat";
 
 /// The settings that the file asks for.
-pub(super) fn settings(file: File, places: &Places) -> Result<Settings, Fault> {
+pub(super) fn settings(file: File, places: &Places, cgroup_mount: Option<&Path>) -> Result<Settings, Fault> {
     refuse_unsupported(&file, places)?;
     let default = Settings::default();
-    let check = Check { places, providers: providers(file.providers.unwrap_or_default(), places)? };
+    let providers = providers(file.providers.unwrap_or_default(), places)?;
+    let check = Check { places, providers, cgroup_mount };
     let settings = Settings {
         budget: check.budgets(file.budget, &["budget"])?,
         bottles: check.bottles(file.bottles.unwrap_or_default())?,
@@ -192,6 +193,8 @@ fn refuse_shared_hosts(providers: &[Provider], places: &Places) -> Result<(), Fa
 struct Check<'a> {
     places: &'a Places,
     providers: Vec<Provider>,
+    /// Where the host has its cgroup v2 file system; `None`: it is not known.
+    cgroup_mount: Option<&'a Path>,
 }
 
 impl Check<'_> {
@@ -232,6 +235,7 @@ impl Check<'_> {
         for name in bottles.keys() {
             self.check_ancestors(name, &bottles)?;
         }
+        self.refuse_shared_cgroups(&bottles)?;
         Ok(bottles)
     }
 
@@ -240,7 +244,6 @@ impl Check<'_> {
         let unsupported = [
             (other(entry.shutdown, Policy::Cutoff), "shutdown", "cutoff"),
             (other(entry.egress, Egress::Open), "egress", "open"),
-            (entry.cgroup.is_some(), "cgroup", "nothing: use enforcer attach --cgroup"),
             (filled(entry.snapshot.as_ref()), "snapshot", "[]"),
         ];
         for (refused, key, supported) in unsupported {
@@ -253,7 +256,43 @@ impl Check<'_> {
             budget: self.budgets(entry.budget, &["bottles", name, "budget"])?,
             shutdown: entry.shutdown,
             egress: entry.egress,
+            cgroup: entry.cgroup.map(|path| self.cgroup(name, &path)).transpose()?,
         })
+    }
+
+    /// A path that can be waited for: one way to write it, and in the only place where cgroups are.
+    fn cgroup(&self, bottle: &str, text: &str) -> Result<PathBuf, Fault> {
+        let at = self.places.value(&["bottles", bottle, "cgroup"]);
+        let fault = |what: &str| Fault::new(at, format!("{text:?} {what}"));
+        let path = Path::new(text);
+        if !path.is_absolute() || text.contains('\0') {
+            return Err(fault("is not an absolute path"));
+        }
+        if path.components().any(|part| part == Component::ParentDir) {
+            return Err(fault("goes up by \"..\"").hint("write the path as it is"));
+        }
+        if let Some(mount) = self.cgroup_mount
+            && (!path.starts_with(mount) || path == mount)
+        {
+            let what = format!("is not below {}", mount.display());
+            return Err(fault(&what).hint("cgroup v2 directories are there and nowhere else on this host"));
+        }
+        // leaves out what says nothing: "//", "/./", a slash at the end
+        Ok(path.components().collect())
+    }
+
+    /// A cgroup is one bottle.
+    fn refuse_shared_cgroups(&self, bottles: &BTreeMap<String, BottleSettings>) -> Result<(), Fault> {
+        let mut owners = BTreeMap::new();
+        for (name, bottle) in bottles {
+            let Some(cgroup) = &bottle.cgroup else { continue };
+            if let Some(first) = owners.insert(cgroup, name) {
+                let at = self.places.value(&["bottles", name, "cgroup"]);
+                let what = format!("{} is the cgroup of bottle {first:?} already", cgroup.display());
+                return Err(Fault::new(at, what).hint("a cgroup is one bottle"));
+            }
+        }
+        Ok(())
     }
 
     /// Walks up from a bottle: each parent must be there, and none may come twice.

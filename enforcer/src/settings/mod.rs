@@ -1,6 +1,6 @@
 //! The settings file: what it may say, its defaults, and one placed error for anything else.
 //!
-//! Pure but for [`Settings::load`], which reads one file. `yaml` refuses what is no plain YAML and knows where
+//! Pure but for [`Settings::load`], which reads one file and where cgroups are mounted. `yaml` refuses what is no plain YAML and knows where
 //! each key stands, `file` is the schema as written, `check` turns it into [`Settings`], `values` reads tokens,
 //! durations, hosts and the like. Nothing here acts on a setting.
 mod check;
@@ -28,6 +28,8 @@ use serde::Deserialize;
 
 pub use values::{NameError, TokensError, check_name, check_tokens, is_dns_name, parse_tokens};
 use yaml::Fault;
+
+use crate::bottle::cgroup;
 
 /// Longest settings file that is read, bytes.
 pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
@@ -85,6 +87,9 @@ pub struct BottleSettings {
     pub shutdown: Option<Policy>,
     /// What it may reach, instead of [`Settings::egress`].
     pub egress: Option<Egress>,
+    /// The cgroup that is attached under its name as soon as it is there: absolute, without `.` and `..`, below the
+    /// cgroup v2 mount; no other bottle's.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// Settings of one agent.
@@ -294,7 +299,7 @@ impl Settings {
     /// When it is missing or not to be trusted, and see [`Settings::parse`].
     pub fn load(path: &Path) -> Result<Self, SettingsError> {
         match read(path)? {
-            Some(text) => Self::parse(&text, path),
+            Some(text) => Self::parse_for(&text, path, cgroup::mount().ok().as_deref()),
             None => Err(unreadable(path, "there is no such file", "name an existing file with --settings")),
         }
     }
@@ -304,7 +309,8 @@ impl Settings {
     /// # Errors
     /// When it is not to be trusted, and see [`Settings::parse`].
     pub fn load_default(path: &Path) -> Result<Self, SettingsError> {
-        read(path)?.map_or_else(|| Ok(Self::default()), |text| Self::parse(&text, path))
+        let mount = cgroup::mount().ok();
+        read(path)?.map_or_else(|| Ok(Self::default()), |text| Self::parse_for(&text, path, mount.as_deref()))
     }
 
     /// Takes a whole file or nothing of it. `path` is for the words of errors.
@@ -313,13 +319,18 @@ impl Settings {
     /// One placed error for the first thing that is wrong: no plain YAML, an unknown key, a value of another
     /// type, one that has no effect in this version, or one that does not fit the rest.
     pub fn parse(text: &str, path: &Path) -> Result<Self, SettingsError> {
+        Self::parse_for(text, path, None)
+    }
+
+    /// As [`Settings::parse`], for a host whose cgroup v2 file system is mounted there.
+    fn parse_for(text: &str, path: &Path, cgroup_mount: Option<&Path>) -> Result<Self, SettingsError> {
         let settings = || {
             let places = yaml::places(text)?;
             if places.is_empty() {
                 return Ok(Self::default());
             }
             file::check_keys(&places)?;
-            check::settings(file::read(text)?, &places)
+            check::settings(file::read(text)?, &places, cgroup_mount)
         };
         settings().map_err(|Fault { place, what, hint }| SettingsError::Wrong {
             path: path.to_owned(),

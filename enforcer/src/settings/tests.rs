@@ -121,7 +121,6 @@ fn what_has_no_effect_yet_is_refused_with_its_place() {
         ("providers:\n  g: { dialect: gemini, hosts: [g.example] }", "2:17", "providers.g.dialect"),
         ("bottles:\n  b: { shutdown: kill }", "2:18", "bottles.b.shutdown"),
         ("bottles:\n  b: { egress: allowlist }", "2:16", "bottles.b.egress"),
-        ("bottles:\n  b: { cgroup: /sys/fs/cgroup/b }", "2:16", "bottles.b.cgroup"),
         ("bottles:\n  b: { snapshot: [tar] }", "2:18", "bottles.b.snapshot"),
     ] {
         let words = refused(text);
@@ -133,6 +132,31 @@ fn what_has_no_effect_yet_is_refused_with_its_place() {
         words,
         "s.yml:2:3: a budget for gemini is not yet supported in this version [supported are claude, codex]"
     );
+}
+
+#[test]
+fn a_bottle_s_cgroup_is_written_one_way_and_below_the_mount() {
+    let parse = |text: &str| Settings::parse_for(text, Path::new("s.yml"), Some(Path::new("/sys/fs/cgroup")));
+    let given = |path: &str| format!("bottles:\n  b: {{ cgroup: {path} }}");
+    for path in ["/sys/fs/cgroup/a/b", "/sys/fs/cgroup//a/./b/", "/sys//fs/cgroup/a/b"] {
+        let settings = parse(&given(path)).unwrap();
+        assert_eq!(settings.bottles["b"].cgroup, Some(PathBuf::from("/sys/fs/cgroup/a/b")), "{path}");
+    }
+    for (path, words) in [
+        ("a/b", "is not an absolute path"),
+        ("''", "is not an absolute path"),
+        ("/sys/fs/cgroup/a/../b", "goes up by \"..\""),
+        ("/sys/fs/cgroup", "is not below /sys/fs/cgroup"),
+        ("/sys/fs/cgroup/", "is not below /sys/fs/cgroup"),
+        ("/sys/fs/cgroup2/a", "is not below /sys/fs/cgroup"),
+        ("/tmp/a", "is not below /sys/fs/cgroup"),
+    ] {
+        let refused = parse(&given(path)).unwrap_err().to_string();
+        assert!(refused.starts_with("s.yml:2:16: ") && refused.contains(words), "{path}: {refused}");
+    }
+    let twice = "bottles:\n  a: { cgroup: /sys/fs/cgroup/x }\n  b: { cgroup: /sys/fs/cgroup/./x/ }";
+    let refused = parse(twice).unwrap_err().to_string();
+    assert_eq!(refused, "s.yml:3:16: /sys/fs/cgroup/x is the cgroup of bottle \"a\" already");
 }
 
 #[test]

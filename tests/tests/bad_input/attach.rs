@@ -66,8 +66,18 @@ fn root_the_daemon_and_its_meter_are_in_no_bottle() {
     for pid in ["-1", "99999999999", "x", ""] {
         assert_refused(&daemon.cli(&["attach", "b1", &format!("--pid={pid}")]), USAGE, "--pid");
     }
-    let both = daemon.cli(&["attach", "b1", "--pid", "1", "--cgroup", "/sys/fs/cgroup/x"]);
-    assert_refused(&both, USAGE, "cannot be used with");
+    for other in [["--cgroup", "/sys/fs/cgroup/x"], ["--docker", "x"], ["--podman", "x"], ["--unit", "x"]] {
+        let both = daemon.cli(&[&["attach", "b1", "--pid", "1"], &other[..]].concat());
+        assert_refused(&both, USAGE, "cannot be used with");
+    }
+    for (engine, what) in [("docker", "container"), ("podman", "container"), ("unit", "unit")] {
+        let long = "x".repeat(256);
+        for id in ["", "-x", "--help", "a b", "a/b", "../x", "*", "x;reboot", "\x1b[31m", "x\n", &long] {
+            let output = daemon.cli(&["attach", "b1", &format!("--{engine}={id}")]);
+            assert_refused(&output, USAGE, &format!("is no {what}'s name"));
+        }
+    }
+    assert_refused(&daemon.cli(&["attach", "b1", "--unit", "42"]), USAGE, "a number alone means a job");
     assert_nothing_attached(&daemon);
 }
 
@@ -181,7 +191,6 @@ fn what_comes_later_says_so_and_does_nothing() {
         &["attach", "b1", "--pid", "1", "--policy", "kill"],
         &["attach", "b1", "--pid", "1", "--egress", "metered"],
         &["run", "--policy", "freeze", "--", "true"],
-        &["attach", "b1", "--docker", "x"],
         &["ca", "rotate"],
     ] {
         assert_refused(&ask(&[&["--socket", "/nonexistent/c.sock"], arguments].concat()), USAGE, "not yet");

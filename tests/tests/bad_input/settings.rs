@@ -8,7 +8,7 @@ use support::require_root;
 use crate::{NOBODY, Place, SOON, USAGE, ask, assert_refused, enforcer};
 
 /// Text, place (line and column, from 1), and words of the refusal.
-const WRONG: [(&str, &str, &str); 16] = [
+const WRONG: [(&str, &str, &str); 20] = [
     ("budget:\n  claude: abc\n", ":2:11: ", "not a number of tokens"),
     ("budget:\n  claude: -5\n", ":2:11: ", "negative"),
     ("budget:\n  claude: 99999999999999999999\n", ":2:11: ", "more tokens"),
@@ -25,6 +25,10 @@ const WRONG: [(&str, &str, &str); 16] = [
     ("listen: \"127.0.0.1:99999\"\n", ":1:9: ", "99999"),
     ("bottles:\n  ../x: {}\n", ":2:3: ", "name"),
     ("shutdown: \"\\e[31m\"\n", ":1:11: ", "31m"),
+    ("bottles:\n  b: { cgroup: a/b }\n", ":2:16: ", "is not an absolute path"),
+    ("bottles:\n  b: { cgroup: /sys/fs/cgroup/a/../b }\n", ":2:16: ", "goes up by"),
+    ("bottles:\n  b: { cgroup: /tmp }\n", ":2:16: ", "is not below /"),
+    ("bottles:\n  b: { cgroup: [] }\n", ":2:16: ", "string"),
 ];
 
 #[test]
