@@ -145,7 +145,12 @@ impl Core {
     }
 
     /// The hooks are on and drop everything: record the attach, then open.
-    pub(super) fn guarded(&self, id: AttachmentId, by: String, reply: oneshot::Sender<Result<(), Problem>>) {
+    pub(super) fn guarded(
+        &mut self,
+        id: AttachmentId,
+        by: String,
+        reply: oneshot::Sender<Result<(), Problem>>,
+    ) {
         let Some(bottle) = self.slot_of_attachment(id).and_then(|slot| self.bottles.get(&slot)) else {
             return answer(reply, Err(Problem::failed("the bottle is not being attached any more")));
         };
@@ -171,6 +176,7 @@ impl Core {
             return answer(reply, Err(Problem::failed("the bottle is not being attached any more")));
         };
         if result.is_ok() {
+            self.lend(slot);
             self.open_first(slot);
             self.publish(Change::State);
         }
