@@ -326,7 +326,10 @@ impl Controller for Registry {
                     listen: self.parts.listener.address.to_string(),
                     state: state.into(),
                 },
-                kernel: api::Programs { programs: "attached".into(), lease_s: None },
+                kernel: api::Programs {
+                    programs: "attached".into(),
+                    lease_s: self.parts.settings.lease.map(|lease| lease.as_secs()),
+                },
                 closed,
             },
             bottles,

@@ -67,6 +67,8 @@ impl Core {
             self.settle_verdict(slot, cause);
         }
         self.mark_crossed();
+        // last: a bottle whose lease ran out opens with this
+        self.first_beat();
         Ok(())
     }
 
@@ -165,7 +167,7 @@ impl Core {
     }
 
     /// A bottle that was cut and whose cgroup was made anew is not cut any more: that is a failure, and said.
-    fn record_lost(&self, attachment: &Attachment, cause: Option<Cause>, why: &str) {
+    fn record_lost(&mut self, attachment: &Attachment, cause: Option<Cause>, why: &str) {
         let mut row = action(ActionKind::Detach, Some(attachment.name.clone()), cause.clone(), "controller");
         row.done = cause.is_none();
         row.detail = Some(match cause {
@@ -214,6 +216,7 @@ impl Core {
 
     /// Sets what the kernel holds to the more closed of what was recorded, found and is used up.
     fn settle_verdict(&mut self, slot: u32, cause: Option<Cause>) {
+        self.lend(slot);
         let Some(cause) = cause else { return self.open_first(slot) };
         self.kernel.cut(slot);
         let Some(bottle) = self.bottles.get_mut(&slot) else { return };

@@ -1,5 +1,8 @@
-//! The core's dealings with the writer: what is submitted, what follows when it is durable, what is owed.
+//! The core's dealings with the writer: what is submitted, what follows when it is durable, what is owed, and how
+//! long the writer has not answered.
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use meter_proxy::protocol::{Refusal, ToMeter};
 use tokio::sync::oneshot;
@@ -65,18 +68,34 @@ pub struct Committed {
     pub(super) result: Result<(), Arc<LedgerError>>,
 }
 
+/// A writer that has not answered for this long closes the gate: longer than a busy disk takes, shorter than a
+/// client's patience.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// When each submission was made that the writer has not answered, oldest first: it answers in their order.
+#[derive(Default)]
+pub(super) struct Outstanding(VecDeque<Instant>);
+
+impl Outstanding {
+    /// How long the oldest has been waited for.
+    fn waited(&self) -> Duration {
+        self.0.front().map_or(Duration::ZERO, Instant::elapsed)
+    }
+}
+
 impl Core {
     /// Submits what opens something: when it cannot become durable, it is not done and forgotten.
-    pub(super) fn submit(&self, entries: Vec<Entry>, after: After) {
+    pub(super) fn submit(&mut self, entries: Vec<Entry>, after: After) {
         self.send_to_writer(entries, Vec::new(), after);
     }
 
     /// Submits what has happened already: when it cannot become durable now, it is tried again until it is.
-    pub(super) fn submit_done(&self, entries: Vec<Entry>, after: After) {
+    pub(super) fn submit_done(&mut self, entries: Vec<Entry>, after: After) {
         self.send_to_writer(entries.clone(), entries, after);
     }
 
-    fn send_to_writer(&self, entries: Vec<Entry>, owed: Vec<Entry>, after: After) {
+    fn send_to_writer(&mut self, entries: Vec<Entry>, owed: Vec<Entry>, after: After) {
+        self.outstanding.0.push_back(Instant::now());
         let itself = self.itself.clone();
         let audited = entries.iter().any(|entry| matches!(entry, Entry::Action(_)));
         self.writer.submit(
@@ -88,6 +107,12 @@ impl Core {
                 }
             }),
         );
+    }
+
+    /// The writer has answered its oldest submission.
+    pub(super) fn answered(&mut self, committed: Committed) {
+        self.outstanding.0.pop_front();
+        self.committed(committed);
     }
 
     pub(super) fn committed(&mut self, committed: Committed) {
@@ -153,15 +178,20 @@ impl Core {
 
     /// Why nothing may open now, if so.
     pub(super) fn closed(&self) -> Option<Refusal> {
-        if self.owed.is_empty() {
-            return None;
+        self.behind().map(|reason| Refusal::Closed { reason })
+    }
+
+    /// What the ledger has not taken yet although it should have.
+    pub(super) fn behind(&self) -> Option<String> {
+        if !self.owed.is_empty() {
+            return Some(self.closed.clone().unwrap_or_else(|| "the ledger is behind".into()));
         }
-        let reason = self.closed.clone().unwrap_or_else(|| "the ledger is behind".into());
-        Some(Refusal::Closed { reason })
+        let waited = self.outstanding.waited();
+        (waited >= PATIENCE).then(|| format!("the ledger has not answered for {} s", waited.as_secs()))
     }
 
     /// Records an action of the audit by itself.
-    pub(super) fn record(&self, action: Action) {
+    pub(super) fn record(&mut self, action: Action) {
         self.submit_done(vec![Entry::Action(action)], After::Nothing);
     }
 

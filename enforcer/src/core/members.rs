@@ -152,7 +152,7 @@ impl Core {
 
     /// The hooks are on and drop everything: record the attach, then open.
     pub(super) fn guarded(
-        &self,
+        &mut self,
         id: AttachmentId,
         by: &str,
         found: &[String],
@@ -186,13 +186,14 @@ impl Core {
             return answer(reply, Err(Problem::failed("the bottle is not being attached any more")));
         };
         if result.is_ok() {
+            self.lend(slot);
             self.open_first(slot);
             self.publish(Change::State);
         }
         answer(reply, result);
     }
 
-    pub(super) fn not_attached(&self, name: String, why: String) {
+    pub(super) fn not_attached(&mut self, name: String, why: String) {
         let mut row = action(ActionKind::Attach, Some(name), None, "controller");
         row.done = false;
         row.detail = Some(why);

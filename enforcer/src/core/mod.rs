@@ -5,10 +5,11 @@
 //! is committed first and done after. `requests` follows the meter's messages, `accounts` says what they are
 //! charged to, `verdicts` cuts and restores,
 //! `members` attaches and detaches, `adopt` takes over what an earlier controller left, `durable` talks to the
-//! writer, `view` shows the state.
+//! writer, `lease` beats the heart, `view` shows the state.
 mod accounts;
 mod adopt;
 mod durable;
+mod lease;
 mod members;
 mod requests;
 #[cfg(test)]
@@ -27,7 +28,8 @@ use meter_proxy::protocol::{ToController, ToMeter};
 use tokio::sync::{broadcast, oneshot};
 
 pub use self::adopt::AdoptError;
-use self::durable::Committed;
+use self::durable::{Committed, Outstanding};
+use self::lease::Heart;
 pub use self::members::Admission;
 use self::requests::{Live, RowLimit, Waiting};
 pub use self::view::BottleModel;
@@ -91,6 +93,8 @@ pub enum Message {
         /// Which.
         epoch: u64,
     },
+    /// The core's own heartbeat has come through its queue.
+    Beat,
     /// The writer is done with a submission.
     Committed(Committed),
     /// May this bottle be attached? Gives it a slot.
@@ -223,6 +227,9 @@ pub struct Core {
     exchanges: HashMap<u64, Live>,
     waiting: VecDeque<Waiting>,
     rows: RowLimit,
+    heart: Heart,
+    /// What the writer has not answered yet.
+    outstanding: Outstanding,
     /// Entries that must become durable but were refused, oldest first; while there are any, nothing opens.
     owed: VecDeque<Entry>,
     /// Whether the owed entries are being tried.
@@ -318,6 +325,8 @@ impl Core {
             exchanges: HashMap::new(),
             waiting: VecDeque::new(),
             rows: RowLimit::default(),
+            heart: Heart::default(),
+            outstanding: Outstanding::default(),
             owed: VecDeque::new(),
             paying: false,
             closed: None,
@@ -347,7 +356,8 @@ impl Core {
             Message::MeterUp { epoch, link } => self.meter_up(epoch, link),
             Message::Meter { epoch, message, received } => self.meter_said(epoch, message, received),
             Message::MeterLost { epoch } => self.meter_lost(epoch),
-            Message::Committed(committed) => self.committed(committed),
+            Message::Beat => self.beat(),
+            Message::Committed(committed) => self.answered(committed),
             Message::Admit { admission, reply } => answer(reply, self.admit(admission)),
             Message::Guarded { attachment, by, found, reply } => self.guarded(attachment, &by, &found, reply),
             Message::NotAttached { name, why } => self.not_attached(name, why),
@@ -359,7 +369,10 @@ impl Core {
                 self.cut_by_order(&name, order, by, received, reply)
             }
             Message::Restore { name, order, by, reply } => self.restore(&name, &order, by, reply),
-            Message::View { reply } => answer(reply, (self.view(), self.closed.clone())),
+            Message::View { reply } => {
+                let closed = self.behind().or_else(|| self.closed.clone());
+                answer(reply, (self.view(), closed));
+            }
             Message::CloseUpstreams => self.close_upstreams(),
             Message::UnderWay { reply } => answer(reply, self.exchanges.len()),
             Message::Stop => {}
@@ -367,6 +380,7 @@ impl Core {
     }
 
     fn tick(&mut self) {
+        self.ask_for_beat();
         self.give_up_waiting();
         self.rows.prune(Instant::now());
         self.pay_what_is_owed();

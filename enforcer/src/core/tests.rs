@@ -23,26 +23,34 @@ struct Bench {
     orders: Receiver<ToMeter>,
     reader: Box<dyn Reader>,
     refusing: Arc<AtomicBool>,
+    silent: Arc<AtomicBool>,
     dir: tempfile::TempDir,
 }
 
-/// A ledger that refuses while it is told to.
-struct Moody(SqliteLedger, Arc<AtomicBool>);
+/// A ledger that refuses while it is told to, or does not answer.
+struct Moody {
+    ledger: SqliteLedger,
+    refusing: Arc<AtomicBool>,
+    silent: Arc<AtomicBool>,
+}
 
 impl Ledger for Moody {
     fn load(&mut self) -> Result<Snapshot, LedgerError> {
-        self.0.load()
+        self.ledger.load()
     }
 
     fn commit(&mut self, entries: &[Entry]) -> Result<(), LedgerError> {
-        if self.1.load(Ordering::SeqCst) {
+        while self.silent.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if self.refusing.load(Ordering::SeqCst) {
             return Err(LedgerError::Database { path: "test".into(), what: "disk full".into() });
         }
-        self.0.commit(entries)
+        self.ledger.commit(entries)
     }
 
     fn reader(&self) -> Result<Box<dyn Reader>, LedgerError> {
-        self.0.reader()
+        self.ledger.reader()
     }
 }
 
@@ -61,7 +69,9 @@ impl Bench {
         let snapshot = ledger.load().unwrap();
         let reader = ledger.reader().unwrap();
         let refusing = Arc::new(AtomicBool::new(false));
-        let (writer, _thread) = Writer::spawn(Box::new(Moody(ledger, refusing.clone())));
+        let silent = Arc::new(AtomicBool::new(false));
+        let moody = Moody { ledger, refusing: refusing.clone(), silent: silent.clone() };
+        let (writer, _thread) = Writer::spawn(Box::new(moody));
         let kernel = Arc::new(kernel);
         let listener = Listener { address: meter_address(), id: 1 };
         let (changes, _) = broadcast::channel(16);
@@ -70,7 +80,7 @@ impl Bench {
         let (core, _thread) = start(parts, snapshot).unwrap();
         let (link, orders) = channel();
         core.tell(Message::MeterUp { epoch: 1, link });
-        Self { core, kernel, orders, reader, refusing, dir }
+        Self { core, kernel, orders, reader, refusing, silent, dir }
     }
 
     /// The controller dies and another starts; the kernel holds what it held.
@@ -615,4 +625,42 @@ fn a_guard_that_holds_something_else_ends_the_start() {
     let listener = Listener { address: meter_address(), id: 1 };
     let parts = Parts { settings: Arc::new(settings("")), kernel, writer, listener, changes };
     assert!(start(parts, snapshot).is_err());
+}
+
+#[test]
+fn a_ledger_that_does_not_answer_closes_the_gate_until_it_does() {
+    let bench = Bench::new("");
+    let bottle = bench.attach("b1");
+    bench.silent.store(true, Ordering::SeqCst);
+    bench.reserve(1, bottle, 10);
+    bench.no_order();
+    std::thread::sleep(super::durable::PATIENCE);
+    bench.reserve(2, bottle, 10);
+    let ToMeter::Refused { exchange: 2, refusal: Refusal::Closed { reason } } = bench.order() else {
+        panic!("nothing opens on a ledger that is not there");
+    };
+    assert_eq!(reason, "the ledger has not answered for 5 s");
+    let (_, closed) = bench.ask(|reply| Message::View { reply });
+    assert!(closed.unwrap().starts_with("the ledger has not answered"));
+    assert!(bench.kernel.is_open(bottle.slot), "the network is not the disk's business");
+
+    bench.silent.store(false, Ordering::SeqCst);
+    assert_eq!(bench.order(), ToMeter::Permit { exchange: 1 });
+    bench.reserve(3, bottle, 10);
+    assert_eq!(bench.order(), ToMeter::Permit { exchange: 3 });
+}
+
+#[test]
+fn the_heart_beats_by_itself_and_each_bottle_has_the_lease() {
+    let bench = Bench::new("lease: 3s");
+    let bottle = bench.attach("b1");
+    assert_eq!(bench.kernel.lease(bottle.slot), Some(Duration::from_secs(3)));
+    let before = bench.kernel.beats();
+    let until = Instant::now() + SOON;
+    while bench.kernel.beats() < before + 3 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(bench.kernel.beats() >= before + 3, "it beats while nothing happens");
+    let without = Bench::new("lease: off");
+    assert_eq!(without.kernel.lease(without.attach("b1").slot), None);
 }

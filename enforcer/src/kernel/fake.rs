@@ -185,6 +185,10 @@ impl Kernel for FakeKernel {
         self.state().beats += 1;
     }
 
+    fn silence(&self) -> Option<Duration> {
+        (self.state().beats > 0).then_some(Duration::ZERO)
+    }
+
     fn set_place(&self, cookie: u64, place: &Place) -> Result<(), KernelError> {
         self.state().places.insert(cookie, *place);
         Ok(())

@@ -265,6 +265,11 @@ impl Kernel for Loader {
         }
     }
 
+    fn silence(&self) -> Option<Duration> {
+        let last = self.heart.get(0)?.load(Ordering::SeqCst);
+        (last != 0).then(|| Duration::from_nanos(coarse_now().saturating_sub(last)))
+    }
+
     fn set_place(&self, cookie: u64, place: &Place) -> Result<(), KernelError> {
         check_meter(place.meter)?;
         self.namespaces.set(cookie, table::place(place))

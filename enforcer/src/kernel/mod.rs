@@ -188,6 +188,9 @@ pub trait Kernel: Send + Sync {
     /// Renews every lease: one store.
     fn beat(&self);
 
+    /// How long ago the last [`Kernel::beat`] was, of an earlier controller too; `None`: there never was one.
+    fn silence(&self) -> Option<Duration>;
+
     /// Says where the meter is in a network namespace (see [`namespace_cookie`]). Until then what would be sent to
     /// it from there is refused. Nothing outlives the controller: a new one finds no places.
     ///

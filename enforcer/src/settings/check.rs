@@ -2,6 +2,7 @@
 //! cannot, and merges the providers. Every refusal has its place.
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use meter_proxy::protocol::{Dialect, Provider};
 
@@ -18,6 +19,9 @@ use super::{
 
 /// Providers that are part of the design and not of this version.
 const COMING_PROVIDERS: [&str; 2] = ["gemini", "bedrock"];
+
+/// Shortest lease: ten times what separates two heartbeats.
+const MIN_LEASE: Duration = Duration::from_secs(1);
 
 const SUPPORTED_DIALECTS: &str = "dialect anthropic, openai or openai-chat";
 
@@ -37,6 +41,7 @@ pub(super) fn settings(file: File, places: &Places, cgroup_mount: Option<&Path>)
         },
         midstream: file.midstream.unwrap_or(default.midstream),
         hold: file.hold.map_or(default.hold, |hold| hold.0),
+        lease: check.lease(file.lease, default.lease)?,
         unattached: file.unattached.unwrap_or(default.unattached),
         allow_private: check.ranges(file.allow_private.unwrap_or_default())?,
         listen: match file.listen {
@@ -57,13 +62,12 @@ pub(super) fn settings(file: File, places: &Places, cgroup_mount: Option<&Path>)
 /// Refuses each value that the schema knows and that would do nothing yet.
 fn refuse_unsupported(file: &File, places: &Places) -> Result<(), Fault> {
     let weighed = |weights: &BTreeMap<String, f64>| weights.values().any(|&weight| weight != 1.0);
-    let unsupported: [(bool, &[&str], &str); 15] = [
+    let unsupported: [(bool, &[&str], &str); 14] = [
         (other(file.shutdown, Policy::Cutoff), &["shutdown"], "cutoff"),
         (other(file.window, Window::Total), &["window"], "total"),
         (other(file.scope_rule, ScopeRule::Nearest), &["scope_rule"], "nearest"),
         (file.gate == Some(GateWord::Exact), &["gate"], "estimate or off"),
         (other(file.cut, Face::Silent), &["cut"], "silent"),
-        (matches!(file.lease, Some(Lease::For(_))), &["lease"], "off"),
         (other(file.reopen, Reopen::Auto), &["reopen"], "auto"),
         (filled(file.warn_at.as_ref()), &["warn_at"], "[]"),
         (file.weights.as_ref().is_some_and(weighed), &["weights"], "1 for every class"),
@@ -341,6 +345,19 @@ impl Check<'_> {
             check_cidr(range).map_err(|what| Fault::new(at, what))?;
         }
         Ok(ranges)
+    }
+
+    fn lease(&self, lease: Option<Lease>, default: Option<Duration>) -> Result<Option<Duration>, Fault> {
+        match lease {
+            None => Ok(default),
+            Some(Lease::Off) => Ok(None),
+            Some(Lease::For(span)) if span < MIN_LEASE => {
+                let what =
+                    format!("a lease shorter than {} s would cut healthy bottles", MIN_LEASE.as_secs());
+                Err(Fault::new(self.places.value(&["lease"]), what).hint("10s is the default; off is none"))
+            }
+            Some(Lease::For(span)) => Ok(Some(span)),
+        }
     }
 
     fn listen(&self, listen: &str) -> Result<std::net::SocketAddr, Fault> {

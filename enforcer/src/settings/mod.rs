@@ -213,7 +213,7 @@ impl Default for Settings {
             midstream: true,
             cut: Face::Silent,
             hold: Duration::from_secs(60),
-            lease: None,
+            lease: Some(Duration::from_secs(10)),
             unattached: Unattached::Refuse,
             allow_private: Vec::new(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7080)),

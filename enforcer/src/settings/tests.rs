@@ -108,7 +108,6 @@ fn what_has_no_effect_yet_is_refused_with_its_place() {
         ("scope_rule: ceiling", "1:13", "scope_rule"),
         ("gate: exact", "1:7", "gate"),
         ("cut: answered", "1:6", "cut"),
-        ("lease: 10s", "1:8", "lease"),
         ("reopen: manual", "1:9", "reopen"),
         ("warn_at: [50]", "1:10", "warn_at"),
         ("weights: { output: 5 }", "1:10", "weights"),
@@ -196,6 +195,7 @@ fn errors_name_line_and_column_and_what_to_do() {
         "hold: 1 minute",
         "hold: 99999999d",
         "lease: never",
+        "lease: 300ms",
         "listen: localhost",
         "allow_private: [10.0.0.0/8, 10.0.0.0/33]",
         "allow_private: [10.0.0.1/8]",
@@ -316,6 +316,8 @@ fn errors_name_line_and_column_and_what_to_do() {
       => s.yml:1:7: hold: longer than 1000 days
     lease: never
       => s.yml:1:8: lease: not a length of time (500ms, 60s, 5m, 2h and 1d are)
+    lease: 300ms
+      => s.yml:1:8: a lease shorter than 1 s would cut healthy bottles [10s is the default; off is none]
     listen: localhost
       => s.yml:1:9: "localhost" is not an address with a port [write it as "127.0.0.1:7080" or "[::1]:7080"]
     allow_private: [10.0.0.0/8, 10.0.0.0/33]
