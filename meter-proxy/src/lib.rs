@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod protocol;
+pub mod text;
 pub mod tokens;
 
 #[cfg(feature = "proxy")]
@@ -64,8 +65,6 @@ mod settle;
 mod shutdown;
 #[cfg(feature = "proxy")]
 mod tail;
-#[cfg(feature = "proxy")]
-mod text;
 #[cfg(feature = "proxy")]
 mod tunnel;
 

@@ -1,8 +1,8 @@
 //! The messages between the meter and the controller, and the socket that carries them.
 //!
 //! One `SOCK_SEQPACKET` pair, one postcard-encoded message a packet, descriptors by `SCM_RIGHTS`. The
-//! controller uses this module (and [`crate::tokens`]) and nothing else of the meter. Not here: what either
-//! side does with a message.
+//! controller uses this module (with [`crate::tokens`] and [`crate::text`]) and nothing else of the meter. Not
+//! here: what either side does with a message.
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
