@@ -22,6 +22,7 @@ use crate::Meter;
 use crate::bottles::Standing;
 use crate::controller::Listener;
 use crate::identify::{self, Answer, Client};
+use crate::peers::watch_client;
 use crate::protocol::Refusal;
 use crate::redirected;
 use crate::refuse::Refused;
@@ -113,7 +114,7 @@ async fn connection(
     place: OwnedSemaphorePermit,
     strangers: Arc<Semaphore>,
 ) {
-    let local = match stream.set_nodelay(true).and_then(|()| stream.local_addr()) {
+    let local = match watch_client(&stream).and_then(|()| stream.local_addr()) {
         Ok(local) => local,
         Err(error) => return tracing::debug!(%error, %peer, "a connection ended before it was served"),
     };

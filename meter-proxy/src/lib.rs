@@ -40,9 +40,13 @@ mod controller;
 #[cfg(feature = "proxy")]
 mod dial;
 #[cfg(feature = "proxy")]
+mod extensions;
+#[cfg(feature = "proxy")]
 mod forward;
 #[cfg(feature = "proxy")]
 mod gate;
+#[cfg(feature = "proxy")]
+mod handshake;
 #[cfg(feature = "proxy")]
 mod hello;
 #[cfg(feature = "proxy")]
@@ -51,6 +55,8 @@ mod identify;
 mod intercept;
 #[cfg(feature = "proxy")]
 mod lock;
+#[cfg(feature = "proxy")]
+mod peers;
 #[cfg(feature = "proxy")]
 mod redirected;
 #[cfg(feature = "proxy")]

@@ -1,8 +1,8 @@
 //! Redirected connections: the kernel sent them here, and the client believes that it speaks to `original`.
 //!
 //! The client's first words decide: TLS for a metered name is opened by our own certificate, plain HTTP is
-//! served, all else is spliced to the original address, unless a metered host was found there. While the client
-//! is silent its server may speak first. Not here: how the kernel does it.
+//! served, all else is spliced to the original address, unless a metered host was found there or may be. While
+//! the client is silent its server may speak first. Not here: how the kernel does it.
 use std::io::Cursor;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ pub async fn serve(meter: Arc<Meter>, client: Arc<Client>, original: SocketAddr,
     let stream = from_the_beginning(bytes, stream);
     match speech {
         Speech::Http => accept::serve(meter, client, Entrance::redirected(original), stream).await,
-        Speech::Tls(Some(name)) if meter.settings.borrow().provider_at(&name).is_some() => {
+        Speech::Tls { name: Some(name), .. } if meter.settings.borrow().provider_at(&name).is_some() => {
             open(meter, client, there, name, stream).await;
         }
         other => pass(&meter, &client, &there, &other, stream).await,
@@ -69,11 +69,14 @@ async fn server_that_speaks_first(
         speaks(&server).await;
         Some(server)
     };
-    tokio::select! {
-        biased;
-        () = speaks(stream) => None,
-        server = tunnel::while_open(&client.bottle, server_speaks) => server.flatten(),
-    }
+    let one_speaks = async {
+        tokio::select! {
+            biased;
+            () = speaks(stream) => None,
+            server = tunnel::while_open(&client.bottle, server_speaks) => server.flatten(),
+        }
+    };
+    timeout(tunnel::MAX_IDLE, one_speaks).await.unwrap_or(None)
 }
 
 /// Waits until the other side has said something, or has ended, and leaves it unread. Readiness alone would not
@@ -106,7 +109,8 @@ where
     } else {
         format!("it is metered, and reached on port {HTTPS} only")
     };
-    refuse(&meter, &client, &there, &Speech::Tls(Some(name)), &closed, stream).await;
+    let speech = Speech::Tls { name: Some(name), hides: false };
+    refuse(&meter, &client, &there, &speech, &closed, stream).await;
 }
 
 /// Splices to the original address, as if nobody stood in between, if it may be reached.
@@ -118,6 +122,10 @@ where
         return;
     }
     let settings = Arc::clone(&meter.settings.borrow());
+    settings.metered_addresses.resolved_once().await;
+    if let Some(why) = tunnel::objection(&settings, there, speech) {
+        return refuse(meter, client, there, speech, &why, stream).await;
+    }
     match dial::connect(there, Chosen::ByClient, &settings, &client.bottle.lookups).await {
         Ok(server) => tunnel::splice(meter, client, there, stream, server).await,
         Err(error @ (DialError::Forbidden(_) | DialError::Metered { .. })) => {
@@ -140,7 +148,7 @@ async fn refuse<S>(
 {
     let what = format!("a connection to {there} that speaks {speech} was closed: {why}");
     meter.controller.notice_once(&client.bottle, &what);
-    if matches!(speech, Speech::Tls(_) | Speech::BrokenTls)
+    if matches!(speech, Speech::Tls { .. } | Speech::BrokenTls)
         && let Err(error) = stream.write_all(&ACCESS_DENIED).await
     {
         tracing::debug!(%error, "a refused client had left");

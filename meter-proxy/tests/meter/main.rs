@@ -11,6 +11,7 @@ mod interception;
 mod leaving;
 mod process;
 mod redirected;
+mod resolution;
 mod rig;
 mod streams;
 mod uploads;

@@ -4,6 +4,7 @@
 //! protocol. Everything ends with the values that hold it, also after a panic.
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a failure here is a failed test")]
 mod config;
+mod resolver;
 mod tls;
 mod upstream;
 mod wire;
@@ -19,9 +20,10 @@ pub use config::{config, far, localhost_is_metered, loopback_is_open, nowhere};
 use meter_proxy::protocol::{
     self, BottleRef, Config, Identity, Refusal, Reserve, Settle, ToController, ToMeter,
 };
-use rustls_pki_types::ServerName;
+pub use resolver::resolving;
+use rustls_pki_types::{CertificateDer, ServerName};
 use tls::Authority;
-pub use tls::client_tls;
+pub use tls::{client_tls, client_tls_of, greasing_tls, hidden_behind};
 pub use upstream::{Deaf, Upstream, next_at, nobody_comes};
 pub use wire::{ACCESS_DENIED, Answer, chunk, json_answer, post, read_chunk, rest_of, until_closed};
 
@@ -193,9 +195,14 @@ impl Rig {
         stream: TcpStream,
         name: &str,
     ) -> rustls::StreamOwned<rustls::ClientConnection, TcpStream> {
-        let tls = client_tls(vec![self.shared.authority.certificate.clone()]);
+        let tls = client_tls(self.roots());
         let name = ServerName::try_from(name.to_owned()).unwrap();
         rustls::StreamOwned::new(rustls::ClientConnection::new(tls, name).unwrap(), stream)
+    }
+
+    /// Whom clients trust that trust the played controller's authority.
+    pub fn roots(&self) -> Vec<CertificateDer<'static>> {
+        vec![self.shared.authority.certificate.clone()]
     }
 
     /// A connection that the kernel redirected from `original`.
