@@ -127,7 +127,7 @@ async fn connection(
             Ok(_among_strangers) => refuse_all(stream, place).await,
             Err(_) => tracing::debug!(%peer, "too many connections of no bottle"),
         },
-        Ok(Answer::TooMany) => tracing::warn!(%peer, "a bottle has too many connections"),
+        Ok(Answer::TooMany) => tracing::debug!(%peer, "a bottle has too many connections"),
         Err(error) => tracing::warn!(%error, %peer, "a connection could not be identified"),
     }
 }

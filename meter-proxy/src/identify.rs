@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use crate::Meter;
 use crate::bottles::{Bottle, Standing};
@@ -41,7 +42,7 @@ pub enum Answer {
     Client(Arc<Client>),
     /// It belongs to none; its place among all connections.
     Unattached(OwnedSemaphorePermit),
-    /// Its bottle has as many connections as it may.
+    /// Its bottle has as many connections as it may, and that is audited.
     TooMany,
 }
 
@@ -56,10 +57,15 @@ pub async fn identify(
     listener: u32,
     place: OwnedSemaphorePermit,
 ) -> Result<Answer, ControllerError> {
-    let Some(known) = meter.controller.identify(peer, local, listener).await? else {
+    let since = Instant::now();
+    let known = meter.controller.identify(peer, local, listener).await?;
+    tracing::debug!(took_us = since.elapsed().as_micros(), "a connection was identified");
+    let Some(known) = known else {
         return Ok(Answer::Unattached(place));
     };
     let Ok(own_place) = Arc::clone(&known.bottle.connections).try_acquire_owned() else {
+        let what = format!("{} has as many connections as it may; more are closed", known.identity.name);
+        meter.controller.notice_once(&known.bottle, &what);
         return Ok(Answer::TooMany);
     };
     let settings = Arc::clone(&meter.settings.borrow());

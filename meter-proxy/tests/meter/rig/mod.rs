@@ -23,7 +23,7 @@ use meter_proxy::protocol::{
 pub use resolver::resolving;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tls::Authority;
-pub use tls::{client_tls, client_tls_of, greasing_tls, hidden_behind};
+pub use tls::{careless_tls, client_tls, client_tls_of, greasing_tls, hidden_behind};
 pub use upstream::{Deaf, Upstream, next_at, nobody_comes};
 pub use wire::{ACCESS_DENIED, Answer, chunk, json_answer, post, read_chunk, rest_of, until_closed};
 
@@ -68,14 +68,20 @@ pub struct Rig {
 impl Rig {
     /// Starts the meter and waits until it is ready.
     pub fn start(config: Config) -> Self {
+        Self::start_by(&["env", "ENFORCER_LOG=warn"], config)
+    }
+
+    /// The same by a program that becomes the meter: its arguments, the meter's own following them.
+    pub fn start_by(launcher: &[&str], config: Config) -> Self {
         assert!(
             rustix::process::geteuid().is_root(),
             "the meter is started as root, to drop it: run as root"
         );
         let (ours, theirs) = protocol::pair().unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_meter-proxy"))
+        let child = Command::new(launcher[0])
+            .args(&launcher[1..])
+            .arg(env!("CARGO_BIN_EXE_meter-proxy"))
             .args(["--uid", NOBODY, "--gid", NOBODY])
-            .env("ENFORCER_LOG", "warn")
             .stdin(Stdio::from(theirs))
             .spawn()
             .unwrap();
