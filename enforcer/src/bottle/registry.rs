@@ -10,6 +10,7 @@ use std::time::Instant;
 use tokio::sync::{broadcast, oneshot};
 
 use super::cgroup::{self, Cgroup, CgroupError};
+use super::namespaces::{Namespaces, Watched};
 use crate::audit;
 use crate::control::api::{self, Problem};
 use crate::control::{Controller, Event, env, events};
@@ -32,6 +33,8 @@ pub struct Parts {
     pub listener: Listener,
     /// The meter process.
     pub meter: Arc<Meter>,
+    /// The meter in other network namespaces.
+    pub namespaces: Arc<Namespaces>,
     /// The cgroup below which `run` makes bottles.
     pub bottles_dir: PathBuf,
     /// The public CA certificate.
@@ -145,16 +148,23 @@ impl Registry {
         }
     }
 
-    /// Hooks on, recorded, open; or nothing.
-    async fn guard(&self, attachment: &Attachment, cgroup: Cgroup, by: &str) -> Result<(), Problem> {
+    /// Hooks on, its network namespaces served, recorded, open; or nothing. One line for each namespace that stays
+    /// closed.
+    async fn guard(&self, attachment: &Attachment, cgroup: Cgroup, by: &str) -> Result<Vec<String>, Problem> {
         let guard = attachment.guard(self.parts.listener);
         let (kernel, name) = (self.parts.kernel.clone(), attachment.name.clone());
         let forget = Message::Forget { attachment: attachment.id };
-        if let Err(problem) = blocking(move || kernel.attach(&name, &cgroup, guard).map_err(problem)).await? {
-            // nothing is attached or pinned; what is pinned under this name is another's
-            self.parts.core.tell(forget);
-            return Err(problem);
-        }
+        let attach = move || kernel.attach(&name, &cgroup, guard).map(|()| cgroup).map_err(problem);
+        let cgroup = match blocking(attach).await? {
+            Ok(cgroup) => cgroup,
+            Err(problem) => {
+                // nothing is attached or pinned; what is pinned under this name is another's
+                self.parts.core.tell(forget);
+                return Err(problem);
+            }
+        };
+        let Attachment { slot, generation, name, .. } = attachment.clone();
+        let closed = self.parts.namespaces.watch(Watched { slot, generation, name, cgroup }).await;
         let (id, by) = (attachment.id, by.to_owned());
         let recorded = self.ask(|reply| Message::Guarded { attachment: id, by, reply }).await;
         if recorded.is_err() {
@@ -162,12 +172,14 @@ impl Registry {
             self.take_off(attachment).await?;
             self.parts.core.tell(forget);
         }
-        recorded
+        recorded.map(|()| closed)
     }
 
     async fn take_off(&self, attachment: &Attachment) -> Result<(), Problem> {
         let (kernel, name, slot) = (self.parts.kernel.clone(), attachment.name.clone(), attachment.slot);
-        blocking(move || kernel.detach(&name, slot).map_err(problem)).await?
+        blocking(move || kernel.detach(&name, slot).map_err(problem)).await??;
+        self.parts.namespaces.forget(slot);
+        Ok(())
     }
 
     async fn admit(&self, attach: &api::Attach, cgroup: &Cgroup) -> Result<Attachment, Problem> {
@@ -198,13 +210,16 @@ impl Registry {
             Ok(attachment) => self.guard(&attachment, cgroup, by).await,
             Err(problem) => Err(problem),
         };
-        if let Err(problem) = outcome {
-            if let Some(path) = made {
-                remove_cgroup(path).await;
+        let closed = match outcome {
+            Ok(closed) => closed,
+            Err(problem) => {
+                if let Some(path) = made {
+                    remove_cgroup(path).await;
+                }
+                return Err(problem);
             }
-            return Err(problem);
-        }
-        let warnings = warnings(&attach.name, pids);
+        };
+        let warnings = warnings(&attach.name, pids).into_iter().chain(closed).collect();
         Ok(api::Attached { bottle: self.bottle(&attach.name).await?, warnings })
     }
 
@@ -321,6 +336,7 @@ impl Controller for Registry {
     async fn environment(&self, name: &str) -> Result<api::Environment, Problem> {
         self.bottle(name).await?;
         let Parts { listener, ca_certificate, ca_bundle, .. } = self.parts.as_ref();
+        // right in every network namespace: the hooks send who asks for this address to the meter that is there
         Ok(api::Environment { variables: env::variables(listener.address, ca_certificate, ca_bundle) })
     }
 
