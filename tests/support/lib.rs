@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod encoding;
 pub mod enforcer;
+pub mod namespace;
 pub mod network;
 pub mod process;
 pub mod provider;

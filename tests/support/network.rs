@@ -33,7 +33,8 @@ pub fn in_own_network(test: impl FnOnce() + Send) {
     }
 }
 
-fn ip(arguments: &[&str]) {
+/// Runs `ip` in the network namespace of this thread; it must succeed.
+pub fn ip(arguments: &[&str]) {
     let output = process::run(Command::new("ip").args(arguments), SOON);
     assert_eq!(output.code, Some(0), "ip {arguments:?}: {}", output.stderr);
 }

@@ -11,6 +11,7 @@ use tokio::sync::{broadcast, oneshot};
 
 use super::cgroup::{self, Cgroup, CgroupError};
 use super::engine::{self, Engine};
+use super::namespaces::{Namespaces, Watched};
 use super::sockets;
 use crate::audit;
 use crate::control::api::{self, Problem};
@@ -34,6 +35,8 @@ pub struct Parts {
     pub listener: Listener,
     /// The meter process.
     pub meter: Arc<Meter>,
+    /// The meter in other network namespaces.
+    pub namespaces: Arc<Namespaces>,
     /// The cgroup below which `run` makes bottles.
     pub bottles_dir: PathBuf,
     /// The public CA certificate.
@@ -157,8 +160,8 @@ impl Registry {
         }
     }
 
-    /// Hooks on, recorded, open; or nothing. Says what was found of sockets that were there before; with `hard`,
-    /// those of them that were made outside are aborted.
+    /// Hooks on, its network namespaces served, recorded, open; or nothing. Says what was found of sockets that were
+    /// there before (with `hard`, those of them that were made outside are aborted), and of namespaces that stay closed.
     async fn guard(
         &self,
         attachment: &Attachment,
@@ -171,16 +174,19 @@ impl Registry {
         let forget = Message::Forget { attachment: attachment.id };
         let guarded = blocking(move || {
             kernel.attach(&name, &cgroup, guard).map_err(problem)?;
-            Ok(sockets::examine(&cgroup, hard).lines(&name))
+            let found = sockets::examine(&cgroup, hard).lines(&name);
+            Ok((cgroup, found))
         });
-        let found = match guarded.await? {
-            Ok(found) => found,
+        let (cgroup, mut found) = match guarded.await? {
+            Ok(guarded) => guarded,
             Err(problem) => {
                 // nothing is attached or pinned; what is pinned under this name is another's
                 self.parts.core.tell(forget);
                 return Err(problem);
             }
         };
+        let Attachment { slot, generation, name, .. } = attachment.clone();
+        found.extend(self.parts.namespaces.watch(Watched { slot, generation, name, cgroup }).await);
         let (id, by, said) = (attachment.id, by.to_owned(), found.clone());
         let recorded = self.ask(|reply| Message::Guarded { attachment: id, by, found: said, reply }).await;
         if recorded.is_err() {
@@ -193,7 +199,9 @@ impl Registry {
 
     async fn take_off(&self, attachment: &Attachment) -> Result<(), Problem> {
         let (kernel, name, slot) = (self.parts.kernel.clone(), attachment.name.clone(), attachment.slot);
-        blocking(move || kernel.detach(&name, slot).map_err(problem)).await?
+        blocking(move || kernel.detach(&name, slot).map_err(problem)).await??;
+        self.parts.namespaces.forget(slot);
+        Ok(())
     }
 
     async fn admit(&self, attach: &api::Attach, cgroup: &Cgroup) -> Result<Attachment, Problem> {
@@ -396,6 +404,7 @@ impl Controller for Registry {
     async fn environment(&self, name: &str) -> Result<api::Environment, Problem> {
         self.bottle(name).await?;
         let Parts { listener, ca_certificate, ca_bundle, .. } = self.parts.as_ref();
+        // right in every network namespace: the hooks send who asks for this address to the meter that is there
         Ok(api::Environment { variables: env::variables(listener.address, ca_certificate, ca_bundle) })
     }
 

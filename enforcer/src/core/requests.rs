@@ -133,7 +133,7 @@ impl Core {
             ToController::Withdraw { exchange } => self.withdraw(exchange),
             ToController::Progress { exchange, tokens } => self.progress(exchange, tokens, received),
             ToController::Settle(settle) => self.settle(epoch, settle, received),
-            ToController::Notice(notice) => self.notice(notice),
+            ToController::Notice(notice) => self.notice(ActionKind::Meter, notice),
             // answered before the core, by the room that owns the socket
             ToController::Ready { .. } | ToController::Sign { .. } => {}
         }
@@ -381,11 +381,12 @@ impl Core {
         usage.charge(&settlement.tokens, settlement.provenance);
     }
 
-    fn notice(&mut self, notice: Notice) {
+    /// Records what was noticed, within bounds.
+    pub(super) fn notice(&mut self, kind: ActionKind, notice: Notice) {
         let bottle = notice.bottle.map(|bottle| self.name_of(bottle.slot));
         let about = bottle.as_deref().unwrap_or_default();
         let Some(left_out) = self.rows.count(about, "notice", NOTICES, Instant::now()) else { return };
-        let mut row = action(ActionKind::Meter, bottle, None, "controller");
+        let mut row = action(kind, bottle, None, "controller");
         row.detail = Some(match left_out {
             0 => notice.detail,
             more => format!("{} ({more} more notices since the last row)", notice.detail),

@@ -74,7 +74,7 @@ impl Bench {
         let moody = Moody { ledger, refusing: refusing.clone(), silent: silent.clone() };
         let (writer, _thread) = Writer::spawn(Box::new(moody));
         let kernel = Arc::new(kernel);
-        let listener = Listener { address: meter_address(), id: 1 };
+        let listener = Listener { address: meter_address(), beside: None, id: 1 };
         let (changes, _) = broadcast::channel(16);
         let parts =
             Parts { settings: Arc::new(settings(yaml)), kernel: kernel.clone(), writer, listener, changes };
@@ -112,7 +112,7 @@ impl Bench {
                 .collect(),
         };
         let attachment = self.ask(|reply| Message::Admit { admission, reply }).unwrap();
-        let listener = Listener { address: meter_address(), id: 1 };
+        let listener = Listener { address: meter_address(), beside: None, id: 1 };
         self.kernel.attach_id(name, attachment.cgroup_id, attachment.guard(listener));
         attachment
     }
@@ -638,7 +638,7 @@ fn a_guard_that_holds_something_else_ends_the_start() {
     let snapshot = ledger.load().unwrap();
     let (writer, _thread) = Writer::spawn(Box::new(ledger));
     let (changes, _) = broadcast::channel(16);
-    let listener = Listener { address: meter_address(), id: 1 };
+    let listener = Listener { address: meter_address(), beside: None, id: 1 };
     let parts = Parts { settings: Arc::new(settings("")), kernel, writer, listener, changes };
     assert!(start(parts, snapshot).is_err());
 }
