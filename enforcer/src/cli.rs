@@ -145,7 +145,7 @@ pub struct Guarding {
     /// What a crossed budget does (only cutoff in this version)
     #[arg(long, value_enum)]
     pub policy: Option<Policy>,
-    /// What the bottle may reach besides the meter (only open in this version)
+    /// What the bottle may reach besides the meter: everything, what the settings allow, or nothing
     #[arg(long, value_enum)]
     pub egress: Option<Egress>,
 }

@@ -159,6 +159,7 @@ fn meter_config(settings: &Settings, extra_roots_pem: String) -> Config {
         hold_ms: millis(settings.hold),
         settle_timeout_ms: millis(SETTLE_TIMEOUT),
         allow_private: settings.allow_private.clone(),
+        allow: settings.allow.clone(),
     }
 }
 

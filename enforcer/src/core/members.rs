@@ -15,6 +15,7 @@ use crate::clock::now_ms;
 use crate::control::api::Problem;
 use crate::kernel::Guard;
 use crate::ledger::{Attachment, AttachmentId, Entry};
+use crate::settings::Egress;
 
 /// Most bottles below one another; deeper chains in the settings are an error there.
 const MAX_ANCESTORS: usize = 64;
@@ -36,6 +37,8 @@ pub struct Admission {
     pub owns_cgroup: bool,
     /// Policy (`cutoff`).
     pub policy: String,
+    /// What it may reach.
+    pub egress: Egress,
     /// Launch-time budgets, tokens by provider.
     pub launch_budget: BTreeMap<String, u64>,
 }
@@ -73,6 +76,7 @@ impl Core {
             slot,
             generation: self.last_generation,
             policy: admission.policy,
+            egress: admission.egress,
             launch_budget: admission.launch_budget.into_iter().collect(),
             attached_at: now_ms(),
         };

@@ -65,6 +65,8 @@ pub struct Attachment {
     pub generation: u32,
     /// Policy (`cutoff`).
     pub policy: String,
+    /// What it may reach.
+    pub egress: Egress,
     /// Launch-time budgets: provider and tokens.
     pub launch_budget: Vec<(String, u64)>,
     /// Start of the attachment.

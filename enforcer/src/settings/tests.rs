@@ -48,11 +48,11 @@ lease: off
 reopen: auto
 warn_at: []
 weights: { input: 1, cache_write: 1.0, cache_read: 1, output: 1 }
-egress: open
-allow: []
+egress: allowlist
+allow: ["github.com:443", "10.0.0.0/8:5432", "[fd00::1]"]
 unattached: meter
 allow_private: ["10.0.0.0/8", "fd00::/8", "127.0.0.1/32"]
-resolvers: []
+resolvers: [10.0.0.53, "fd00::53"]
 listen: "[::1]:0"
 hooks: { warn: [], cut: [], freeze: [], kill: [] }
 providers:
@@ -61,7 +61,7 @@ providers:
   local: { dialect: openai-chat, hosts: ["*.llm.example.com"], upstream: "https://llm.example.com/v2" }
 tls: { extra_roots: /etc/roots.pem }
 bottles:
-  base: { shutdown: cutoff, egress: open, snapshot: [] }
+  base: { shutdown: cutoff, egress: metered, snapshot: [] }
   reviewer: { extends: base, budget: { claude: 300000 } }
 agents:
   implementer: { budget: { claude: 100000 } }
@@ -96,6 +96,13 @@ fn every_supported_value_arrives() {
         }
     );
     assert_eq!(settings.bottles["base"].shutdown, Some(Policy::Cutoff));
+    assert_eq!(settings.egress, Egress::Allowlist);
+    assert_eq!(settings.bottles["base"].egress, Some(Egress::Metered));
+    assert_eq!(settings.bottles["reviewer"].egress, None);
+    let rules: Vec<String> = settings.allow.iter().map(ToString::to_string).collect();
+    assert_eq!(rules, ["github.com:443", "10.0.0.0/8:5432", "[fd00::1/128]"]);
+    let resolvers: [IpAddr; 2] = ["10.0.0.53".parse().unwrap(), "fd00::53".parse().unwrap()];
+    assert_eq!(settings.resolvers, resolvers);
     assert_eq!(settings.agents["implementer"].budget, budget(&[("claude", 100_000)]));
 }
 
@@ -112,15 +119,11 @@ fn what_has_no_effect_yet_is_refused_with_its_place() {
         ("reopen: manual", "1:9", "reopen"),
         ("warn_at: [50]", "1:10", "warn_at"),
         ("weights: { output: 5 }", "1:10", "weights"),
-        ("egress: metered", "1:9", "egress"),
-        ("allow: ['github.com:443']", "1:8", "allow"),
-        ("resolvers: [10.0.0.1]", "1:12", "resolvers"),
         ("retention: 400d", "1:12", "retention"),
         ("hooks:\n  cut: [/bin/true]", "2:3", "hooks"),
         ("dlp: { mode: block }", "1:14", "dlp.mode"),
         ("providers:\n  g: { dialect: gemini, hosts: [g.example] }", "2:17", "providers.g.dialect"),
         ("bottles:\n  b: { shutdown: kill }", "2:18", "bottles.b.shutdown"),
-        ("bottles:\n  b: { egress: allowlist }", "2:16", "bottles.b.egress"),
         ("bottles:\n  b: { cgroup: /sys/fs/cgroup/b }", "2:16", "bottles.b.cgroup"),
         ("bottles:\n  b: { snapshot: [tar] }", "2:18", "bottles.b.snapshot"),
     ] {
@@ -176,6 +179,17 @@ fn errors_name_line_and_column_and_what_to_do() {
         "allow_private: [10.0.0.0/8, 10.0.0.0/33]",
         "allow_private: [10.0.0.1/8]",
         "allow_private: [10.0.0.1]",
+        "egress: closed",
+        "allow: github.com",
+        "allow: ['github.com:443', '*.github.com:443']",
+        "allow: ['fd00::1:443']",
+        "allow:\n  - 10.0.0.1/8",
+        "allow: ['github.com:https']",
+        "allow: ['a b']",
+        "resolvers: [dns.example]",
+        "resolvers: ['10.0.0.1:5353']",
+        "resolvers: [0.0.0.0]",
+        "bottles:\n  b: { egress: none }",
         "providers:\n  new: { hosts: [a.example] }",
         "providers:\n  new: { dialect: openai }",
         "providers:\n  ../x: { dialect: openai }",
@@ -367,6 +381,16 @@ fn errors_name_line_and_column_and_what_to_do() {
     shutdown: "a\nb\e[31m"
       => s.yml:1:11: shutdown: unknown variant `a�b�[31m`, expected one of `cutoff`, `freeze`, `kill`
     "#);
+}
+
+#[test]
+fn rules_and_resolvers_are_bounded() {
+    let list = |item: &str, count: usize| vec![item; count].join(", ");
+    assert_eq!(parse(&format!("allow: [{}]", list("a.example", MAX_RULES))).unwrap().allow.len(), MAX_RULES);
+    let words = refused(&format!("allow: [{}]", list("a.example", MAX_RULES + 1)));
+    assert!(words.starts_with("s.yml:1:1417: more than 128 rules in allow ["), "{words}");
+    let words = refused(&format!("resolvers: [{}]", list("10.0.0.1", MAX_RESOLVERS + 1)));
+    assert!(words.starts_with("s.yml:1:93: more than 8 resolvers ["), "{words}");
 }
 
 #[test]

@@ -48,9 +48,16 @@ fn attachment(row: &Row<'_>) -> rusqlite::Result<Attachment> {
         slot: row.get("slot")?,
         generation: row.get("generation")?,
         policy: row.get("policy")?,
+        egress: egress(row)?,
         launch_budget: json(row, "launch_budget_json")?,
         attached_at: row.get("attached_at_ms")?,
     })
+}
+
+/// The mode; a word that this version does not know is taken for the most closed one.
+fn egress(row: &Row<'_>) -> rusqlite::Result<Egress> {
+    let word: String = row.get("egress")?;
+    Ok(Egress::from_word(&word).unwrap_or(Egress::Metered))
 }
 
 fn orphans(connection: &Connection) -> rusqlite::Result<Vec<(Reservation, Tokens)>> {
