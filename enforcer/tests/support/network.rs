@@ -30,7 +30,8 @@ pub fn in_own_network(test: impl FnOnce() + Send) {
     }
 }
 
-fn set_up() -> io::Result<()> {
+/// Brings `lo` up in the namespace of the calling thread, with the addresses above on it.
+pub fn set_up() -> io::Result<()> {
     let ip4 = UdpSocket::bind("0.0.0.0:0")?;
     let mut up = interface("lo");
     up.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP).map_err(io::Error::other)?;
