@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp, civil};
 
 use crate::control::env::Shell;
 use crate::ledger::{GroupBy, UnixMs};
-use crate::settings::{check_name, parse_tokens};
+use crate::settings::{self, check_name, parse_tokens};
 
 /// The brake for coding agents: meters what providers report, and cuts in the kernel.
 #[derive(Debug, Parser)]
@@ -166,6 +166,16 @@ pub enum Egress {
     Open,
     Allowlist,
     Metered,
+}
+
+impl From<Egress> for settings::Egress {
+    fn from(word: Egress) -> Self {
+        match word {
+            Egress::Open => Self::Open,
+            Egress::Allowlist => Self::Allowlist,
+            Egress::Metered => Self::Metered,
+        }
+    }
 }
 
 /// `run`.

@@ -80,7 +80,7 @@ fn attach_request(name: &str, guarding: &Guarding) -> Result<api::Attach, Failur
         parent: guarding.parent.clone(),
         budget: tokens_by_provider("--budget", &guarding.budget)?,
         policy: guarding.policy.map(|_| "cutoff".to_owned()),
-        egress: guarding.egress.map(|egress| egress.as_str().to_owned()),
+        egress: guarding.egress.map(|egress| crate::settings::Egress::from(egress).as_str().to_owned()),
         ..api::Attach::default()
     })
 }

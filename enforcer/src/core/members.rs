@@ -47,7 +47,8 @@ impl Attachment {
     /// What the kernel's entry for this attachment holds besides the verdict.
     #[must_use]
     pub fn guard(&self, listener: Listener) -> Guard {
-        Guard::new(self.slot, self.generation, listener.address)
+        let lockdown = self.egress != Egress::Open;
+        Guard { lockdown, ..Guard::new(self.slot, self.generation, listener.address) }
     }
 }
 

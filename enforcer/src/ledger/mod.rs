@@ -9,6 +9,7 @@ use meter_proxy::tokens::{Ending, Provenance, Tokens};
 use serde::{Deserialize, Serialize};
 
 use crate::audit::Action;
+use crate::settings::Egress;
 
 /// What can go wrong in the ledger.
 #[derive(Debug, thiserror::Error)]

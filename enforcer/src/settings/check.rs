@@ -14,8 +14,8 @@ use super::file::{
 use super::values::{check_cidr, check_host, check_name, check_upstream, hosts_overlap};
 use super::yaml::{Fault, Places};
 use super::{
-    AgentSettings, BottleSettings, Budgets, Face, Gate, MAX_RESOLVERS, MAX_RULES, Policy, ScopeRule, Settings,
-    Window, built_in_providers,
+    AgentSettings, BottleSettings, Budgets, Face, Gate, MAX_PORTS, MAX_RESOLVERS, MAX_RULES, Policy,
+    ScopeRule, Settings, Window, built_in_providers,
 };
 
 /// Providers that are part of the design and not of this version.
@@ -306,15 +306,22 @@ impl Check<'_> {
     }
 
     fn rules(&self, rules: Vec<String>) -> Result<Vec<EgressRule>, Fault> {
+        let mut ports = BTreeSet::new();
         let read = |(index, rule): (usize, String)| {
             let at = self.places.value(&["allow", &index.to_string()]);
             if index == MAX_RULES {
                 return Err(Fault::new(at, format!("more than {MAX_RULES} rules in allow"))
                     .hint("a range of addresses covers many hosts"));
             }
-            rule.parse().map_err(|error: RuleError| {
+            let read: EgressRule = rule.parse().map_err(|error: RuleError| {
                 Fault::new(at, format!("{rule:?} is no rule of allow: {error}")).hint(error.hint())
-            })
+            })?;
+            ports.extend(read.port);
+            if ports.len() > MAX_PORTS {
+                return Err(Fault::new(at, format!("more than {MAX_PORTS} different ports in allow"))
+                    .hint("a rule without a port lets every port through"));
+            }
+            Ok(read)
         };
         rules.into_iter().enumerate().map(read).collect()
     }
@@ -322,8 +329,9 @@ impl Check<'_> {
     fn resolvers(&self, resolvers: Vec<String>) -> Result<Vec<IpAddr>, Fault> {
         let read = |(index, resolver): (usize, String)| {
             let fault = |what: String| {
-                Fault::new(self.places.value(&["resolvers", &index.to_string()]), what)
-                    .hint("resolvers are addresses of at most 8 DNS servers, asked at port 53: 10.0.0.53, fd00::53")
+                Fault::new(self.places.value(&["resolvers", &index.to_string()]), what).hint(
+                    "resolvers are addresses of at most 8 DNS servers, asked at port 53: 10.0.0.53, fd00::53",
+                )
             };
             if index == MAX_RESOLVERS {
                 return Err(fault(format!("more than {MAX_RESOLVERS} resolvers")));

@@ -36,6 +36,8 @@ pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// Most rules in `allow`: they travel to the meter in one message with the rest of its configuration.
 pub const MAX_RULES: usize = 128;
+/// Most different ports in `allow`: what one entry of the kernel's list holds, whatever covers it.
+pub const MAX_PORTS: usize = enforcer_ebpf::ALLOW_PORTS;
 /// Most servers in `resolvers`.
 pub const MAX_RESOLVERS: usize = 8;
 

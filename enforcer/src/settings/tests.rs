@@ -314,6 +314,30 @@ fn errors_name_line_and_column_and_what_to_do() {
       => s.yml:1:17: "10.0.0.1/8" has bits beyond its prefix of 8
     allow_private: [10.0.0.1]
       => s.yml:1:17: "10.0.0.1" is no range of addresses (10.0.0.0/8, fd00::/8)
+    egress: closed
+      => s.yml:1:9: egress: unknown variant `closed`, expected one of `open`, `allowlist`, `metered`
+    allow: github.com
+      => s.yml:1:8: allow: invalid type: string "github.com", expected a sequence
+    allow: ['github.com:443', '*.github.com:443']
+      => s.yml:1:27: "*.github.com:443" is no rule of allow: a name with * has no addresses that could be looked up [list each name by itself: git.example.com:443]
+    allow: ['fd00::1:443']
+      => s.yml:1:9: "fd00::1:443" is no rule of allow: an IPv6 address without brackets could end in a port [write it as [fd00::1]:443]
+    allow:
+      - 10.0.0.1/8
+      => s.yml:2:5: "10.0.0.1/8" is no rule of allow: the range has bits beyond its prefix [a range starts where its prefix says: 10.0.0.0/8]
+    allow: ['github.com:https']
+      => s.yml:1:9: "github.com:https" is no rule of allow: the port is not one of 1 to 65535 [rules are host:port, 10.0.0.0/8:port, [fd00::1]:port, or any of these without a port]
+    allow: ['a b']
+      => s.yml:1:9: "a b" is no rule of allow: not a host name, an address or a range of addresses [rules are host:port, 10.0.0.0/8:port, [fd00::1]:port, or any of these without a port]
+    resolvers: [dns.example]
+      => s.yml:1:13: "dns.example" is no address of a DNS server [resolvers are addresses of at most 8 DNS servers, asked at port 53: 10.0.0.53, fd00::53]
+    resolvers: ['10.0.0.1:5353']
+      => s.yml:1:13: "10.0.0.1:5353" is no address of a DNS server [resolvers are addresses of at most 8 DNS servers, asked at port 53: 10.0.0.53, fd00::53]
+    resolvers: [0.0.0.0]
+      => s.yml:1:13: "0.0.0.0" is no address of a DNS server [resolvers are addresses of at most 8 DNS servers, asked at port 53: 10.0.0.53, fd00::53]
+    bottles:
+      b: { egress: none }
+      => s.yml:2:16: bottles.b.egress: unknown variant `none`, expected one of `open`, `allowlist`, `metered`
     providers:
       new: { hosts: [a.example] }
       => s.yml:2:3: provider "new" has no dialect [dialect anthropic, openai or openai-chat]
@@ -389,6 +413,10 @@ fn rules_and_resolvers_are_bounded() {
     assert_eq!(parse(&format!("allow: [{}]", list("a.example", MAX_RULES))).unwrap().allow.len(), MAX_RULES);
     let words = refused(&format!("allow: [{}]", list("a.example", MAX_RULES + 1)));
     assert!(words.starts_with("s.yml:1:1417: more than 128 rules in allow ["), "{words}");
+    let rules: Vec<String> = (1..=17).map(|port| format!("a.example:{port}")).collect();
+    assert!(parse(&format!("allow: [{}]", rules[..16].join(", "))).is_ok());
+    let words = refused(&format!("allow: [{}]", rules.join(", ")));
+    assert!(words.starts_with("s.yml:1:224: more than 16 different ports in allow ["), "{words}");
     let words = refused(&format!("resolvers: [{}]", list("10.0.0.1", MAX_RESOLVERS + 1)));
     assert!(words.starts_with("s.yml:1:93: more than 8 resolvers ["), "{words}");
 }

@@ -7,6 +7,7 @@ use rusqlite::{Connection, Row};
 use super::{count, json, optional_json, unreadable};
 use crate::audit::Cause;
 use crate::ledger::{Attachment, Owner, Reservation, Snapshot, Sum};
+use crate::settings::Egress;
 
 pub(super) fn snapshot(connection: &Connection) -> rusqlite::Result<Snapshot> {
     let sums = sums(connection)?;
