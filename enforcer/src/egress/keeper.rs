@@ -3,7 +3,7 @@
 //! A name is looked up when the first bottle needs it, and again when its time to live is over. One without an address
 //! opens nothing, which is said once, until it has one. Not here: what a rule means (`merge`), and how long an address
 //! counts (`names`).
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -51,6 +51,27 @@ struct State {
     bottles: BTreeMap<u32, Confined>,
     names: BTreeMap<String, Known>,
     resolver: Arc<Resolver>,
+    /// What every bottle's entries were last written by.
+    written: Reachable,
+    /// Slots whose entries could not all be written.
+    unwritten: BTreeSet<u32>,
+}
+
+/// What the entries of bottles depend on beside the rules: the DNS servers, and the addresses of names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Reachable {
+    servers: Vec<IpAddr>,
+    names: BTreeMap<String, Vec<IpAddr>>,
+}
+
+impl State {
+    fn reachable(&self, now: Instant) -> Reachable {
+        let addresses = |(name, known): (&String, &Known)| (name.clone(), known.addresses(now).collect());
+        Reachable {
+            servers: self.resolver.servers().to_vec(),
+            names: self.names.iter().map(addresses).collect(),
+        }
+    }
 }
 
 impl Keeper {
@@ -58,7 +79,13 @@ impl Keeper {
     #[must_use]
     pub fn new(kernel: Arc<dyn Kernel>, rules: Vec<EgressRule>, servers: Vec<IpAddr>) -> Self {
         let resolver = Arc::new(Resolver::new(&servers));
-        let state = Mutex::new(State { bottles: BTreeMap::new(), names: BTreeMap::new(), resolver });
+        let state = Mutex::new(State {
+            bottles: BTreeMap::new(),
+            names: BTreeMap::new(),
+            resolver,
+            written: Reachable::default(),
+            unwritten: BTreeSet::new(),
+        });
         Self { kernel, rules, servers, state, changed: Notify::new() }
     }
 
@@ -70,7 +97,7 @@ impl Keeper {
     pub fn take_over(&self, bottles: impl IntoIterator<Item = Confined>) -> Result<(), KernelError> {
         let mut state = self.state();
         for bottle in bottles.into_iter().filter(|bottle| bottle.mode != Egress::Open) {
-            self.write(&state, &bottle)?;
+            self.write(&state.reachable(Instant::now()), &bottle)?;
             state.bottles.insert(bottle.slot, bottle);
         }
         Ok(())
@@ -94,8 +121,7 @@ impl Keeper {
         }
         let (slot, warnings) = (bottle.slot, self.warnings(&bottle));
         let mut state = self.state();
-        let written = self.write(&state, &bottle);
-        if let Err(error) = written {
+        if let Err(error) = self.write(&state.reachable(Instant::now()), &bottle) {
             drop(state);
             self.release(slot)?;
             return Err(error);
@@ -113,6 +139,7 @@ impl Keeper {
     pub fn release(&self, slot: u32) -> Result<(), KernelError> {
         let mut state = self.state();
         state.bottles.remove(&slot);
+        state.unwritten.remove(&slot);
         self.kernel.set_allowed(slot, &[])
     }
 
@@ -120,7 +147,11 @@ impl Keeper {
     pub async fn keep_fresh(self: Arc<Self>, stop: CancellationToken, tell: impl Fn(String)) {
         loop {
             self.look_up(self.due_names()).await.into_iter().for_each(&tell);
-            self.write_all().into_iter().for_each(&tell);
+            let keeper = self.clone();
+            match tokio::task::spawn_blocking(move || keeper.write_all()).await {
+                Ok(failures) => failures.into_iter().for_each(&tell),
+                Err(error) => tracing::error!(%error, "what bottles may reach was not written"),
+            }
             let pause = self.pause();
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -249,31 +280,41 @@ impl Keeper {
         self.state().resolver = resolver;
     }
 
-    /// Writes what every bottle may reach now; what could not be written stays closed, and is said.
+    /// Writes what every bottle may reach now, where that has changed. What could not be written stays closed, is tried
+    /// again, and is said once.
     fn write_all(&self) -> Vec<String> {
-        let state = self.state();
-        let failed = |bottle: &Confined| {
-            let error = self.write(&state, bottle).err()?;
-            Some(format!("what {} may reach could not all be written: {error}", bottle.name))
-        };
-        state.bottles.values().filter_map(failed).collect()
+        let mut state = self.state();
+        let reachable = state.reachable(Instant::now());
+        if reachable == state.written && state.unwritten.is_empty() {
+            return Vec::new();
+        }
+        let mut news = Vec::new();
+        let mut unwritten = BTreeSet::new();
+        for bottle in state.bottles.values() {
+            if let Err(error) = self.write(&reachable, bottle) {
+                unwritten.insert(bottle.slot);
+                if !state.unwritten.contains(&bottle.slot) {
+                    news.push(format!("what {} may reach could not all be written: {error}", bottle.name));
+                }
+            }
+        }
+        (state.written, state.unwritten) = (reachable, unwritten);
+        news
     }
 
-    fn write(&self, state: &State, bottle: &Confined) -> Result<(), KernelError> {
-        self.kernel.set_allowed(bottle.slot, &self.entries(state, bottle.mode))
+    fn write(&self, reachable: &Reachable, bottle: &Confined) -> Result<(), KernelError> {
+        self.kernel.set_allowed(bottle.slot, &self.entries(reachable, bottle.mode))
     }
 
     /// What a mode lets through: the DNS servers, and in mode `allowlist` what the rules say.
-    fn entries(&self, state: &State, mode: Egress) -> Vec<Allowed> {
-        let now = Instant::now();
-        let servers = state.resolver.servers().iter().map(|ip| (Range::from(*ip), Opening::Dns));
+    fn entries(&self, reachable: &Reachable, mode: Egress) -> Vec<Allowed> {
+        let servers = reachable.servers.iter().map(|ip| (Range::from(*ip), Opening::Dns));
         let rules = self.rules.iter().filter(|_| mode == Egress::Allowlist).flat_map(|rule| {
             let opening = rule.port.map_or(Opening::AnyPort, Opening::Port);
             let ranges: Vec<Range> = match &rule.to {
                 Target::Range(range) => vec![*range],
                 Target::Name(name) => {
-                    let known = state.names.get(name);
-                    known.into_iter().flat_map(|known| known.addresses(now)).map(Range::from).collect()
+                    reachable.names.get(name).into_iter().flatten().copied().map(Range::from).collect()
                 }
             };
             ranges.into_iter().map(move |range| (range, opening))
