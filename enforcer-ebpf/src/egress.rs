@@ -42,28 +42,20 @@ pub fn may_send(socket: &SockAddrContext, bottle: &Bottle, slot: u32, to: &Desti
     !is_confined(bottle) || may_reach(slot, Some(homes::note(socket)), &to.ip, to.port)
 }
 
-/// Whether a packet may leave. What has no port to be judged by may not: other protocols, fragments (the kernel
-/// fragments after this hook), and what hides behind extension headers.
+/// Whether a packet of a confined bottle may leave. What has no port to be judged by may not: other protocols,
+/// fragments (the kernel fragments after this hook), and what hides behind extension headers.
 #[inline(always)]
-pub fn may_leave(packet: &SkBuffContext, bottle: &Bottle, slot: u32) -> bool {
-    if !is_confined(bottle) {
-        return true;
-    }
-    let Some(header) = Header::read(packet) else { return false };
+pub fn may_leave(packet: &SkBuffContext, header: &Header, bottle: &Bottle, slot: u32) -> bool {
     if header.hides_ports || !header.has_ports() {
         return false;
     }
     let Some((_, port)) = header.ports(packet) else { return false };
-    let home = homes::of_packet(packet);
-    (header.protocol == TCP && is_meter(bottle, home, &header.destination, port))
-        || may_reach(slot, home, &header.destination, port)
-}
-
-/// Whether this is the meter's listener in the host's namespace, or in the socket's own.
-#[inline(always)]
-fn is_meter(bottle: &Bottle, home: Option<u64>, ip: &[u32; 4], port: u32) -> bool {
-    is_endpoint(ip, port, &endpoint(&bottle.meter))
-        || home.and_then(place::of).is_some_and(|place| is_endpoint(ip, port, &endpoint(&place.meter)))
+    let (ip, is_tcp) = (&header.destination, header.protocol == TCP);
+    if (is_tcp && is_endpoint(ip, port, &endpoint(&bottle.meter))) || is_listed(slot, ip, port) {
+        return true;
+    }
+    // elsewhere than on the host the meter is on loopback as well
+    is_loopback(ip) && homes::of_packet(packet).is_some_and(is_own)
 }
 
 /// Whether the bottle is under lockdown.

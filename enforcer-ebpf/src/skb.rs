@@ -4,7 +4,7 @@
 //! from before pass it by. So what leaves is looked at too, where the redirect is on.
 use aya_ebpf::programs::SkBuffContext;
 use enforcer_ebpf::address::{is_endpoint_anywhere, is_endpoint_ip_anywhere, is_redirected};
-use enforcer_ebpf::{Bottle, FLAG_REDIRECT, MAPPED};
+use enforcer_ebpf::{Bottle, FLAG_LOCKDOWN, FLAG_REDIRECT, MAPPED};
 
 use crate::events::{self, Subject};
 use crate::lane::is_far_end;
@@ -67,17 +67,21 @@ fn judge(packet: &SkBuffContext, direction: Direction) -> i32 {
     DROP
 }
 
-/// Whether a packet of an open bottle may leave.
+/// Whether a packet of an open bottle may leave. One that cannot be read may not, where anything is to be judged.
 #[inline(always)]
 fn is_let_out(packet: &SkBuffContext, bottle: &Bottle, slot: u32) -> bool {
-    (read(&bottle.flags) & FLAG_REDIRECT == 0 || is_not_around_meter(packet, bottle))
-        && egress::may_leave(packet, bottle, slot)
+    let flags = read(&bottle.flags);
+    if flags & (FLAG_REDIRECT | FLAG_LOCKDOWN) == 0 {
+        return true;
+    }
+    let Some(header) = Header::read(packet) else { return false };
+    (flags & FLAG_REDIRECT == 0 || is_not_around_meter(packet, &header, bottle))
+        && (flags & FLAG_LOCKDOWN == 0 || egress::may_leave(packet, &header, bottle, slot))
 }
 
-/// Whether a packet neither goes around the meter nor speaks as the meter. One that cannot be read does.
+/// Whether a packet neither goes around the meter nor speaks as the meter.
 #[inline(always)]
-fn is_not_around_meter(packet: &SkBuffContext, bottle: &Bottle) -> bool {
-    let Some(header) = Header::read(packet) else { return false };
+fn is_not_around_meter(packet: &SkBuffContext, header: &Header, bottle: &Bottle) -> bool {
     let redirected = is_redirected(&header.destination);
     if header.hides_ports {
         return !redirected;

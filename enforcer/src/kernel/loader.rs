@@ -71,15 +71,16 @@ impl Loader {
     /// Loads into the prepared directories.
     fn load(pins: Pins) -> Result<Self, KernelError> {
         check_shapes(&pins)?;
-        let btf = Btf::from_sys_fs().ok();
+        // aya reads it too, and keeps it to itself; the optional hook needs it
+        let btf = std::thread::spawn(|| Btf::from_sys_fs().ok());
         let mut ebpf = EbpfLoader::new()
-            .btf(btf.as_ref())
             .default_map_pin_directory(pins.root())
             .map_pin_path(ORIGINALS, pins.root().join(ORIGINALS))
             .map_pin_path(HOMES, pins.root().join(HOMES))
             .load(OBJECT)
             .map_err(|error| refused("cannot load the kernel programs", &error))?;
         let programs = load_programs(&mut ebpf)?;
+        let btf = btf.join().ok().flatten();
         let bottles = take::<Array<MapData, Bottle>>(&mut ebpf, "BOTTLES")?;
         let table = Table::map(bottles.map().fd().as_fd()).map_err(|source| KernelError::Io {
             what: "cannot map the table of bottles".to_owned(),
