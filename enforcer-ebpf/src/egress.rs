@@ -9,7 +9,9 @@
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
 use enforcer_ebpf::address::{is_endpoint, is_loopback};
-use enforcer_ebpf::{ALLOW_ANY_PORT, ALLOW_DNS, ALLOW_PORTS, AllowKey, Bottle, FLAG_LOCKDOWN, LISTENER_HOST};
+use enforcer_ebpf::{
+    ALLOW_ANY_PORT, ALLOW_DNS, ALLOW_PORTS, AllowKey, Bottle, FLAG_LOCKDOWN, LISTENER_HOST, Place,
+};
 
 use crate::connect::is_for_meter;
 use crate::skb::Header;
@@ -33,13 +35,13 @@ pub fn may_connect(socket: &SockAddrContext, bottle: &Bottle, slot: u32, to: &De
         return to.protocol == UDP;
     }
     // what is redirected, or refused where it cannot be, is the redirect's to say
-    is_for_meter(to, bottle, place::of(cookie)) || may_reach(slot, Some(cookie), &to.ip, to.port)
+    is_for_meter(to, bottle, place::of(cookie)) || may_reach(slot, cookie, &to.ip, to.port)
 }
 
 /// Whether a datagram may be sent there.
 #[inline(always)]
 pub fn may_send(socket: &SockAddrContext, bottle: &Bottle, slot: u32, to: &Destination) -> bool {
-    !is_confined(bottle) || may_reach(slot, Some(homes::note(socket)), &to.ip, to.port)
+    !is_confined(bottle) || may_reach(slot, homes::note(socket), &to.ip, to.port)
 }
 
 /// Whether a packet of a confined bottle may leave. What has no port to be judged by may not: other protocols,
@@ -54,8 +56,12 @@ pub fn may_leave(packet: &SkBuffContext, header: &Header, bottle: &Bottle, slot:
     if (is_tcp && is_endpoint(ip, port, &endpoint(&bottle.meter))) || is_listed(slot, ip, port) {
         return true;
     }
-    // elsewhere than on the host the meter is on loopback as well
-    is_loopback(ip) && homes::of_packet(packet).is_some_and(is_own)
+    if !is_loopback(ip) {
+        return false;
+    }
+    // the host's meter may have a second address on loopback, which only its place tells
+    let place = homes::of_packet(packet).and_then(place::of);
+    place.is_some_and(|place| is_own(place) || (is_tcp && is_endpoint(ip, port, &endpoint(&place.meter))))
 }
 
 /// Whether the bottle is under lockdown.
@@ -66,14 +72,14 @@ pub fn is_confined(bottle: &Bottle) -> bool {
 
 /// Whether the allow-list names this destination, or it is the bottle's own loopback.
 #[inline(always)]
-fn may_reach(slot: u32, cookie: Option<u64>, ip: &[u32; 4], port: u32) -> bool {
-    is_listed(slot, ip, port) || (is_loopback(ip) && cookie.is_some_and(is_own))
+fn may_reach(slot: u32, cookie: u64, ip: &[u32; 4], port: u32) -> bool {
+    is_listed(slot, ip, port) || (is_loopback(ip) && place::of(cookie).is_some_and(is_own))
 }
 
-/// Whether the namespace of this cookie is known to be another than the host's.
+/// Whether this is the place of another namespace than the host's.
 #[inline(always)]
-fn is_own(cookie: u64) -> bool {
-    place::of(cookie).is_some_and(|place| read(&place.listener) != LISTENER_HOST)
+fn is_own(place: &Place) -> bool {
+    read(&place.listener) != LISTENER_HOST
 }
 
 /// Looks the destination up. The longest prefix alone is found; its entry lists what shorter ones do, too.

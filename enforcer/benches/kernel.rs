@@ -16,10 +16,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use aya::programs::{ProgramInfo, loaded_programs};
+use aya::programs::ProgramInfo;
 use aya::sys::{Stats, enable_stats};
 use enforcer::bottle::cgroup::{self, Cgroup};
 use enforcer::kernel::loader::{Loader, unpin_all};
+use enforcer::kernel::pins;
 use enforcer::kernel::{Allowed, AllowedPorts, Guard, Kernel as _, Place, namespace_cookie};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -157,17 +158,18 @@ impl Bench {
         let times = shared::<Times>();
         let sender = Inside::sending(&self.cgroup, receiver.local_addr().unwrap(), times);
         std::thread::sleep(Duration::from_millis(200));
-        packet("egress of an open bottle, redirect on");
+        let egress = Path::new(pins::BPFFS).join(format!("enforcer-{}/progs/enforcer_egress", self.instance));
+        packet("egress of an open bottle, redirect on", &egress);
         loader.set_lease(1, Some(Duration::from_secs(60)));
         loader.beat();
-        packet("egress of an open bottle, redirect on, with a lease");
+        packet("egress of an open bottle, redirect on, with a lease", &egress);
         loader.set_lease(1, None);
         loader.refresh(Guard { redirect: false, ..guard(1) });
-        packet("egress of an open bottle, redirect off");
+        packet("egress of an open bottle, redirect off", &egress);
         let any = AllowedPorts { any: true, ..AllowedPorts::default() };
         loader.set_allowed(1, &[Allowed { range: "127.0.0.0/8".parse().unwrap(), ports: any }]).unwrap();
         loader.refresh(Guard { lockdown: true, ..guard(1) });
-        packet("egress of an open bottle under lockdown, redirect on");
+        packet("egress of an open bottle under lockdown, redirect on", &egress);
         loader.set_allowed(1, &[]).unwrap();
         loader.refresh(guard(1));
         let mut leaked = 0;
@@ -196,18 +198,12 @@ impl Drop for Bench {
     }
 }
 
-/// Time in the egress program by the kernel's own statistics (which add some 30 ns to every run).
-fn packet(what: &str) {
-    let egress = || -> ProgramInfo {
-        let newest = loaded_programs()
-            .filter_map(Result::ok)
-            .filter(|program| program.name_as_str() == Some("enforcer_egress"));
-        newest.max_by_key(ProgramInfo::id).unwrap()
-    };
+/// Time in an egress program by the kernel's own statistics (which add some 30 ns to every run).
+fn packet(what: &str, program: &Path) {
     let statistics = enable_stats(Stats::RunTime).unwrap();
-    let before = egress();
+    let before = ProgramInfo::from_pin(program).unwrap();
     std::thread::sleep(PACKETS_FOR);
-    let after = egress();
+    let after = ProgramInfo::from_pin(program).unwrap();
     drop(statistics);
     let runs = after.run_count() - before.run_count();
     let time = after.run_time() - before.run_time();
