@@ -21,7 +21,7 @@ use aya::sys::{Stats, enable_stats};
 use enforcer::bottle::cgroup::{self, Cgroup};
 use enforcer::kernel::loader::{Loader, unpin_all};
 use enforcer::kernel::pins;
-use enforcer::kernel::{Guard, Kernel as _, Place, namespace_cookie};
+use enforcer::kernel::{Allowed, AllowedPorts, Guard, Kernel as _, Place, namespace_cookie};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::time::{ClockId, clock_gettime};
@@ -166,6 +166,11 @@ impl Bench {
         loader.set_lease(1, None);
         loader.refresh(Guard { redirect: false, ..guard(1) });
         packet("egress of an open bottle, redirect off", &egress);
+        let any = AllowedPorts { any: true, ..AllowedPorts::default() };
+        loader.set_allowed(1, &[Allowed { range: "127.0.0.0/8".parse().unwrap(), ports: any }]).unwrap();
+        loader.refresh(Guard { lockdown: true, ..guard(1) });
+        packet("egress of an open bottle under lockdown, redirect on", &egress);
+        loader.set_allowed(1, &[]).unwrap();
         loader.refresh(guard(1));
         let mut leaked = 0;
         let rounds = (0..FLIPS).map(|_| {

@@ -23,6 +23,7 @@ use crate::ca::{self, Ca};
 use crate::control::api::Problem;
 use crate::control::server;
 use crate::core::{self, CoreHandle, Listener, Message};
+use crate::egress::{Confined, Keeper};
 use crate::error::{Exit, Failure};
 use crate::kernel::Kernel;
 use crate::kernel::loader::Loader;
@@ -99,6 +100,12 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     let kernel: Arc<dyn Kernel> = Arc::new(Loader::open(state.instance())?);
     kernel.set_place(cookie, &listener.place())?;
 
+    let egress = Arc::new(Keeper::new(kernel.clone(), settings.allow.clone(), settings.resolvers.clone()));
+    egress.take_over(snapshot.attachments.iter().map(|(attachment, _)| Confined {
+        slot: attachment.slot,
+        name: attachment.name.clone(),
+        mode: attachment.egress,
+    }))?;
     let (writer, writing) = Writer::spawn(Box::new(ledger));
     let (changes, changed) = broadcast::channel(CHANGES_KEPT);
     let parts = core::Parts { settings: settings.clone(), kernel: kernel.clone(), writer, listener, changes };
@@ -115,6 +122,7 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     let parts = registry::Parts {
         core: core.clone(),
         kernel,
+        egress: egress.clone(),
         settings,
         listener,
         meter: meter.clone(),
@@ -128,6 +136,10 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     awaited.look().await;
     let stop = CancellationToken::new();
     let awaiting = awaited.start(stop.clone());
+    let audit = core.clone();
+    tokio::spawn(egress.keep_fresh(stop.clone(), move |detail| {
+        audit.tell(Message::Warn { bottle: None, detail, failed: false });
+    }));
     let answering = tokio::spawn(control.serve(registry, stop.clone()));
     wait_for_meter(&meter).await;
     tell_service_manager(&[sd_notify::NotifyState::Ready]);
@@ -198,6 +210,7 @@ fn meter_config(settings: &Settings, extra_roots_pem: String) -> Config {
         hold_ms: millis(settings.hold),
         settle_timeout_ms: millis(SETTLE_TIMEOUT),
         allow_private: settings.allow_private.clone(),
+        allow: settings.allow.clone(),
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use meter_proxy::egress::EgressMode;
 use meter_proxy::protocol::{
     self, BottleRef, Config, Identity, MAX_DESCRIPTORS, OWN_LISTENER, ToController, ToMeter,
 };
@@ -85,7 +86,8 @@ fn play(socket: &OwnedFd, found: &mpsc::Sender<(u32, SocketAddr)>, ready: &mpsc:
             ToController::Ready { .. } => ready.send(()).unwrap(),
             ToController::Identify { question, peer, listener, .. } => {
                 let bottle = BottleRef { slot: 1, generation: 1 };
-                let identity = Some(Identity { bottle, name: "b".into(), original: None });
+                let identity =
+                    Some(Identity { bottle, name: "b".into(), original: None, egress: EgressMode::Open });
                 let answer = ToMeter::Identified { question, identity };
                 // the meter may be gone by now, and so may the test
                 drop(protocol::send(socket.as_fd(), &answer, &[]));
@@ -106,6 +108,7 @@ fn config() -> Config {
         hold_ms: 1_000,
         settle_timeout_ms: 1_000,
         allow_private: Vec::new(),
+        allow: Vec::new(),
     }
 }
 

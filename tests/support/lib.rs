@@ -9,6 +9,7 @@
 pub mod agent;
 pub mod cgroup;
 pub mod clock;
+pub mod dns;
 pub mod encoding;
 pub mod enforcer;
 pub mod namespace;

@@ -187,6 +187,15 @@ pub enum Message {
         /// Done.
         reply: oneshot::Sender<Result<(), Problem>>,
     },
+    /// Something that the operator should read in the audit.
+    Warn {
+        /// Whom it concerns.
+        bottle: Option<String>,
+        /// One line.
+        detail: String,
+        /// Whether it is something that did not work.
+        failed: bool,
+    },
     /// What is attached and in which state?
     View {
         /// All bottles, by name, and why requests are refused although the meter serves.
@@ -393,6 +402,7 @@ impl Core {
                 self.cut_by_order(&name, order, by, received, reply)
             }
             Message::Restore { name, order, by, reply } => self.restore(&name, &order, by, reply),
+            Message::Warn { bottle, detail, failed } => self.warn(bottle, detail, failed),
             Message::View { reply } => {
                 let closed = self.behind().or_else(|| self.closed.clone());
                 answer(reply, (self.view(), closed));
