@@ -3,3 +3,4 @@ pub mod cgroup;
 pub mod home;
 pub mod launch;
 pub mod registry;
+pub mod seccomp;
