@@ -180,7 +180,7 @@ fn tell_and_wait(action: &dyn Fn() -> io::Result<()>, mut told: PipeWriter, mut 
     let word = word(action());
     if told.write_all(word.as_bytes()).is_ok() {
         drop(told);
-        held.read(&mut [0]).ok();
+        held.read_exact(&mut [0]).ok();
     }
 }
 
