@@ -10,6 +10,7 @@ pub mod control;
 pub mod core;
 pub mod daemon;
 pub mod error;
+pub mod escape;
 pub mod kernel;
 pub mod ledger;
 pub mod meter;

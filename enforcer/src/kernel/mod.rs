@@ -10,6 +10,7 @@ pub mod pins;
 pub mod probe;
 mod sys;
 mod table;
+pub mod throwaway;
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
