@@ -8,6 +8,7 @@ mod heart;
 pub mod loader;
 pub mod pins;
 pub mod probe;
+pub mod sock_diag;
 mod sys;
 mod table;
 pub mod throwaway;
