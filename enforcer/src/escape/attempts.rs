@@ -108,7 +108,7 @@ const METERED: Attempt = Attempt {
 };
 const FREE: Attempt = Attempt { is_metered: false, ..METERED };
 /// A family of its own, which no hook on packets sees.
-const UNSEEN: &str = "`enforcer run` does (its seccomp filter)";
+const UNSEEN: &str = "the filter of `enforcer run`";
 
 /// Every way out that is tried.
 pub const ATTEMPTS: &[Attempt] = &[
@@ -142,7 +142,7 @@ pub const ATTEMPTS: &[Attempt] = &[
     Attempt {
         name: "TCP :443 by a socket from before",
         stand: Stand::WithOldSocket,
-        closed_by: Some("`enforcer run` hands no sockets on; `attach` reports those of running processes"),
+        closed_by: Some("`enforcer run`, which hands none on; `attach` reports those of running processes"),
         act: |to| tcp(&to, 443),
         ..METERED
     },

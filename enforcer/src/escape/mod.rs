@@ -49,7 +49,7 @@ impl Family {
 }
 
 /// What the bottle is while an attempt is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// Egress mode `open`: what is metered goes to the meter, all else passes.
@@ -58,6 +58,18 @@ pub enum State {
     Metered,
     /// Cut: nothing passes.
     Cut,
+}
+
+impl State {
+    /// As in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Metered => "metered",
+            Self::Cut => "cut",
+        }
+    }
 }
 
 /// One line of the table.
@@ -123,13 +135,13 @@ fn judge(attempt: &Attempt, family: Family, state: State, outcome: &Outcome) -> 
     let detail = match word {
         Word::Missing(why) => format!("not applicable: {why}"),
         _ if granted => "it is granted".to_owned(),
-        _ if !closed => format!("{astray} packets got out, {} bytes beside the meter", heard.bytes),
+        _ if !closed => format!("packets got out: {astray}, bytes beside the meter: {}", heard.bytes),
         Word::Refused(why) if heard.at_meter == 0 => format!("refused: {why}"),
         _ if heard.at_meter > 0 => "sent to the meter".to_owned(),
         _ => "nothing arrived".to_owned(),
     };
     let detail = match attempt.closed_by {
-        Some(what) if !closed => format!("{detail}; what closes it: {what}"),
+        Some(what) if !closed => format!("{detail}; closed by {what}"),
         _ => detail,
     };
     let (tried, promised) = (!matches!(word, Word::Missing(_)), attempt.closed_by.is_none());

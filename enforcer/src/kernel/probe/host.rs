@@ -145,7 +145,10 @@ pub(super) fn filter() -> Outcome {
         return Ok("`run` refuses the sockets that the hooks do not see".to_owned());
     }
     let hint = "a kernel with CONFIG_SECCOMP_FILTER is needed for `run`; `attach` works without";
-    Err(Failure { what: "the filter of `run` is refused, or refuses nothing".to_owned(), hint: Some(hint.to_owned()) })
+    Err(Failure {
+        what: "the filter of `run` is refused, or refuses nothing".to_owned(),
+        hint: Some(hint.to_owned()),
+    })
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Processes of the probes: forked, inside the trial's cgroup or not, doing one thing each.
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
 
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
@@ -56,5 +57,19 @@ pub(super) fn refused<T>(outcome: io::Result<T>) -> io::Result<()> {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
         Err(error) => Err(error),
         Ok(_) => Err(ErrorKind::Other.into()),
+    }
+}
+
+/// Accepts one connection from inside, waiting as long as it may take.
+pub(super) fn accept(listener: &TcpListener, patience: Duration) -> io::Result<(TcpStream, SocketAddr)> {
+    listener.set_nonblocking(true)?;
+    let end = Instant::now() + patience;
+    loop {
+        match listener.accept() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            result => return result,
+        }
     }
 }

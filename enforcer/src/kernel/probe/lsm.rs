@@ -41,7 +41,9 @@ fn hint(error: &io::Error) -> &'static str {
         Some(libc::EPERM) => {
             "the kernel or its lockdown forbids LSM programs: what packets do not show is closed by `run` alone"
         }
-        _ => "a kernel with CONFIG_BPF_LSM and BTF has it: without, what packets do not show is closed by `run` alone",
+        _ => {
+            "a kernel with CONFIG_BPF_LSM and BTF has it: without, what packets do not show is closed by `run` alone"
+        }
     }
 }
 

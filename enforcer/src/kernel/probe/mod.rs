@@ -96,7 +96,7 @@ const TRIAL: [Feature<Trial>; 13] = [
     required("takeover", Trial::takeover),
     optional("freeze", |trial| cgroups::freeze(trial.cgroup())),
     optional("kill", |trial| cgroups::kill(trial.cgroup())),
-    optional("socket lists", |trial| sockets::lists(trial.cgroup())),
+    optional("socket lists", sockets::lists),
     optional("aborting sockets", |_| sockets::aborts()),
     optional("LSM", |trial| lsm::fires(trial.cgroup())),
 ];

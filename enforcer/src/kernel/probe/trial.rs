@@ -2,14 +2,14 @@
 use std::io::{self, ErrorKind, Read as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use enforcer_ebpf::{EVENT_CUT, LISTENER_HOST};
 
 use super::super::table::address_words;
 use super::super::throwaway::Throwaway;
 use super::super::{Flow, Guard, Kernel as _, Place, namespace_cookie};
-use super::inside::{connect_from_loopback, ended_well, fork_in, refused};
+use super::inside::{accept, connect_from_loopback, ended_well, fork_in, refused};
 use super::{Failure, Outcome, failure};
 use crate::bottle::cgroup::Cgroup;
 
@@ -38,6 +38,12 @@ impl Trial {
     }
 
     pub(super) fn cgroup(&self) -> &Cgroup {
+        &self.bottle.cgroup
+    }
+
+    /// The bottle's cgroup, with a way out.
+    pub(super) fn opened(&self) -> &Cgroup {
+        self.bottle.loader.open(SLOT);
         &self.bottle.cgroup
     }
 
@@ -133,7 +139,7 @@ impl Trial {
 
     /// What is known of the next connection to the listener; closes it.
     fn accepted_flow(&self) -> io::Result<Option<Flow>> {
-        let (_stream, peer) = accept(&self.listener)?;
+        let (_stream, peer) = accept(&self.listener, ARRIVAL)?;
         Ok(self.bottle.loader.flow(peer, self.listener.local_addr()?, LISTENER_HOST))
     }
 
@@ -152,13 +158,16 @@ impl Trial {
             let deceived = ended_well(client)?;
             let original = flow?.map(|flow| (flow.original_ip, flow.original_port));
             if original != Some((address_words(asked.ip()), 443)) {
-                return Err(failure(format!("a redirected connection to {asked} arrives without its address")));
+                return Err(failure(format!(
+                    "a redirected connection to {asked} arrives without its address"
+                )));
             }
             if !deceived {
                 return Err(failure(format!("a redirected connection to {asked} names another peer")));
             }
         }
-        Ok("connections to :443 of public addresses arrive at the meter, with the address asked for".to_owned())
+        Ok("connections to :443 of public addresses arrive at the meter, with the address asked for"
+            .to_owned())
     }
 
     /// What a bottle must not do has to fail at once.
@@ -199,19 +208,5 @@ impl Trial {
             self.must_hear(open, "taken-over")?;
         }
         Ok("attached programs are replaced, and a cut stays cut".to_owned())
-    }
-}
-
-/// Accepts one connection, waiting as long as a packet may take.
-fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
-    listener.set_nonblocking(true)?;
-    let end = Instant::now() + ARRIVAL;
-    loop {
-        match listener.accept() {
-            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < end => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            result => return result,
-        }
     }
 }
