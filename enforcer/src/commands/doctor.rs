@@ -211,6 +211,37 @@ fn lines(checks: &[Check]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::escape::{Family, State};
+
+    fn escape(attempt: &'static str, family: Family, bottle: State) -> Escape {
+        let detail = "d".to_owned();
+        Escape { attempt, family, bottle, closed: true, tried: true, promised: true, detail }
+    }
+
+    #[test]
+    fn only_what_got_out_needs_words() {
+        let beyond = Escape { closed: false, promised: false, ..escape("frame", Family::Packet, State::Cut) };
+        let escapes = [
+            escape("tcp", Family::Ip6, State::Open),
+            escape("tcp", Family::Ip4, State::Open),
+            beyond.clone(),
+            Escape { closed: false, ..escape("udp", Family::Ip4, State::Open) },
+            escape("tcp", Family::Ip4, State::Cut),
+            Escape { closed: false, ..escape("udp", Family::Ip4, State::Cut) },
+            Escape { tried: false, ..escape("sctp", Family::Ip4, State::Cut) },
+        ];
+        assert_eq!(
+            escape_table(&escapes),
+            "\nESCAPE   BY     IN       DETAIL\nclosed   tcp    ip4 ip6\nopen     frame  packet   cut: d\n\
+             ESCAPED  udp    ip4      open, cut: d\nn/a      sctp   ip4      d\n"
+        );
+        assert_eq!(escape_table(&[]), "");
+        let check = judged(&escapes);
+        assert!(!check.ok && check.required);
+        assert_eq!(check.detail, "2 of 6 attempts got out; the first: udp, bottle open");
+        assert!(judged(&[beyond]).ok, "what is not promised breaks no promise");
+        assert_eq!(judged(&escapes[..2]).detail, "none of 2 attempts got out");
+    }
 
     #[test]
     fn what_fails_and_what_is_only_missing_look_different() {

@@ -147,3 +147,77 @@ fn judge(attempt: &Attempt, family: Family, state: State, outcome: &Outcome) -> 
     let (tried, promised) = (!matches!(word, Word::Missing(_)), attempt.closed_by.is_none());
     Escape { attempt: attempt.name, family, bottle: state, closed, tried, promised, detail }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::far_end::Heard;
+    use super::*;
+
+    const SILENCE: Heard = Heard { at_meter: 0, elsewhere: 0, bytes: 0 };
+    const AT_METER: Heard = Heard { at_meter: 3, ..SILENCE };
+    const ASTRAY: Heard = Heard { at_meter: 3, elsewhere: 1, bytes: 40 };
+
+    fn verdict(name: &str, state: State, word: Word, heard: Heard) -> Escape {
+        let attempt = ATTEMPTS.iter().find(|attempt| attempt.name == name).unwrap();
+        judge(attempt, attempt.families[0], state, &Outcome { word, heard })
+    }
+
+    fn refused() -> Word {
+        Word::Refused("EPERM".to_owned())
+    }
+
+    #[test]
+    fn what_arrives_beside_the_meter_got_out_whatever_the_sender_says() {
+        for state in [State::Open, State::Metered, State::Cut] {
+            for word in [Word::Granted, refused()] {
+                let escape = verdict("QUIC", state, word, ASTRAY);
+                assert!(escape.is_broken_promise() && escape.tried, "{escape:?}");
+            }
+            let silent = verdict("QUIC", state, Word::Granted, SILENCE);
+            assert!(silent.closed && silent.detail == "nothing arrived", "{silent:?}");
+            assert_eq!(verdict("QUIC", state, refused(), SILENCE).detail, "refused: EPERM");
+        }
+    }
+
+    #[test]
+    fn the_meter_may_hear_of_all_but_a_cut_bottle() {
+        for state in [State::Open, State::Metered] {
+            let escape = verdict("TCP :443", state, refused(), AT_METER);
+            assert!(escape.closed && escape.detail == "sent to the meter", "{escape:?}");
+        }
+        assert!(verdict("TCP :443", State::Cut, refused(), AT_METER).is_broken_promise());
+    }
+
+    #[test]
+    fn what_no_far_end_can_hear_is_open_when_it_is_granted() {
+        let port = "taking the meter's port";
+        assert!(verdict(port, State::Cut, Word::Granted, SILENCE).is_broken_promise());
+        assert!(verdict(port, State::Cut, refused(), SILENCE).closed);
+    }
+
+    #[test]
+    fn what_hooks_cannot_see_is_open_and_says_what_closes_it() {
+        let frame = verdict("TCP :443 in a frame", State::Cut, Word::Granted, ASTRAY);
+        assert!(!frame.closed && !frame.is_broken_promise());
+        assert!(frame.detail.ends_with("closed by the filter of `enforcer run`"), "{frame:?}");
+        let held = verdict("TCP :443 in a frame", State::Cut, refused(), SILENCE);
+        assert!(held.closed && !held.detail.contains("closed by"), "{held:?}");
+    }
+
+    #[test]
+    fn what_the_kernel_has_not_is_not_applicable() {
+        let missing = verdict("SCTP", State::Cut, Word::Missing("not loaded".to_owned()), SILENCE);
+        assert!(missing.closed && !missing.tried);
+        assert_eq!(missing.detail, "not applicable: not loaded");
+    }
+
+    #[test]
+    fn every_attempt_has_a_name_of_its_own_and_a_family() {
+        for (at, attempt) in ATTEMPTS.iter().enumerate() {
+            assert!(!attempt.name.is_empty() && !attempt.families.is_empty());
+            assert!(ATTEMPTS[..at].iter().all(|other| other.name != attempt.name), "{}", attempt.name);
+        }
+        let names = Family::value_variants().iter().map(|family| family.to_possible_value().unwrap());
+        assert!(names.zip(Family::value_variants()).all(|(value, family)| value.get_name() == family.name()));
+    }
+}

@@ -4,14 +4,17 @@
 //! knows of maps, pins or programs.
 mod events;
 pub mod fake;
-mod heart;
+mod hooks;
 pub mod loader;
+mod maps;
 pub mod pins;
 pub mod probe;
+mod refusal;
 pub mod sock_diag;
 mod sys;
 mod table;
 pub mod throwaway;
+mod words;
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
