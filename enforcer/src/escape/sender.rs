@@ -62,7 +62,7 @@ pub fn run(order: &Order) -> io::Result<()> {
     if !network::is_ours() {
         return Err(io::Error::other("not a network of the self-test: nothing is sent here"));
     }
-    say(&match (attempt.act)(target) {
+    say(&match (attempt.act)(&target) {
         Ok(()) => Word::Granted,
         Err(error) => Word::Refused(error.to_string()),
     })

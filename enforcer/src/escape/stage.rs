@@ -38,17 +38,18 @@ pub enum StageError {
     /// It cannot be guarded.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// The operating system said no.
+    /// The operating system said no, or a sender nothing.
     #[error("{what}: {source}")]
     Io {
         /// What was tried.
-        what: &'static str,
+        what: String,
         /// The answer.
         source: io::Error,
     },
 }
 
-fn failed(what: &'static str) -> impl Fn(io::Error) -> StageError {
+fn failed(what: &str) -> impl FnOnce(io::Error) -> StageError {
+    let what = what.to_owned();
     move |source| StageError::Io { what, source }
 }
 
@@ -128,15 +129,15 @@ impl Stage {
     pub fn attempt(&self, attempt: &Attempt, family: Family) -> Result<Outcome, StageError> {
         let mut sender = Sender::start(&self.program, attempt, family, self.bottle.cgroup.path())
             .map_err(failed("a sender"))?;
-        let word = sender.listen().map_err(failed("the sender's first word"))?;
+        let word = sender.listen().map_err(failed(attempt.name))?;
         if word != Word::Ready {
             return Ok(Outcome { word, heard: Heard::default() });
         }
         let own = (attempt.stand == Stand::OwnNetwork).then(|| sender.far_end()).transpose();
-        let own = own.map_err(failed("the sender's own network"))?;
+        let own = own.map_err(failed(attempt.name))?;
         // what came before belongs to nobody's attempt
         self.heard(own.as_ref())?;
-        let word = sender.go().map_err(failed("the sender's last word"))?;
+        let word = sender.go().map_err(failed(attempt.name))?;
         std::thread::sleep(UNDER_WAY);
         Ok(Outcome { word, heard: self.heard(own.as_ref())? })
     }
