@@ -10,7 +10,7 @@ use crate::events::{self, Subject};
 use crate::lane::is_far_end;
 use crate::sock_addr::{TCP, UDP};
 use crate::state::{self, State};
-use crate::{BOTTLES, COUNTERS, endpoint, goes_around, read, slot};
+use crate::{BOTTLES, COUNTERS, egress, endpoint, goes_around, read, slot};
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
@@ -48,7 +48,7 @@ fn judge(packet: &SkBuffContext, direction: Direction) -> i32 {
     let state = state::of(bottle);
     let pass = match state {
         _ if slot == 0 => false,
-        State::Open => direction == Direction::In || is_let_out(packet, bottle),
+        State::Open => direction == Direction::In || is_let_out(packet, bottle, slot),
         State::Answered => is_of_lane(packet, direction, bottle),
         State::Cut | State::Leaseless => false,
     };
@@ -69,8 +69,9 @@ fn judge(packet: &SkBuffContext, direction: Direction) -> i32 {
 
 /// Whether a packet of an open bottle may leave.
 #[inline(always)]
-fn is_let_out(packet: &SkBuffContext, bottle: &Bottle) -> bool {
-    read(&bottle.flags) & FLAG_REDIRECT == 0 || is_not_around_meter(packet, bottle)
+fn is_let_out(packet: &SkBuffContext, bottle: &Bottle, slot: u32) -> bool {
+    (read(&bottle.flags) & FLAG_REDIRECT == 0 || is_not_around_meter(packet, bottle))
+        && egress::may_leave(packet, bottle, slot)
 }
 
 /// Whether a packet neither goes around the meter nor speaks as the meter. One that cannot be read does.
@@ -117,20 +118,20 @@ fn subject(packet: &SkBuffContext, direction: Direction) -> Subject {
 }
 
 /// The network header of a packet, as far as the rules look at it.
-struct Header {
+pub struct Header {
     source: [u32; 4],
-    destination: [u32; 4],
-    protocol: u32,
+    pub destination: [u32; 4],
+    pub protocol: u32,
     /// Bytes up to the transport header.
     length: usize,
     /// The ports are elsewhere: behind an extension header, or in another fragment. The kernel fragments after
     /// this hook, so a fragment here was forged by its sender.
-    hides_ports: bool,
+    pub hides_ports: bool,
 }
 
 impl Header {
     #[inline(always)]
-    fn read(packet: &SkBuffContext) -> Option<Self> {
+    pub fn read(packet: &SkBuffContext) -> Option<Self> {
         // by what the packet is sent as: a raw socket can write any version into its header
         // SAFETY: the kernel's context of this program.
         match u16::from_be(read(unsafe { &(*packet.skb.skb).protocol }) as u16) {
@@ -142,13 +143,13 @@ impl Header {
 
     /// Whether the transport header begins with ports.
     #[inline(always)]
-    fn has_ports(&self) -> bool {
+    pub fn has_ports(&self) -> bool {
         self.protocol == TCP || self.protocol == UDP
     }
 
     /// Source and destination port, host byte order.
     #[inline(always)]
-    fn ports(&self, packet: &SkBuffContext) -> Option<(u32, u32)> {
+    pub fn ports(&self, packet: &SkBuffContext) -> Option<(u32, u32)> {
         let [source, destination] = packet.load::<[u16; 2]>(self.length).ok()?;
         Some((u32::from(u16::from_be(source)), u32::from(u16::from_be(destination))))
     }

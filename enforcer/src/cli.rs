@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp, civil};
 use crate::control::env::Shell;
 use crate::escape::sender::Order;
 use crate::ledger::{GroupBy, UnixMs};
-use crate::settings::{check_name, parse_tokens};
+use crate::settings::{self, check_name, parse_tokens};
 
 /// The brake for coding agents: meters what providers report, and cuts in the kernel.
 #[derive(Debug, Parser)]
@@ -149,7 +149,7 @@ pub struct Guarding {
     /// What a crossed budget does (only cutoff in this version)
     #[arg(long, value_enum)]
     pub policy: Option<Policy>,
-    /// What the bottle may reach besides the meter (only open in this version)
+    /// What the bottle may reach besides the meter: everything, what the settings allow, or nothing
     #[arg(long, value_enum)]
     pub egress: Option<Egress>,
 }
@@ -170,6 +170,16 @@ pub enum Egress {
     Open,
     Allowlist,
     Metered,
+}
+
+impl From<Egress> for settings::Egress {
+    fn from(word: Egress) -> Self {
+        match word {
+            Egress::Open => Self::Open,
+            Egress::Allowlist => Self::Allowlist,
+            Egress::Metered => Self::Metered,
+        }
+    }
 }
 
 /// `run`.

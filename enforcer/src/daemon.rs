@@ -18,6 +18,7 @@ use crate::bottle::registry::{self, Registry};
 use crate::ca::{self, Ca};
 use crate::control::server;
 use crate::core::{self, CoreHandle, Listener, Message};
+use crate::egress::{Confined, Keeper};
 use crate::error::{Exit, Failure};
 use crate::kernel::loader::Loader;
 use crate::kernel::{Kernel, Place, namespace_cookie};
@@ -99,6 +100,12 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
         .map_err(|error| Failure::io("the network namespace of the listening socket", &error))?;
     kernel.set_place(here, &Place::new(listener.id, listener.address))?;
 
+    let egress = Arc::new(Keeper::new(kernel.clone(), settings.allow.clone(), settings.resolvers.clone()));
+    egress.take_over(snapshot.attachments.iter().map(|(attachment, _)| Confined {
+        slot: attachment.slot,
+        name: attachment.name.clone(),
+        mode: attachment.egress,
+    }))?;
     let (writer, writing) = Writer::spawn(Box::new(ledger));
     let (changes, changed) = broadcast::channel(CHANGES_KEPT);
     let parts = core::Parts { settings: settings.clone(), kernel: kernel.clone(), writer, listener, changes };
@@ -114,6 +121,7 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     let parts = registry::Parts {
         core: core.clone(),
         kernel,
+        egress: egress.clone(),
         settings,
         listener,
         meter: meter.clone(),
@@ -123,6 +131,10 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     };
     let registry = Registry::start(parts, reader, changed);
     let stop = CancellationToken::new();
+    let audit = core.clone();
+    tokio::spawn(egress.keep_fresh(stop.clone(), move |detail| {
+        audit.tell(Message::Warn { bottle: None, detail, failed: false });
+    }));
     let answering = tokio::spawn(control.serve(registry, stop.clone()));
     wait_for_meter(&meter).await;
     tell_service_manager(&[sd_notify::NotifyState::Ready]);
@@ -163,6 +175,7 @@ fn meter_config(settings: &Settings, extra_roots_pem: String) -> Config {
         hold_ms: millis(settings.hold),
         settle_timeout_ms: millis(SETTLE_TIMEOUT),
         allow_private: settings.allow_private.clone(),
+        allow: settings.allow.clone(),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod commands;
 pub mod control;
 pub mod core;
 pub mod daemon;
+pub mod egress;
 pub mod error;
 pub mod escape;
 pub mod kernel;

@@ -14,11 +14,12 @@ use crate::audit;
 use crate::control::api::{self, Problem};
 use crate::control::{Controller, Event, env, events};
 use crate::core::{Admission, BottleModel, Change, CoreHandle, Listener, Message};
+use crate::egress::{Confined, Keeper, packets};
 use crate::error::Failure;
 use crate::kernel::Kernel;
 use crate::ledger::{Attachment, FlowRow, LedgerError, Reader, UsageQuery, UsageRow};
 use crate::meter::Meter;
-use crate::settings::{self, Policy, Settings};
+use crate::settings::{self, Egress, Policy, Settings};
 
 /// What the registry works with.
 pub struct Parts {
@@ -26,6 +27,8 @@ pub struct Parts {
     pub core: CoreHandle,
     /// Hooks and counters.
     pub kernel: Arc<dyn Kernel>,
+    /// What confined bottles reach.
+    pub egress: Arc<Keeper>,
     /// Defaults.
     pub settings: Arc<Settings>,
     /// Where bottles are sent.
@@ -145,8 +148,40 @@ impl Registry {
         }
     }
 
-    /// Hooks on, recorded, open; or nothing.
-    async fn guard(&self, attachment: &Attachment, cgroup: Cgroup, by: &str) -> Result<(), Problem> {
+    fn egress(&self, attach: &api::Attach) -> Result<Egress, Problem> {
+        let set = self.parts.settings.bottles.get(&attach.name).and_then(|bottle| bottle.egress);
+        match attach.egress.as_deref() {
+            None => Ok(set.unwrap_or(self.parts.settings.egress)),
+            Some(word) => Egress::from_word(word).ok_or_else(|| {
+                Problem::usage(format!("{word} is no egress mode"))
+                    .with_hint("egress modes: open, allowlist, metered")
+            }),
+        }
+    }
+
+    /// Refuses to confine processes that could send past every hook; warns of what cannot be known. `run` keeps its
+    /// command from it by itself.
+    fn check_confinement(&self, attach: &api::Attach, pids: &[u32]) -> Result<Option<String>, Problem> {
+        let mode = self.egress(attach)?;
+        if mode == Egress::Open || attach.create || self.parts.kernel.refuses_packet_sockets() {
+            return Ok(None);
+        }
+        let (name, mode) = (&attach.name, mode.as_str());
+        match packets::holder(pids) {
+            Some(holder) => Err(Problem::host(format!(
+                "{name} cannot be confined (egress {mode}): {holder}, and this kernel has no hook on packet sockets"
+            ))
+            .with_hint("start it with enforcer run, or without the capability (docker run --cap-drop NET_RAW)")),
+            None if pids.is_empty() => Ok(Some(format!(
+                "{name} has no processes yet: one that comes with CAP_NET_RAW could send past egress {mode} by packet \
+                 sockets, on which this kernel has no hook"
+            ))),
+            None => Ok(None),
+        }
+    }
+
+    /// Hooks on, what it may reach written, recorded, open; or nothing. What the operator should know of its egress.
+    async fn guard(&self, attachment: &Attachment, cgroup: Cgroup, by: &str) -> Result<Vec<String>, Problem> {
         let guard = attachment.guard(self.parts.listener);
         let (kernel, name) = (self.parts.kernel.clone(), attachment.name.clone());
         let forget = Message::Forget { attachment: attachment.id };
@@ -156,7 +191,14 @@ impl Registry {
             return Err(problem);
         }
         let (id, by) = (attachment.id, by.to_owned());
-        let recorded = self.ask(|reply| Message::Guarded { attachment: id, by, reply }).await;
+        let (slot, name, mode) = (attachment.slot, attachment.name.clone(), attachment.egress);
+        let confined = self.parts.egress.confine(Confined { slot, name, mode }).await.map_err(problem);
+        let recorded = match confined {
+            Ok(warnings) => {
+                self.ask(|reply| Message::Guarded { attachment: id, by, reply }).await.map(|()| warnings)
+            }
+            Err(problem) => Err(problem),
+        };
         if recorded.is_err() {
             // a slot whose hooks are still on is not given away: it stays closed, and taken
             self.take_off(attachment).await?;
@@ -166,8 +208,10 @@ impl Registry {
     }
 
     async fn take_off(&self, attachment: &Attachment) -> Result<(), Problem> {
-        let (kernel, name, slot) = (self.parts.kernel.clone(), attachment.name.clone(), attachment.slot);
-        blocking(move || kernel.detach(&name, slot).map_err(problem)).await?
+        let (kernel, egress) = (self.parts.kernel.clone(), self.parts.egress.clone());
+        let (name, slot) = (attachment.name.clone(), attachment.slot);
+        blocking(move || kernel.detach(&name, slot).and_then(|()| egress.release(slot)).map_err(problem))
+            .await?
     }
 
     async fn admit(&self, attach: &api::Attach, cgroup: &Cgroup) -> Result<Attachment, Problem> {
@@ -179,6 +223,7 @@ impl Registry {
             cgroup_id: cgroup.id(),
             owns_cgroup: attach.create,
             policy: self.policy(attach)?.as_str().into(),
+            egress: self.egress(attach)?,
             launch_budget: attach.budget.clone(),
         };
         self.ask(|reply| Message::Admit { admission, reply }).await
@@ -187,24 +232,32 @@ impl Registry {
     async fn attach_whole(&self, attach: api::Attach, by: &str) -> Result<api::Attached, Problem> {
         check_names(&attach)?;
         check_tokens(&attach.budget)?;
-        check_egress(attach.egress.as_deref())?;
         self.policy(&attach)?;
+        self.egress(&attach)?;
         self.end_if_gone(&attach.name).await?;
         let (cgroup, made) = self.find_cgroup(&attach).await?;
-        let pids = cgroup.pids().map_err(problem)?.len();
+        let pids = cgroup.pids().map_err(problem)?;
+        let unconfined = self.check_confinement(&attach, &pids)?;
         // one that was there already may be another bottle's: it is left alone
         let made = made.then(|| cgroup.path().to_owned());
         let outcome = match self.admit(&attach, &cgroup).await {
             Ok(attachment) => self.guard(&attachment, cgroup, by).await,
             Err(problem) => Err(problem),
         };
-        if let Err(problem) = outcome {
-            if let Some(path) = made {
-                remove_cgroup(path).await;
+        let unreached = match outcome {
+            Ok(unreached) => unreached,
+            Err(problem) => {
+                if let Some(path) = made {
+                    remove_cgroup(path).await;
+                }
+                return Err(problem);
             }
-            return Err(problem);
+        };
+        for detail in unconfined.iter().chain(&unreached).cloned() {
+            self.parts.core.tell(Message::Warn { bottle: Some(attach.name.clone()), detail, failed: false });
         }
-        let warnings = warnings(&attach.name, pids);
+        let mut warnings = warnings(&attach.name, pids.len());
+        warnings.extend(unconfined.into_iter().chain(unreached));
         Ok(api::Attached { bottle: self.bottle(&attach.name).await?, warnings })
     }
 
@@ -379,7 +432,7 @@ fn show(kernel: &dyn Kernel, model: BottleModel) -> api::Bottle {
         face: cause.is_some().then(|| "silent".into()),
         cause,
         policy: attachment.policy,
-        egress: "open".into(),
+        egress: attachment.egress.as_str().into(),
         usage,
         budget,
         kernel: api::Packets {
@@ -440,16 +493,6 @@ fn check_tokens(budget: &BTreeMap<String, u64>) -> Result<(), Problem> {
     budget.iter().try_for_each(|(provider, &tokens)| {
         settings::check_tokens(tokens).map_err(|error| Problem::usage(format!("{provider}: {error}")))
     })
-}
-
-fn check_egress(egress: Option<&str>) -> Result<(), Problem> {
-    match egress {
-        None | Some("open") => Ok(()),
-        Some(word @ ("allowlist" | "metered")) => Err(not_yet(&format!("egress {word}"))),
-        Some(other) => {
-            Err(Problem::usage(format!("{other} is no egress mode")).with_hint("egress modes: open"))
-        }
-    }
 }
 
 fn check_cut(cut: &api::Cut) -> Result<(), Problem> {

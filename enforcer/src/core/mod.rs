@@ -149,6 +149,15 @@ pub enum Message {
         /// Done.
         reply: oneshot::Sender<Result<(), Problem>>,
     },
+    /// Something that the operator should read in the audit.
+    Warn {
+        /// Whom it concerns.
+        bottle: Option<String>,
+        /// One line.
+        detail: String,
+        /// Whether it is something that did not work.
+        failed: bool,
+    },
     /// What is attached and in which state?
     View {
         /// All bottles, by name, and why requests are refused although the meter serves.
@@ -341,6 +350,7 @@ impl Core {
                 self.cut_by_order(&name, order, by, received, reply)
             }
             Message::Restore { name, order, by, reply } => self.restore(&name, &order, by, reply),
+            Message::Warn { bottle, detail, failed } => self.warn(bottle, detail, failed),
             Message::View { reply } => answer(reply, (self.view(), self.closed.clone())),
             Message::CloseUpstreams => self.close_upstreams(),
             Message::UnderWay { reply } => answer(reply, self.exchanges.len()),

@@ -16,7 +16,7 @@ use crate::clock::now_ms;
 use crate::control::api::Problem;
 use crate::kernel::Flow;
 use crate::ledger::{Attachment, Entry, ExchangeId, Reservation, Settlement, UsageRow};
-use crate::settings::{Gate, Unattached};
+use crate::settings::{Egress, Gate, Unattached};
 
 /// How long a request waits at the gate when only reservations of others stand in its way. Longer than most
 /// non-streamed answers take, shorter than any client's own time limit.
@@ -146,13 +146,23 @@ impl Core {
                 bottle,
                 name: found.attachment.name.clone(),
                 original: original(&flow, local),
+                egress: self.egress_around(&found.attachment.cgroup),
             });
         }
         (self.settings.unattached == Unattached::Meter).then(|| Identity {
             bottle: BottleRef { slot: HOST_SLOT, generation: 0 },
             name: "host".into(),
             original: None,
+            egress: Egress::Open,
         })
+    }
+
+    /// The closest mode of the bottles whose cgroups hold this one: as the kernel, all of them must let it pass.
+    fn egress_around(&self, cgroup: &str) -> Egress {
+        let inner = std::path::Path::new(cgroup);
+        let around = self.bottles.values().map(|outer| &outer.attachment);
+        let around = around.filter(|outer| inner.starts_with(&outer.cgroup));
+        around.map(|outer| outer.egress).max().unwrap_or(Egress::Metered)
     }
 
     fn reserve(&mut self, mut request: Reserve) {

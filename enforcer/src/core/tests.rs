@@ -14,6 +14,7 @@ use crate::kernel::Pinned;
 use crate::kernel::fake::FakeKernel;
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::{FlowRow, Ledger, LedgerError, Reader, Snapshot, UsageQuery};
+use crate::settings::Egress;
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -95,6 +96,7 @@ impl Bench {
             cgroup_id: cgroup.bytes().map(u64::from).sum(),
             owns_cgroup: false,
             policy: "cutoff".into(),
+            egress: Egress::Open,
             launch_budget: launch_budget
                 .iter()
                 .map(|(provider, tokens)| ((*provider).into(), *tokens))
@@ -508,6 +510,7 @@ fn no_bottle_is_its_own_ancestor() {
         cgroup_id: 9,
         owns_cgroup: false,
         policy: "cutoff".into(),
+        egress: Egress::Open,
         launch_budget: BTreeMap::new(),
     };
     let problem = bench.ask(|reply| Message::Admit { admission, reply }).unwrap_err();

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use meter_proxy::egress::EgressMode;
 use meter_proxy::protocol::{
     self, BottleRef, Config, Dialect, Identity, Leaf, Provider, Refusal, Reserve, Settle, ToController,
     ToMeter,
@@ -32,6 +33,8 @@ pub struct Manner {
     pub bottle: BottleRef,
     /// Where every client meant to connect, when it was redirected.
     pub original: Option<SocketAddr>,
+    /// What every bottle may reach.
+    pub egress: EgressMode,
     pub refusal: Option<Refusal>,
     pub permits: bool,
     pub settles: bool,
@@ -76,6 +79,7 @@ pub fn config(upstream: SocketAddr) -> Config {
         hold_ms: 60_000,
         settle_timeout_ms: 5_000,
         allow_private: Vec::new(),
+        allow: Vec::new(),
     }
 }
 
@@ -102,6 +106,7 @@ impl Rig {
                 attached: true,
                 bottle: BOTTLE,
                 original: None,
+                egress: EgressMode::Open,
                 refusal: None,
                 permits: true,
                 settles: true,
@@ -302,7 +307,12 @@ fn answer(message: &ToController, shared: &Shared) -> Option<ToMeter> {
     let manner = shared.manner.lock().unwrap();
     match message {
         ToController::Identify { question, .. } => {
-            let identity = Identity { bottle: manner.bottle, name: "b1".into(), original: manner.original };
+            let identity = Identity {
+                bottle: manner.bottle,
+                name: "b1".into(),
+                original: manner.original,
+                egress: manner.egress,
+            };
             Some(ToMeter::Identified { question: *question, identity: manner.attached.then_some(identity) })
         }
         ToController::Reserve(reserve) => match &manner.refusal {
