@@ -3,9 +3,10 @@
 //! Nothing leaves the machine from there, and what passes the meter by arrives all the same, on `lo`.
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// An address that a bottle's hooks take for a public one; of the documentation ranges, so nobody's.
 pub const PUBLIC4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
@@ -13,6 +14,8 @@ pub const PUBLIC4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
 pub const PUBLIC6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7);
 /// `lo` is the first interface of every network namespace.
 pub const LO: i32 = 1;
+/// How long a new IPv6 address may take to become usable.
+const USABLE: Duration = Duration::from_secs(1);
 
 /// Sets up the calling thread's network namespace, which must be a new one. A kernel without IPv6 gets none.
 ///
@@ -31,10 +34,21 @@ pub fn set_up() -> io::Result<()> {
     Ok(())
 }
 
-/// Whether this is a network of the self-test: a packet to these addresses cannot leave the machine.
-#[must_use]
-pub fn is_ours() -> bool {
-    UdpSocket::bind((PUBLIC4, 0)).is_ok() && (!has_ip6() || UdpSocket::bind((PUBLIC6, 0)).is_ok())
+/// Refuses to go on in a network that is not the self-test's: here a packet to these addresses cannot leave the
+/// machine.
+///
+/// # Errors
+/// When the public addresses are not this network's own.
+pub fn check() -> io::Result<()> {
+    let is_own = |ip: IpAddr| match UdpSocket::bind((ip, 0)) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let what = format!("not a network of the self-test, so nothing is sent: {ip}: {error}");
+            Err(io::Error::new(error.kind(), what))
+        }
+    };
+    is_own(PUBLIC4.into())?;
+    if has_ip6() { is_own(PUBLIC6.into()) } else { Ok(()) }
 }
 
 /// Whether the kernel has IPv6.
@@ -82,7 +96,16 @@ fn add_ip6(ip: Ipv6Addr) -> io::Result<()> {
     }
     let address = libc::in6_addr { s6_addr: ip.octets() };
     let socket = UdpSocket::bind("[::]:0")?;
-    control(&socket, libc::SIOCSIFADDR, &Ip6Request { address, prefix_bits: 128, index: LO })
+    control(&socket, libc::SIOCSIFADDR, &Ip6Request { address, prefix_bits: 128, index: LO })?;
+    // the kernel makes it usable a moment later, in a thread of its own
+    let end = Instant::now() + USABLE;
+    while let Err(error) = UdpSocket::bind((ip, 0)) {
+        if Instant::now() > end {
+            return Err(error);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 fn interface(name: &str) -> libc::ifreq {
