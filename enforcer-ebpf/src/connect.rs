@@ -1,13 +1,15 @@
-//! connect(): TCP to :80 and :443 of public addresses goes to the bottle's meter; a cut bottle is refused at once.
+//! connect(): TCP to :80 and :443 of public addresses goes to the meter of the socket's own network
+//! namespace; a cut bottle is refused at once.
 //!
 //! UDP is not refused here, whatever its port: a resolving program tries its addresses by connecting to them, and
 //! a refusal would turn their order. Its packets are `sendmsg`'s and `skb`'s.
 use aya_ebpf::programs::SockAddrContext;
 use enforcer_ebpf::address::{has_ip6, is_endpoint, is_redirected};
-use enforcer_ebpf::{Endpoint, FLAG_REDIRECT, MAPPED};
+use enforcer_ebpf::{Endpoint, FLAG_REDIRECT, MAPPED, Original};
 
 use crate::sock_addr::{ALLOW, Destination, refuse, set_ip4, set_ip6, set_port};
-use crate::{BOTTLES, endpoint, flows, is_open, is_web, originals, read, slot};
+use crate::state::{self, State};
+use crate::{BOTTLES, endpoint, flows, is_web, originals, place, read, slot};
 
 /// What becomes of a connection.
 enum Way {
@@ -53,30 +55,41 @@ pub fn connect6(socket: &SockAddrContext) -> i32 {
     }
 }
 
-/// Decides, and remembers the destination of what is redirected.
+/// Decides, and remembers in the socket whose it is and where it was going.
 #[inline(always)]
 fn way(socket: &SockAddrContext, to: &Destination) -> Way {
     let slot = slot();
     let Some(bottle) = BOTTLES.get(slot) else { return Way::Refused };
-    if slot == 0 || !is_open(bottle) {
+    if slot == 0 || state::of(bottle) != State::Open {
         return Way::Refused;
     }
-    if !to.is_tcp() || originals::is_redirected_inside(socket, to, slot) {
+    if !to.is_tcp() || originals::is_owned_inside(socket, slot) {
         return Way::Straight;
     }
-    let meter = endpoint(&bottle.meter);
-    let straight_to_meter = is_endpoint(&to.ip, to.port, &meter);
     let redirect = read(&bottle.flags) & FLAG_REDIRECT != 0 && is_web(to.port) && is_redirected(&to.ip);
-    if (straight_to_meter || redirect) && !flows::has_room(slot) {
+    let Some(place) = place::of(place::cookie(socket)) else {
+        return if redirect { Way::Refused } else { straight(socket) };
+    };
+    let meter = endpoint(&place.meter);
+    if !redirect && !is_endpoint(&to.ip, to.port, &meter) {
+        return straight(socket);
+    }
+    let original = Original {
+        ip: to.ip,
+        port: if redirect { to.port } else { 0 },
+        slot,
+        generation: read(&bottle.generation),
+        listener: read(&place.listener),
+    };
+    if !flows::has_room(slot) || !originals::remember(socket, original) {
         return Way::Refused;
     }
-    if straight_to_meter || !redirect {
-        originals::forget(socket);
-        return Way::Straight;
-    }
-    if originals::remember(socket, to, slot, read(&bottle.generation)) {
-        Way::Meter(meter)
-    } else {
-        Way::Refused
-    }
+    if redirect { Way::Meter(meter) } else { Way::Straight }
+}
+
+/// Not the meter's business.
+#[inline(always)]
+fn straight(socket: &SockAddrContext) -> Way {
+    originals::forget(socket);
+    Way::Straight
 }

@@ -2,12 +2,12 @@
 //!
 //! When a connection is one, and when it ends, is `sock_ops`'s to say.
 use aya_ebpf::bindings::BPF_NOEXIST;
-use enforcer_ebpf::{Bottle, FLAG_LIVE, FLOWS_PER_BOTTLE, Flow, FlowKey};
+use enforcer_ebpf::{FLAG_LIVE, FLOWS_PER_BOTTLE, Flow, FlowKey};
 
 use crate::{BOTTLES, FLOW_COUNTS, FLOWS, add, read};
 
-/// Remembers the connection as its bottle's; whether it was added. An entry that is there stays: of the same
-/// socket, it is an inner bottle's, whose hook ran first; of another socket, it is only replaced when stale.
+/// Remembers the connection as its bottle's; whether it was added. An entry that is there stays: of the another
+/// socket it is only replaced when stale.
 #[inline(always)]
 pub fn remember(key: &FlowKey, flow: &Flow) -> bool {
     // SAFETY: the entry is only read; one removed meanwhile yields another connection's cookie, never ours.
@@ -45,17 +45,12 @@ pub fn has_room(slot: u32) -> bool {
     FLOW_COUNTS.get(slot).is_some_and(|count| read(count) < u64::from(FLOWS_PER_BOTTLE))
 }
 
-/// The bottle that had this slot then, if it has it still.
+/// Whether the slot is still the bottle's that had it then.
 #[inline(always)]
-pub fn current(slot: u32, generation: u32) -> Option<&'static Bottle> {
-    let bottle = BOTTLES.get(slot)?;
-    let same = read(&bottle.flags) & FLAG_LIVE != 0 && read(&bottle.generation) == generation;
-    same.then_some(bottle)
-}
-
-#[inline(always)]
-fn is_current(slot: u32, generation: u32) -> bool {
-    current(slot, generation).is_some()
+pub fn is_current(slot: u32, generation: u32) -> bool {
+    BOTTLES
+        .get(slot)
+        .is_some_and(|bottle| read(&bottle.flags) & FLAG_LIVE != 0 && read(&bottle.generation) == generation)
 }
 
 /// Adds to the slot's count, wrapping (`u64::MAX` takes one away).

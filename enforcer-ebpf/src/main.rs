@@ -15,22 +15,25 @@ mod connect;
 mod flows;
 mod getpeername;
 mod originals;
+mod place;
 mod sendmsg;
 mod skb;
 mod sock_addr;
 mod sock_ops;
+mod state;
 
 use core::arch::asm;
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, cgroup_skb, cgroup_sock_addr, map, sock_ops};
-use aya_ebpf::maps::{Array, CgroupStorage, HashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, CgroupStorage, HashMap, LpmTrie, PerCpuArray, RingBuf};
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockOpsContext};
 use enforcer_ebpf::address::{is_endpoint, is_redirected};
 use enforcer_ebpf::{
-    Bottle, Counters, Endpoint, FLAG_LIVE, FLAG_REDIRECT, FLOWS as FLOW_ENTRIES, Flow, FlowKey, OPEN,
-    Original, SLOTS,
+    ALLOW as ALLOW_ENTRIES, AllowKey, AllowPorts, Bottle, Counters, EVENT_BYTES, Endpoint, EventState,
+    FLAG_REDIRECT, FLOWS as FLOW_ENTRIES, Flow, FlowKey, NAMESPACES as NAMESPACE_ENTRIES, Original, Place,
+    SLOTS,
 };
 
 /// The slot of the bottle at this attach point; 0 until the controller has written it.
@@ -52,6 +55,26 @@ static FLOWS: HashMap<FlowKey, Flow> = HashMap::pinned(FLOW_ENTRIES, 0);
 /// How many entries of `FLOWS` each slot holds.
 #[map]
 static FLOW_COUNTS: Array<u64> = Array::pinned(SLOTS, 0);
+
+/// Where the meter is in each network namespace, by its cookie; written by the controller alone.
+#[map]
+static NAMESPACES: HashMap<u64, Place> = HashMap::pinned(NAMESPACE_ENTRIES, 0);
+
+/// The controller's last heartbeat, CLOCK_MONOTONIC_COARSE nanoseconds; written through shared memory.
+#[map]
+static HEART: Array<u64> = Array::pinned(1, BPF_F_MMAPABLE);
+
+/// What bottles under lockdown may reach; written by the controller alone.
+#[map]
+static ALLOW: LpmTrie<AllowKey, AllowPorts> = LpmTrie::pinned(ALLOW_ENTRIES, 0);
+
+/// What the controller is told.
+#[map]
+static EVENTS: RingBuf = RingBuf::pinned(EVENT_BYTES, 0);
+
+/// When each slot told of its drops last.
+#[map]
+static EVENT_STATES: Array<EventState> = Array::pinned(SLOTS, 0);
 
 /// Where each redirected socket was going, in the socket itself.
 #[btf_map]
@@ -139,12 +162,6 @@ fn slot() -> u32 {
 fn read<T: Copy>(field: &T) -> T {
     // SAFETY: a reference is valid and aligned; volatile, because shared memory changes under it.
     unsafe { core::ptr::read_volatile(field) }
-}
-
-/// Whether the bottle's packets pass. What is not in use is closed.
-#[inline(always)]
-fn is_open(bottle: &Bottle) -> bool {
-    read(&bottle.flags) & FLAG_LIVE != 0 && read(&bottle.cut) == OPEN
 }
 
 /// An endpoint as it is now.

@@ -1,20 +1,18 @@
-//! Where each redirected socket was going, kept in the socket itself: bounded by sockets, gone with them.
+//! Whose each socket to the meter is and where it was going, kept in the socket itself: bounded by sockets, gone
+//! with them.
 //!
-//! In nested bottles the inner one's hook runs first and the outer one sees the rewritten address; the innermost
-//! one's entry is never overwritten.
+//! In nested bottles the inner one's hook runs first and the outer one sees the rewritten address; while both are
+//! open the innermost one's entry is never overwritten.
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
 use enforcer_ebpf::Original;
-use enforcer_ebpf::address::is_endpoint;
 
-use crate::flows::current;
-use crate::sock_addr::Destination;
-use crate::{ORIGINALS, endpoint, read};
+use crate::flows::is_current;
+use crate::{ORIGINALS, read};
 
-/// Remembers where the socket was going; whether that could be.
+/// Remembers what becomes of the socket; whether that could be.
 #[inline(always)]
-pub fn remember(socket: &SockAddrContext, to: &Destination, slot: u32, generation: u32) -> bool {
-    let mut original = Original { ip: to.ip, port: to.port, slot, generation, pad: 0 };
+pub fn remember(socket: &SockAddrContext, mut original: Original) -> bool {
     // SAFETY: the context is the one that the kernel gave this program; it locks the socket while it connects.
     unsafe {
         let entry = ORIGINALS.get_or_insert_ptr_mut(socket, Some(&mut original));
@@ -25,7 +23,7 @@ pub fn remember(socket: &SockAddrContext, to: &Destination, slot: u32, generatio
     }
 }
 
-/// Forgets what an earlier connect() of the socket left, when this one is not redirected.
+/// Forgets what an earlier connect() of the socket left, when this one goes elsewhere.
 #[inline(always)]
 pub fn forget(socket: &SockAddrContext) {
     // SAFETY: as in `remember`.
@@ -33,21 +31,22 @@ pub fn forget(socket: &SockAddrContext) {
         let entry = ORIGINALS.get_ptr_mut(socket);
         if !entry.is_null() {
             (*entry).port = 0;
+            (*entry).listener = 0;
         }
     }
 }
 
-/// Where the socket was going, if it is redirected.
+/// What is remembered of a socket to the meter or the lane.
 #[inline(always)]
 pub fn of(socket: &SockAddrContext) -> Option<&'static Original> {
     // SAFETY: the context is the one that the kernel gave this program; a socket's storage lives as long as it.
     let entry = unsafe { ORIGINALS.get_ptr_mut(socket).as_ref() }?;
-    (read(&entry.port) != 0).then_some(entry)
+    (read(&entry.listener) != 0).then_some(entry)
 }
 
-/// As [`of`], for a socket whose SYN is about to leave.
+/// As [`of`], for a socket that connects or closes.
 #[inline(always)]
-pub fn of_connecting(socket: &SockOpsContext) -> Option<&'static Original> {
+pub fn of_tcp(socket: &SockOpsContext) -> Option<&'static Original> {
     // SAFETY: the kernel's context of this program; the helper takes a socket that is not null, and its storage
     // lives as long as it.
     let entry = unsafe {
@@ -58,13 +57,13 @@ pub fn of_connecting(socket: &SockOpsContext) -> Option<&'static Original> {
         let map = (&raw const ORIGINALS).cast_mut().cast();
         bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0).cast::<Original>().as_ref()
     }?;
-    (read(&entry.port) != 0).then_some(entry)
+    (read(&entry.listener) != 0).then_some(entry)
 }
 
-/// Whether a bottle inside this one has redirected this very connect(): the destination is its meter.
+/// Whether this very connect() is that of a bottle inside this one, whose hook has just run.
 #[inline(always)]
-pub fn is_redirected_inside(socket: &SockAddrContext, to: &Destination, slot: u32) -> bool {
+pub fn is_owned_inside(socket: &SockAddrContext, slot: u32) -> bool {
     let Some(original) = of(socket) else { return false };
-    let Some(inner) = current(original.slot, original.generation) else { return false };
-    original.slot != slot && is_endpoint(&to.ip, to.port, &endpoint(&inner.meter))
+    let owner = read(&original.slot);
+    owner != slot && is_current(owner, read(&original.generation))
 }

@@ -3,7 +3,8 @@
 use aya_ebpf::programs::SockAddrContext;
 
 use crate::sock_addr::{ALLOW, Destination, REFUSE, refuse};
-use crate::{BOTTLES, goes_around, is_open, slot};
+use crate::state::{self, State};
+use crate::{BOTTLES, goes_around, slot};
 
 /// An IPv4 socket sends.
 #[inline(always)]
@@ -21,6 +22,7 @@ pub fn sendmsg6(socket: &SockAddrContext) -> i32 {
 fn judge(to: &Destination) -> i32 {
     let slot = slot();
     let Some(bottle) = BOTTLES.get(slot) else { return REFUSE };
-    let pass = slot != 0 && is_open(bottle) && !goes_around(bottle, &to.ip, to.port, to.protocol);
+    let pass =
+        slot != 0 && state::of(bottle) == State::Open && !goes_around(bottle, &to.ip, to.port, to.protocol);
     if pass { ALLOW } else { refuse(slot) }
 }

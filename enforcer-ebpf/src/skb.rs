@@ -7,7 +7,8 @@ use enforcer_ebpf::address::{is_endpoint, is_endpoint_ip, is_redirected};
 use enforcer_ebpf::{Bottle, FLAG_REDIRECT, MAPPED};
 
 use crate::sock_addr::{TCP, UDP};
-use crate::{BOTTLES, COUNTERS, endpoint, goes_around, is_open, read, slot};
+use crate::state::{self, State};
+use crate::{BOTTLES, COUNTERS, endpoint, goes_around, read, slot};
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
@@ -35,7 +36,7 @@ fn judge(packet: &SkBuffContext, rule: impl FnOnce(&Bottle) -> bool) -> i32 {
     let (Some(bottle), Some(counters)) = (BOTTLES.get(slot), COUNTERS.get_ptr_mut(slot)) else {
         return DROP;
     };
-    let pass = slot != 0 && is_open(bottle) && rule(bottle);
+    let pass = slot != 0 && state::of(bottle) == State::Open && rule(bottle);
     let bytes = u64::from(packet.len());
     // SAFETY: the pointer is this CPU's own entry and lives as long as the map. A softirq that interrupts this run
     // may count here too: then a packet is missing in the sum, which decides nothing.

@@ -1,4 +1,4 @@
-//! TCP sockets of a bottle: remembers each connection to the meter for as long as it lives.
+//! TCP sockets of a bottle: remembers each connection to the meter or the lane for as long as it lives.
 //!
 //! It never decides about a packet. A connection that is not remembered is nobody's, and the meter refuses it.
 use aya_ebpf::EbpfContext as _;
@@ -7,13 +7,13 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 use aya_ebpf::programs::SockOpsContext;
-use enforcer_ebpf::address::is_endpoint;
-use enforcer_ebpf::{Bottle, Flow, FlowKey};
+use enforcer_ebpf::{Bottle, Flow, FlowKey, Original};
 
 use crate::flows::{forget, remember};
-use crate::{BOTTLES, endpoint, originals, read, slot};
+use crate::{BOTTLES, originals, read, slot};
 
-/// Adds the connection when it is made, takes it away when it is closed.
+/// Adds the connection when it is made, takes it away when it is closed. Whose it is, and through which listener,
+/// the hook on connect() has left in the socket.
 #[inline(always)]
 pub fn track(socket: &SockOpsContext) {
     let opening = socket.op() == BPF_SOCK_OPS_TCP_CONNECT_CB;
@@ -21,18 +21,16 @@ pub fn track(socket: &SockOpsContext) {
     if !opening && !closing {
         return;
     }
-    let slot = slot();
-    let Some(bottle) = BOTTLES.get(slot) else { return };
-    let key = key(socket, read(&bottle.listener));
+    let Some(original) = originals::of_tcp(socket) else { return };
+    let key = key(socket, read(&original.listener));
     // SAFETY: the context is the one that the kernel gave this program.
     let cookie = unsafe { bpf_get_socket_cookie(socket.as_ptr()) };
     if closing {
         return forget(&key, cookie);
     }
-    let meter = endpoint(&bottle.meter);
-    if is_endpoint(&key.destination_ip, key.destination_port, &meter)
-        && remember(&key, &flow(socket, &key, slot, bottle, cookie))
-    {
+    let slot = slot();
+    let Some(bottle) = BOTTLES.get(slot) else { return };
+    if read(&original.slot) == slot && remember(&key, &flow(&key, original, bottle, cookie)) {
         // without the callback the entry would outlive its connection: rather none
         let flags = socket.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG;
         if socket.set_cb_flags(flags as i32).is_err() {
@@ -60,21 +58,18 @@ fn key(socket: &SockOpsContext, listener: u32) -> FlowKey {
     }
 }
 
-/// Whose connection it is, and where it was going before it was redirected: the meter, when it was not.
+/// Whose connection it is, and where it was going before it was redirected: where it goes, when it was not.
 #[inline(always)]
-fn flow(socket: &SockOpsContext, key: &FlowKey, slot: u32, bottle: &Bottle, cookie: u64) -> Flow {
-    let mut flow = Flow {
-        original_ip: key.destination_ip,
-        original_port: key.destination_port,
-        slot,
-        generation: read(&bottle.generation),
+fn flow(key: &FlowKey, original: &Original, bottle: &Bottle, cookie: u64) -> Flow {
+    let port = read(&original.port);
+    let redirected = port != 0;
+    Flow {
+        original_ip: if redirected { read(&original.ip) } else { key.destination_ip },
+        original_port: if redirected { port } else { key.destination_port },
+        slot: read(&original.slot),
+        generation: read(&original.generation),
         pad: 0,
         cgroup_id: read(&bottle.cgroup_id),
         cookie,
-    };
-    if let Some(original) = originals::of_connecting(socket) {
-        flow.original_ip = original.ip;
-        flow.original_port = original.port;
     }
-    flow
 }

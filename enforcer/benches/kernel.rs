@@ -11,6 +11,7 @@ mod network;
 use std::fs::OpenOptions;
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use aya::programs::{ProgramInfo, loaded_programs};
 use aya::sys::{Stats, enable_stats};
 use enforcer::bottle::cgroup::{self, Cgroup};
 use enforcer::kernel::loader::{Loader, unpin_all};
-use enforcer::kernel::{Guard, Kernel as _};
+use enforcer::kernel::{Guard, Kernel as _, Place, namespace_cookie};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::time::{ClockId, clock_gettime};
@@ -97,6 +98,7 @@ impl Bench {
         let meter = TcpListener::bind("127.0.0.1:0").unwrap();
         let on = Guard { meter: meter.local_addr().unwrap(), ..guard(1) };
         let off = Guard { redirect: false, ..on };
+        point_here(&loader, &meter);
         loader.attach("c", &cgroup, on).unwrap();
         loader.open(1);
         let inside = Some(self.cgroup.as_path());
@@ -125,6 +127,7 @@ impl Bench {
         let cgroup = Cgroup::open(&self.cgroup).unwrap();
         let meter = TcpListener::bind("127.0.0.1:0").unwrap();
         let local = meter.local_addr().unwrap();
+        point_here(&loader, &meter);
         loader.attach("i", &cgroup, Guard { meter: local, ..guard(1) }).unwrap();
         loader.open(1);
         let client = Inside::start(&self.cgroup, || {
@@ -283,7 +286,13 @@ impl Drop for Inside {
 }
 
 fn guard(slot: u32) -> Guard {
-    Guard::new(slot, 1, SocketAddr::from(([127, 0, 0, 1], 1)), 1)
+    Guard::new(slot, 1, SocketAddr::from(([127, 0, 0, 1], 1)))
+}
+
+/// Makes a listener the meter of this network namespace.
+fn point_here(loader: &Loader, meter: &TcpListener) {
+    let place = Place::new(1, meter.local_addr().unwrap());
+    loader.set_place(namespace_cookie(meter.as_fd()).unwrap(), &place).unwrap();
 }
 
 fn now() -> u64 {

@@ -3,6 +3,7 @@
 //! Order: what can be refused without a trace first (settings, state, lock, listener, ledger), then the kernel,
 //! the core (which takes over what is there), the meter, and last the control socket, so that whoever gets an
 //! answer gets a whole controller. Stopping goes the other way and opens nothing.
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,8 +19,8 @@ use crate::ca::{self, Ca};
 use crate::control::server;
 use crate::core::{self, CoreHandle, Listener, Message};
 use crate::error::{Exit, Failure};
-use crate::kernel::Kernel;
 use crate::kernel::loader::Loader;
+use crate::kernel::{Kernel, Place, namespace_cookie};
 use crate::ledger::Ledger;
 use crate::ledger::sqlite::{self, SqliteLedger};
 use crate::ledger::writer::Writer;
@@ -94,6 +95,9 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     let reader = ledger.reader()?;
     let home = Home::enter(state.instance(), is_managed())?;
     let kernel: Arc<dyn Kernel> = Arc::new(Loader::open(state.instance())?);
+    let here = namespace_cookie(tcp.as_fd())
+        .map_err(|error| Failure::io("the network namespace of the listening socket", &error))?;
+    kernel.set_place(here, &Place::new(listener.id, listener.address))?;
 
     let (writer, writing) = Writer::spawn(Box::new(ledger));
     let (changes, changed) = broadcast::channel(CHANGES_KEPT);

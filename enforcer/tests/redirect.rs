@@ -13,7 +13,7 @@ use aya::maps::{Array, Map, MapData};
 use enforcer::bottle::cgroup::Cgroup;
 use enforcer::kernel::loader::Loader;
 use enforcer::kernel::{Flow, Guard, Kernel as _};
-use support::host::{Host, LISTENER, SLOT, guard};
+use support::host::{Host, LISTENER, SLOT, guard, here, place, turn_to};
 use support::network::{PRIVATE4, PUBLIC4, PUBLIC6, in_own_network};
 use support::sender::{ARRIVAL, Sender};
 
@@ -114,7 +114,7 @@ fn root_an_ipv6_listener_is_used_where_there_is_one_and_needed_by_ipv6_only_sock
         let asked = format!("[{PUBLIC6}]:443");
         assert_eq!(sender.order(&format!("connect-only6 {asked}")), "NetworkUnreachable");
 
-        loader.refresh(meter.guard_with_ip6());
+        turn_to(&loader, meter.guard_with_ip6());
         for order in ["connect", "connect-only6"] {
             sender.order(&format!("{order} {asked}")).parse::<SocketAddr>().unwrap();
             let (_stream, flow) = accept(&loader, &meter.ip6);
@@ -265,7 +265,7 @@ fn root_a_bottle_cannot_take_the_meter_s_place() {
         // a port that it got by chance, and that the meter turns out to have had
         let squatted: SocketAddr = sender.order("listen 127.0.0.1:0").parse().unwrap();
         TcpStream::connect_timeout(&squatted, ARRIVAL).unwrap();
-        loader.refresh(guard(squatted));
+        turn_to(&loader, guard(squatted));
         let answered = TcpStream::connect_timeout(&squatted, ARRIVAL);
         assert!(answered.is_err(), "the bottle answered in the meter's place");
     });
@@ -275,24 +275,24 @@ fn root_a_bottle_cannot_take_the_meter_s_place() {
 fn root_the_innermost_bottle_redirects() {
     in_own_network(|| {
         let host = Host::new("nested");
-        let (outer, inner) = (Meter::new(), Meter::new());
-        let loader = host.opened(outer.guard());
+        let meter = Meter::new();
+        let loader = host.opened(meter.guard());
         let path = host.cgroup.join("inner");
         let cgroup = Cgroup::create(&path).unwrap();
-        let inner_guard = Guard { slot: 2, generation: 9, ..inner.guard() };
-        loader.attach("inner", &cgroup, inner_guard).unwrap();
+        let inner = Guard { slot: 2, generation: 9, ..meter.guard() };
+        loader.attach("inner", &cgroup, inner).unwrap();
         loader.open(2);
         let mut sender = Sender::start(Some(&path));
         let asked = format!("{PUBLIC4}:443");
-        let connect = |sender: &mut Sender, listener: &TcpListener| {
+        let connect = |sender: &mut Sender| {
             sender.order(&format!("connect {asked}")).parse::<SocketAddr>().unwrap();
-            let (stream, flow) = accept(&loader, listener);
+            let (stream, flow) = accept(&loader, &meter.ip4);
             let flow = flow.unwrap();
             assert_eq!(original(&flow), canonical(&asked));
             assert_eq!(sender.order("peer"), asked);
             (stream, flow.slot)
         };
-        let (mut stream, slot) = connect(&mut sender, &inner.ip4);
+        let (mut stream, slot) = connect(&mut sender);
         assert_eq!(slot, 2);
         assert_eq!(sender.order("write"), "ok");
         stream.read_exact(&mut [0]).unwrap();
@@ -300,16 +300,12 @@ fn root_the_innermost_bottle_redirects() {
         loader.cut(SLOT);
         assert_eq!(sender.order(&format!("connect {asked}")), "PermissionDenied", "the outer cut holds");
         loader.open(SLOT);
-        loader.refresh(Guard { redirect: false, ..inner_guard });
-        assert_eq!(
-            connect(&mut sender, &outer.ip4).1,
-            SLOT,
-            "the outer one redirects what the inner one lets pass"
-        );
-        loader.refresh(inner_guard);
-        assert_eq!(connect(&mut sender, &inner.ip4).1, 2);
+        loader.refresh(Guard { redirect: false, ..inner });
+        assert_eq!(connect(&mut sender).1, SLOT, "the outer one redirects what the inner one lets pass");
+        loader.refresh(inner);
+        assert_eq!(connect(&mut sender).1, 2);
         loader.detach("inner", 2).unwrap();
-        assert_eq!(connect(&mut sender, &outer.ip4).1, SLOT);
+        assert_eq!(connect(&mut sender).1, SLOT);
     });
 }
 
@@ -332,7 +328,7 @@ fn root_a_socket_that_connects_again_forgets_where_it_went() {
         assert_eq!(accept(&loader, &far).1, None);
 
         assert_eq!(sender.order(&attempt), "ConnectionRefused");
-        loader.refresh(meter.guard());
+        turn_to(&loader, meter.guard());
         sender.order(&format!("again {straight}")).parse::<SocketAddr>().unwrap();
         assert_eq!(sender.order("peer"), straight.to_string());
         let (_stream, flow) = accept(&loader, &meter.ip4);
@@ -364,6 +360,7 @@ fn root_a_flood_refuses_its_own_connects() {
         let host = Host::new("flood");
         let meter = Meter::new();
         let loader = host.load();
+        loader.set_place(here(), &place(&meter.guard())).unwrap();
         let paths = [host.cgroup.join("flood"), host.cgroup.join("neighbour")];
         for (path, slot) in paths.iter().zip([SLOT, 2]) {
             let cgroup = Cgroup::create(path).unwrap();

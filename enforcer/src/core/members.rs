@@ -44,7 +44,7 @@ impl Attachment {
     /// What the kernel's entry for this attachment holds besides the verdict.
     #[must_use]
     pub fn guard(&self, listener: Listener) -> Guard {
-        Guard::new(self.slot, self.generation, listener.address, listener.id)
+        Guard::new(self.slot, self.generation, listener.address)
     }
 }
 

@@ -1,10 +1,16 @@
 //! The kernel plane in memory, for tests without root: the same promises, no packets.
 use std::collections::BTreeMap;
+use std::io::{self, PipeWriter, Write as _};
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use enforcer_ebpf::LISTENER_HOST;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::table::address_words;
-use super::{Counters, Flow, Guard, Kernel, KernelError, Pinned};
+use super::{Counters, Event, Events, Face, Flow, Guard, Kernel, KernelError, Pinned, Place, events};
 use crate::bottle::cgroup::Cgroup;
 
 /// What the fake knows of a slot.
@@ -14,12 +20,24 @@ struct Slot {
     guard: Guard,
     cgroup_id: u64,
     open: bool,
+    face: Face,
+    lease: Option<Duration>,
+}
+
+impl Slot {
+    fn new(name: &str, guard: Guard, cgroup_id: u64, open: bool) -> Self {
+        Self { name: name.to_owned(), guard, cgroup_id, open, face: Face::Silent, lease: None }
+    }
 }
 
 #[derive(Debug, Default)]
 struct State {
     slots: BTreeMap<u32, Slot>,
     flows: Vec<((SocketAddr, SocketAddr, u32), Flow)>,
+    places: BTreeMap<u64, Place>,
+    beats: u64,
+    /// Where events are written, once somebody reads them.
+    events: Option<PipeWriter>,
 }
 
 /// A kernel plane in memory.
@@ -42,19 +60,61 @@ impl FakeKernel {
         let fake = Self { adopted, state: Mutex::default() };
         for pinned in &fake.adopted {
             let meter = SocketAddr::from(([0, 0, 0, 0], 0));
-            let guard = Guard::new(pinned.slot, pinned.generation, meter, 0);
-            let (name, cgroup_id, open) = (pinned.name.clone(), pinned.cgroup_id, !pinned.cut);
-            fake.state().slots.insert(pinned.slot, Slot { name, guard, cgroup_id, open });
+            let guard = Guard::new(pinned.slot, pinned.generation, meter);
+            let slot = Slot::new(&pinned.name, guard, pinned.cgroup_id, !pinned.cut);
+            fake.state().slots.insert(pinned.slot, slot);
         }
         fake
     }
 
     /// A guard as [`Kernel::attach`] makes it, without a cgroup: for tests that have none to open.
     pub fn attach_id(&self, name: &str, cgroup_id: u64, guard: Guard) {
-        self.state().slots.insert(guard.slot, Slot { name: name.to_owned(), guard, cgroup_id, open: false });
+        self.state().slots.insert(guard.slot, Slot::new(name, guard, cgroup_id, false));
     }
 
-    /// As if a process of the slot had connected from `peer` to the meter at `local`, having asked for `asked`.
+    /// As if a hook had told this. Nobody reads it: it is lost.
+    ///
+    /// # Panics
+    /// When the reader is that far behind.
+    pub fn tell(&self, event: &Event) {
+        if let Some(pipe) = &mut self.state().events {
+            pipe.write_all(&events::encode(event))
+                .unwrap_or_else(|error| panic!("an event is lost: {error}"));
+        }
+    }
+
+    /// What the slot is to guard, as it was told last.
+    #[must_use]
+    pub fn guard(&self, slot: u32) -> Option<Guard> {
+        self.state().slots.get(&slot).map(|entry| entry.guard)
+    }
+
+    /// The face of the slot's cut; `None` when it is open.
+    #[must_use]
+    pub fn face(&self, slot: u32) -> Option<Face> {
+        self.state().slots.get(&slot).filter(|entry| !entry.open).map(|entry| entry.face)
+    }
+
+    /// The slot's lease.
+    #[must_use]
+    pub fn lease(&self, slot: u32) -> Option<Duration> {
+        self.state().slots.get(&slot).and_then(|entry| entry.lease)
+    }
+
+    /// How often the heart has beaten.
+    #[must_use]
+    pub fn beats(&self) -> u64 {
+        self.state().beats
+    }
+
+    /// Where the meter is in each network namespace, by cookie.
+    #[must_use]
+    pub fn places(&self) -> BTreeMap<u64, Place> {
+        self.state().places.clone()
+    }
+
+    /// As if a process of the slot, in the host's network namespace, had connected from `peer` to the meter at
+    /// `local`, having asked for `asked`.
     ///
     /// # Panics
     /// When nothing is attached with this slot.
@@ -69,17 +129,11 @@ impl FakeKernel {
             cgroup_id: entry.cgroup_id,
             ..Flow::default()
         };
-        state.flows.push(((peer, local, entry.guard.listener), flow));
+        state.flows.push(((peer, local, LISTENER_HOST), flow));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set_open(&self, slot: u32, open: bool) {
-        if let Some(entry) = self.state().slots.get_mut(&slot) {
-            entry.open = open;
-        }
     }
 }
 
@@ -109,12 +163,48 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
-    fn cut(&self, slot: u32) {
-        self.set_open(slot, false);
+    fn cut_as(&self, slot: u32, face: Face) {
+        if let Some(entry) = self.state().slots.get_mut(&slot) {
+            (entry.open, entry.face) = (false, face);
+        }
     }
 
     fn open(&self, slot: u32) {
-        self.set_open(slot, true);
+        if let Some(entry) = self.state().slots.get_mut(&slot) {
+            entry.open = true;
+        }
+    }
+
+    fn set_lease(&self, slot: u32, lease: Option<Duration>) {
+        if let Some(entry) = self.state().slots.get_mut(&slot) {
+            entry.lease = lease;
+        }
+    }
+
+    fn beat(&self) {
+        self.state().beats += 1;
+    }
+
+    fn set_place(&self, cookie: u64, place: &Place) -> Result<(), KernelError> {
+        self.state().places.insert(cookie, *place);
+        Ok(())
+    }
+
+    fn remove_place(&self, cookie: u64) -> Result<(), KernelError> {
+        self.state().places.remove(&cookie);
+        Ok(())
+    }
+
+    fn events(&self) -> Result<Events, KernelError> {
+        let failed = |source| KernelError::Io { what: "a pipe for events".to_owned(), source };
+        let mut state = self.state();
+        if state.events.is_some() {
+            return Err(failed(io::ErrorKind::ResourceBusy.into()));
+        }
+        let (reader, writer) = io::pipe().map_err(failed)?;
+        fcntl(reader.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|error| failed(error.into()))?;
+        state.events = Some(writer);
+        Ok(Events::of_pipe(reader))
     }
 
     fn is_open(&self, slot: u32) -> bool {
@@ -143,7 +233,7 @@ mod tests {
         let kernel = FakeKernel::new();
         let meter: SocketAddr = "127.0.0.1:7080".parse().unwrap();
         let peer: SocketAddr = "127.0.0.1:40000".parse().unwrap();
-        kernel.attach_id("b1", 7, Guard::new(1, 3, meter, 1));
+        kernel.attach_id("b1", 7, Guard::new(1, 3, meter));
         assert!(!kernel.is_open(1));
         kernel.open(1);
         assert!(kernel.is_open(1));
@@ -153,5 +243,17 @@ mod tests {
         kernel.detach("b1", 1).unwrap();
         assert_eq!(kernel.flow(peer, meter, 1), None);
         assert!(!kernel.is_open(1));
+    }
+
+    #[test]
+    fn events_are_read_once_each_and_by_one_reader() {
+        let kernel = FakeKernel::new();
+        let told = Event { kind: 4, slot: 1, cookie: 77, port: 443, ..Event::default() };
+        let mut events = kernel.events().unwrap();
+        assert!(kernel.events().is_err());
+        assert_eq!(events.next_event(), None);
+        kernel.tell(&told);
+        assert_eq!(events.next_event(), Some(told));
+        assert_eq!(events.next_event(), None);
     }
 }

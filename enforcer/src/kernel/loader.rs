@@ -8,21 +8,27 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 #[expect(deprecated, reason = "its successor CGRP_STORAGE cannot be used on the packet path")]
 use aya::maps::CgroupStorage;
 use aya::maps::cgroup_storage::CgroupStorageKey;
 use aya::maps::{
     Array, HashMap, IterableMap as _, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, PerCpuValues,
+    RingBuf,
 };
 use aya::programs::{Program, ProgramError, ProgramFd, loaded_programs};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
-use enforcer_ebpf::{Bottle, FLOWS, FlowKey, Original, SLOTS};
+use enforcer_ebpf::{
+    self as abi, ALLOW, AllowKey, AllowPorts, Bottle, EVENT_BYTES, EventState, FLOWS, FlowKey, LISTENER_HOST,
+    NAMESPACES, Original, SLOTS,
+};
 
+use super::heart::Heart;
 use super::pins::{self, Pins, failed};
-use super::table::{Table, address_words};
-use super::{Counters, Flow, Guard, Kernel, KernelError, Pinned, sys};
+use super::table::{self, Table, address_words};
+use super::{Counters, Events, Face, Flow, Guard, Kernel, KernelError, Pinned, Place, sys};
 use crate::bottle::cgroup::Cgroup;
 
 /// The programs, as the build script compiled them.
@@ -72,18 +78,32 @@ struct Shape {
 pub(super) const MMAPABLE: u32 = 1 << 10;
 /// `BPF_F_NO_PREALLOC`.
 const NO_PREALLOC: u32 = 1;
+/// Bytes before the data of an LPM trie's key: the prefix length.
+const PREFIX: usize = 4;
 /// `struct bpf_cgroup_storage_key`, with its padding.
 const STORAGE_KEY: usize = 16;
 
 /// The one map whose definition cannot say that it is pinned.
 const ORIGINALS: &str = "ORIGINALS";
 
-const SHAPES: [Shape; 6] = [
+const SHAPES: [Shape; 11] = [
     shape("CG", MapType::CgroupStorage, STORAGE_KEY, size_of::<u32>(), 0, 0),
     shape("BOTTLES", MapType::Array, size_of::<u32>(), size_of::<Bottle>(), SLOTS, MMAPABLE),
     shape("COUNTERS", MapType::PerCpuArray, size_of::<u32>(), size_of::<Counters>(), SLOTS, 0),
     shape("FLOWS", MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>(), FLOWS, 0),
     shape("FLOW_COUNTS", MapType::Array, size_of::<u32>(), size_of::<u64>(), SLOTS, 0),
+    shape("NAMESPACES", MapType::Hash, size_of::<u64>(), size_of::<abi::Place>(), NAMESPACES, 0),
+    shape("HEART", MapType::Array, size_of::<u32>(), size_of::<u64>(), 1, MMAPABLE),
+    shape(
+        "ALLOW",
+        MapType::LpmTrie,
+        PREFIX + size_of::<AllowKey>(),
+        size_of::<AllowPorts>(),
+        ALLOW,
+        NO_PREALLOC,
+    ),
+    shape("EVENTS", MapType::RingBuf, 0, 0, EVENT_BYTES, 0),
+    shape("EVENT_STATES", MapType::Array, size_of::<u32>(), size_of::<EventState>(), SLOTS, 0),
     shape(ORIGINALS, MapType::SkStorage, size_of::<i32>(), size_of::<Original>(), 0, NO_PREALLOC),
 ];
 
@@ -105,13 +125,18 @@ struct Maps {
     counters: PerCpuArray<MapData, Counters>,
     flows: HashMap<MapData, FlowKey, Flow>,
     flow_counts: Array<MapData, u64>,
+    event_states: Array<MapData, EventState>,
 }
 
 /// The loaded programs and their maps.
 pub struct Loader {
     pins: Pins,
     table: Table,
+    heart: Heart,
     maps: Mutex<Maps>,
+    namespaces: Mutex<HashMap<MapData, u64, abi::Place>>,
+    /// Until they are taken.
+    events: Mutex<Option<RingBuf<MapData>>>,
     /// In the order of `HOOKS`.
     programs: Vec<ProgramFd>,
     adopted: Vec<Pinned>,
@@ -161,11 +186,31 @@ impl Loader {
             counters: take(&mut ebpf, "COUNTERS")?,
             flows: take(&mut ebpf, "FLOWS")?,
             flow_counts: take(&mut ebpf, "FLOW_COUNTS")?,
+            event_states: take(&mut ebpf, "EVENT_STATES")?,
         };
-        let mut loader = Self { pins, table, maps: Mutex::new(maps), programs, adopted: Vec::new() };
+        let heart = take::<Array<MapData, u64>>(&mut ebpf, "HEART")?;
+        let heart = Heart::map(heart.map().fd().as_fd())
+            .map_err(|source| KernelError::Io { what: "cannot map the heartbeat".to_owned(), source })?;
+        let namespaces = Mutex::new(take(&mut ebpf, "NAMESPACES")?);
+        let events = Mutex::new(Some(take(&mut ebpf, "EVENTS")?));
+        let maps = Mutex::new(maps);
+        let mut loader = Self { pins, table, heart, maps, namespaces, events, programs, adopted: Vec::new() };
+        loader.forget_places()?;
         loader.adopted = loader.adopt()?;
         loader.pin_programs()?;
         Ok(loader)
+    }
+
+    /// Takes away an earlier controller's places, and the connections that went to its listeners in other
+    /// namespaces: they have ended with its meter, and their ids will be given to others.
+    fn forget_places(&self) -> Result<(), KernelError> {
+        let clear = |error: MapError| refused("cannot clear the namespaces", &error);
+        let mut namespaces = lock(&self.namespaces);
+        let cookies: Vec<u64> = namespaces.keys().collect::<Result<_, _>>().map_err(clear)?;
+        for cookie in cookies {
+            namespaces.remove(&cookie).map_err(clear)?;
+        }
+        remove_flows(&mut self.maps().flows, |key, _| key.listener != LISTENER_HOST)
     }
 
     /// Takes over every pinned guard.
@@ -234,7 +279,7 @@ impl Loader {
     }
 
     fn maps(&self) -> MutexGuard<'_, Maps> {
-        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.maps)
     }
 
     /// Attaches and pins every hook; each finds its slot as soon as its pin is there.
@@ -321,8 +366,8 @@ impl Kernel for Loader {
         clear_slot(&mut maps, slot)
     }
 
-    fn cut(&self, slot: u32) {
-        self.table.cut(slot);
+    fn cut_as(&self, slot: u32, face: Face) {
+        self.table.cut(slot, face);
     }
 
     fn open(&self, slot: u32) {
@@ -331,6 +376,35 @@ impl Kernel for Loader {
 
     fn is_open(&self, slot: u32) -> bool {
         self.table.is_open(slot)
+    }
+
+    fn set_lease(&self, slot: u32, lease: Option<Duration>) {
+        let nanoseconds = |lease: Duration| u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX).max(1);
+        self.table.set_lease(slot, lease.map_or(0, nanoseconds));
+    }
+
+    fn beat(&self) {
+        self.heart.beat();
+    }
+
+    fn set_place(&self, cookie: u64, place: &Place) -> Result<(), KernelError> {
+        check_meter(place.meter)?;
+        let written = lock(&self.namespaces).insert(cookie, table::place(place), 0);
+        written.map_err(|error| refused("cannot write where the meter is", &error))
+    }
+
+    fn remove_place(&self, cookie: u64) -> Result<(), KernelError> {
+        match lock(&self.namespaces).remove(&cookie) {
+            Err(error) if is_not_found(&error) => Ok(()),
+            result => result.map_err(|error| refused("cannot clear where the meter is", &error)),
+        }
+    }
+
+    fn events(&self) -> Result<Events, KernelError> {
+        lock(&self.events).take().map(Events::of_ring).ok_or_else(|| KernelError::Io {
+            what: "the kernel's events are read already".to_owned(),
+            source: io::ErrorKind::ResourceBusy.into(),
+        })
     }
 
     fn counters(&self, slot: u32) -> Result<Counters, KernelError> {
@@ -476,19 +550,32 @@ fn clear_slot(maps: &mut Maps, slot: u32) -> Result<(), KernelError> {
     let zero = PerCpuValues::try_from(vec![Counters::default(); cpus])
         .map_err(|source| KernelError::Io { what: "cannot count CPUs".to_owned(), source })?;
     maps.counters.set(slot, zero, 0).map_err(clear)?;
-    let flows: Vec<FlowKey> = maps
-        .flows
+    maps.event_states.set(slot, EventState::default(), 0).map_err(clear)?;
+    remove_flows(&mut maps.flows, |_, flow| flow.slot == slot)?;
+    maps.flow_counts.set(slot, 0, 0).map_err(clear)
+}
+
+/// Forgets the connections of which this holds.
+fn remove_flows(
+    flows: &mut HashMap<MapData, FlowKey, Flow>,
+    which: impl Fn(&FlowKey, &Flow) -> bool,
+) -> Result<(), KernelError> {
+    let keys: Vec<FlowKey> = flows
         .iter()
-        .filter_map(|entry| entry.ok().filter(|(_, flow)| flow.slot == slot))
+        .filter_map(|entry| entry.ok().filter(|(key, flow)| which(key, flow)))
         .map(|(key, _)| key)
         .collect();
-    for key in flows {
-        match maps.flows.remove(&key) {
+    for key in keys {
+        match flows.remove(&key) {
             Err(error) if is_not_found(&error) => {}
-            result => result.map_err(clear)?,
+            result => result.map_err(|error| refused("cannot forget a connection", &error))?,
         }
     }
-    maps.flow_counts.set(slot, 0, 0).map_err(clear)
+    Ok(())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn check_slot(slot: u32) -> Result<(), KernelError> {

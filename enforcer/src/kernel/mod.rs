@@ -2,7 +2,9 @@
 //!
 //! `loader` does it with eBPF; `fake` does it in memory for tests without root. Nothing outside this room
 //! knows of maps, pins or programs.
+mod events;
 pub mod fake;
+mod heart;
 pub mod loader;
 pub mod pins;
 pub mod probe;
@@ -11,8 +13,12 @@ mod table;
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
-pub use enforcer_ebpf::{Counters, Flow};
+pub use enforcer_ebpf::{Counters, Event, Flow};
+
+pub use self::events::Events;
+pub use self::sys::namespace_cookie;
 
 use crate::bottle::cgroup::Cgroup;
 
@@ -70,23 +76,69 @@ pub struct Guard {
     pub slot: u32,
     /// Generation of the slot.
     pub generation: u32,
-    /// The meter's listener.
+    /// The meter's listener in the host's network namespace; in others it is on loopback, at the same port. For
+    /// the hooks that do not know the namespace; where connections are sent is their [`Place`]'s to say.
     pub meter: SocketAddr,
-    /// Id of that listener.
-    pub listener: u32,
-    /// Address of an IPv6 listener of the meter at the same port, where `meter` is IPv4. Without one, sockets that
-    /// take IPv6 only (`IPV6_V6ONLY`) cannot be redirected: their connections fail with ENETUNREACH.
+    /// Address of an IPv6 listener of the meter at the same port, where `meter` is IPv4.
     pub meter_ip6: Option<Ipv6Addr>,
+    /// The refusal lane's listener, as `meter`.
+    pub lane: Option<SocketAddr>,
+    /// As `meter_ip6`.
+    pub lane_ip6: Option<Ipv6Addr>,
     /// Whether TCP :80 and :443 to public addresses go to the meter, and what goes there beside it is dropped.
     pub redirect: bool,
+    /// Whether nothing leaves but to the meter and to what the allow-list names.
+    pub lockdown: bool,
 }
 
 impl Guard {
-    /// A guard that redirects to an only listener.
+    /// A guard that redirects to an only listener, in mode `open`.
     #[must_use]
-    pub fn new(slot: u32, generation: u32, meter: SocketAddr, listener: u32) -> Self {
-        Self { slot, generation, meter, listener, meter_ip6: None, redirect: true }
+    pub fn new(slot: u32, generation: u32, meter: SocketAddr) -> Self {
+        Self {
+            slot,
+            generation,
+            meter,
+            meter_ip6: None,
+            lane: None,
+            lane_ip6: None,
+            redirect: true,
+            lockdown: false,
+        }
     }
+}
+
+/// Where the meter is in one network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Id of the listening sockets there; never given to another namespace.
+    pub listener: u32,
+    /// The meter's listener.
+    pub meter: SocketAddr,
+    /// Address of an IPv6 listener of the meter at the same port, where `meter` is IPv4. Without one, sockets that
+    /// take IPv6 only (`IPV6_V6ONLY`) cannot be redirected: their connections fail with ENETUNREACH.
+    pub meter_ip6: Option<Ipv6Addr>,
+    /// The refusal lane's listener; without one a cut refuses instead of answering.
+    pub lane: Option<SocketAddr>,
+    /// As `meter_ip6`.
+    pub lane_ip6: Option<Ipv6Addr>,
+}
+
+impl Place {
+    /// A place with an only listener.
+    #[must_use]
+    pub fn new(listener: u32, meter: SocketAddr) -> Self {
+        Self { listener, meter, meter_ip6: None, lane: None, lane_ip6: None }
+    }
+}
+
+/// What a cut bottle's programs see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Face {
+    /// Nothing: every packet is dropped, every call refused.
+    Silent,
+    /// The refusal lane, and nothing else.
+    Answered,
 }
 
 /// The kernel plane. Shared by threads; every call is short and touches no disk.
@@ -101,7 +153,7 @@ pub trait Kernel: Send + Sync {
     /// See [`KernelError`].
     fn attach(&self, name: &str, cgroup: &Cgroup, guard: Guard) -> Result<(), KernelError>;
 
-    /// Points an adopted guard's entry at the meter's current listener, with the redirect as the guard says, and
+    /// Points a guard's entry at the meter's current listener, with redirect and lockdown as the guard says, and
     /// leaves the verdict as it is.
     fn refresh(&self, guard: Guard);
 
@@ -111,8 +163,14 @@ pub trait Kernel: Send + Sync {
     /// When a pin cannot be removed; the slot's entry is dropped to "not live" first, so nothing opens by failure.
     fn detach(&self, name: &str, slot: u32) -> Result<(), KernelError>;
 
-    /// Drops every packet of the slot from when this returns: one store.
-    fn cut(&self, slot: u32);
+    /// Drops every packet of the slot from when this returns, and answers nothing.
+    fn cut(&self, slot: u32) {
+        self.cut_as(slot, Face::Silent);
+    }
+
+    /// Drops every packet of the slot from when this returns, but those to and from the refusal lane where the face
+    /// is [`Face::Answered`]. A cut bottle's face changes at once.
+    fn cut_as(&self, slot: u32, face: Face);
 
     /// Lets the slot's packets pass again (and for the first time, after [`Kernel::attach`]).
     fn open(&self, slot: u32);
@@ -120,13 +178,38 @@ pub trait Kernel: Send + Sync {
     /// Whether the map says that the slot's packets pass.
     fn is_open(&self, slot: u32) -> bool;
 
+    /// Closes the slot by itself whenever [`Kernel::beat`] has not been called for this long; `None`: never.
+    fn set_lease(&self, slot: u32, lease: Option<Duration>);
+
+    /// Renews every lease: one store.
+    fn beat(&self);
+
+    /// Says where the meter is in a network namespace (see [`namespace_cookie`]). Until then what would be sent to
+    /// it from there is refused. Nothing outlives the controller: a new one finds no places.
+    ///
+    /// # Errors
+    /// When there is no room, or the meter's address is not a definite one.
+    fn set_place(&self, cookie: u64, place: &Place) -> Result<(), KernelError>;
+
+    /// Takes a place away; one that is not there is no error.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    fn remove_place(&self, cookie: u64) -> Result<(), KernelError>;
+
+    /// What the hooks tell from now on.
+    ///
+    /// # Errors
+    /// When they have been taken already, or cannot be read.
+    fn events(&self) -> Result<Events, KernelError>;
+
     /// Packets and bytes of the slot so far, summed over CPUs.
     ///
     /// # Errors
     /// When the map cannot be read.
     fn counters(&self, slot: u32) -> Result<Counters, KernelError>;
 
-    /// Whose connection this is and where it was going, as the kernel remembered it when it was made; `None` when nobody's, or when
-    /// the slot's generation or liveness has changed since.
+    /// Whose connection this is and where it was going, as the kernel remembered it when it was made; `None` when
+    /// nobody's, or when the slot's generation or liveness has changed since.
     fn flow(&self, peer: SocketAddr, local: SocketAddr, listener: u32) -> Option<Flow>;
 }

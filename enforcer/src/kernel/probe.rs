@@ -17,7 +17,7 @@ use rustix::net::{AddressFamily, SocketType};
 
 use super::loader::{Loader, unpin_all};
 use super::table::{Table, address_words};
-use super::{Flow, Guard, Kernel as _, KernelError, pins};
+use super::{Flow, Guard, Kernel as _, KernelError, Place, namespace_cookie, pins};
 use crate::bottle::cgroup::{self, Cgroup, CgroupError};
 
 /// The slot of the trial's bottle, in a table of its own.
@@ -175,8 +175,9 @@ impl Trial {
 
     fn attach(&self) -> Outcome {
         let meter = self.listener.local_addr()?;
-        let guard = Guard::new(SLOT, 1, meter, LISTENER_HOST);
-        self.loader.attach("doctor", &self.cgroup, guard)?;
+        let here = namespace_cookie(self.listener.as_fd())?;
+        self.loader.set_place(here, &Place::new(LISTENER_HOST, meter))?;
+        self.loader.attach("doctor", &self.cgroup, Guard::new(SLOT, 1, meter))?;
         Ok("packets, connect, sendmsg, getpeername, bind and sock_ops attach to a cgroup".to_owned())
     }
 

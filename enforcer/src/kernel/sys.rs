@@ -1,4 +1,5 @@
 //! bpf(2) for links, pins and queries: what aya has no call for, or ties to a handle that dies with the process.
+//! Beside it, memory shared with a map, and a socket's network namespace.
 //!
 //! Field offsets are those of `union bpf_attr` in the kernel's `linux/bpf.h`. Nothing here decides anything.
 use std::ffi::CString;
@@ -6,6 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::ptr::{self, NonNull};
 
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
@@ -114,6 +116,67 @@ pub fn attached_programs(cgroup: BorrowedFd<'_>, hook: u32) -> io::Result<Vec<u3
     query.call(PROG_QUERY)?;
     let count = usize::try_from(query.0[6]).unwrap_or(MAX_PROGRAMS).min(MAX_PROGRAMS);
     Ok(ids[..count].to_vec())
+}
+
+/// Memory shared with a map that can be mapped, from its first byte on.
+#[derive(Debug)]
+pub struct Mapping {
+    base: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread; how it is accessed is its owner's promise.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps so many bytes, to be read and written.
+    pub fn of(map: BorrowedFd<'_>, length: usize) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let address =
+            unsafe { libc::mmap(ptr::null_mut(), length, protection, libc::MAP_SHARED, map.as_raw_fd(), 0) };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(address.cast())
+            .map(|base| Self { base, length })
+            .ok_or_else(|| io::Error::other("mapped at 0"))
+    }
+
+    /// The first byte, page-aligned.
+    pub fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `of` with this length; nothing refers to it after `self`.
+        let result = unsafe { libc::munmap(self.base.as_ptr().cast(), self.length) };
+        debug_assert_eq!(result, 0);
+    }
+}
+
+/// Cookie of the network namespace that a socket is in (`SO_NETNS_COOKIE`): unique until the machine restarts.
+///
+/// # Errors
+/// The kernel's (ENOPROTOOPT before Linux 5.14).
+pub fn namespace_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0u64;
+    let mut length = 8;
+    // SAFETY: the kernel writes at most `length` bytes to the word, which outlives the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
 fn word(fd: BorrowedFd<'_>) -> u32 {

@@ -3,39 +3,28 @@
 //! A whole-value update of the map would race the flip of a verdict, so there is none here.
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd as _, BorrowedFd};
-use std::ptr::{self, NonNull};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-use enforcer_ebpf::{Bottle, CUT, Endpoint, FLAG_LIVE, FLAG_REDIRECT, MAPPED, OPEN, SLOTS};
+use enforcer_ebpf::{
+    self as abi, Bottle, CUT, Endpoint, FACE_ANSWERED, FACE_SILENT, FLAG_LIVE, FLAG_LOCKDOWN, FLAG_REDIRECT,
+    MAPPED, OPEN, SLOTS,
+};
 
-use super::Guard;
+use super::sys::Mapping;
+use super::{Face, Guard, Place};
 
 /// Bytes of the mapping.
 const LENGTH: usize = SLOTS as usize * size_of::<Bottle>();
 
 /// The mapped table. Any thread may write; the kernel programs read.
 #[derive(Debug)]
-pub struct Table {
-    base: NonNull<Bottle>,
-}
-
-// SAFETY: the mapping belongs to the process, not to a thread, and every access is atomic.
-unsafe impl Send for Table {}
-// SAFETY: as above.
-unsafe impl Sync for Table {}
+pub struct Table(Mapping);
 
 impl Table {
     /// Maps the table.
     pub fn map(fd: BorrowedFd<'_>) -> io::Result<Self> {
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a fresh mapping at an address of the kernel's choice.
-        let address =
-            unsafe { libc::mmap(ptr::null_mut(), LENGTH, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
-        if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        NonNull::new(address.cast()).map(|base| Self { base }).ok_or_else(|| io::Error::other("mapped at 0"))
+        Mapping::of(fd, LENGTH).map(Self)
     }
 
     /// Writes what a slot is, closed and not live.
@@ -50,43 +39,58 @@ impl Table {
         self.set_meter(guard);
     }
 
-    /// Points the slot at the meter's listener, and turns the redirect to it on or off.
+    /// Points the slot at the meter and the lane, and turns redirect and lockdown on or off.
     pub fn set_meter(&self, guard: &Guard) {
         let bottle = self.entry(guard.slot);
-        let endpoint = endpoint(guard.meter, guard.meter_ip6);
         // SAFETY: see `word` and `entry`; the same for each field.
         unsafe {
-            for (at, value) in endpoint.ip6.into_iter().enumerate() {
-                word(&raw mut (*bottle).meter.ip6[at]).store(value, Ordering::SeqCst);
-            }
-            word(&raw mut (*bottle).meter.ip4).store(endpoint.ip4, Ordering::SeqCst);
-            word(&raw mut (*bottle).meter.port).store(endpoint.port, Ordering::SeqCst);
-            word(&raw mut (*bottle).listener).store(guard.listener, Ordering::SeqCst);
+            store_endpoint(&raw mut (*bottle).meter, endpoint(guard.meter, guard.meter_ip6));
+            store_endpoint(&raw mut (*bottle).lane, optional_endpoint(guard.lane, guard.lane_ip6));
             let flags = word(&raw mut (*bottle).flags);
-            if guard.redirect {
-                flags.fetch_or(FLAG_REDIRECT, Ordering::SeqCst);
-            } else {
-                flags.fetch_and(!FLAG_REDIRECT, Ordering::SeqCst);
+            for (flag, on) in [(FLAG_REDIRECT, guard.redirect), (FLAG_LOCKDOWN, guard.lockdown)] {
+                if on {
+                    flags.fetch_or(flag, Ordering::SeqCst);
+                } else {
+                    flags.fetch_and(!flag, Ordering::SeqCst);
+                }
             }
         }
+    }
+
+    /// Sets how old the heartbeat may be, nanoseconds; 0: as old as it likes.
+    pub fn set_lease(&self, slot: u32, lease_ns: u64) {
+        // SAFETY: see `word` and `entry`.
+        let lease = unsafe { AtomicU64::from_ptr(&raw mut (*self.entry(slot)).lease_ns) };
+        lease.store(lease_ns, Ordering::SeqCst);
     }
 
     /// Takes the slot out of use: cut, not live, of no cgroup. The generation stays, so that it can only grow.
     pub fn retire(&self, slot: u32) {
-        self.cut(slot);
+        self.cut(slot, Face::Silent);
         let bottle = self.entry(slot);
         // SAFETY: see `word` and `entry`; the same for each field.
         unsafe {
             word(&raw mut (*bottle).flags).store(0, Ordering::SeqCst);
+            AtomicU64::from_ptr(&raw mut (*bottle).lease_ns).store(0, Ordering::SeqCst);
             AtomicU64::from_ptr(&raw mut (*bottle).cgroup_id).store(0, Ordering::SeqCst);
         }
     }
 
-    /// Closes the slot: one store, seen by every CPU when this returns.
-    pub fn cut(&self, slot: u32) {
-        // SAFETY: see `word` and `entry`.
-        unsafe { word(&raw mut (*self.entry(slot)).cut) }.store(CUT, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
+    /// Closes the slot, seen by every CPU when this returns. The face is there first, so that no packet sees the cut
+    /// with the face of an earlier one.
+    pub fn cut(&self, slot: u32, face: Face) {
+        let bottle = self.entry(slot);
+        let face = match face {
+            Face::Silent => FACE_SILENT,
+            Face::Answered => FACE_ANSWERED,
+        };
+        // SAFETY: see `word` and `entry`; the same for each field.
+        unsafe {
+            word(&raw mut (*bottle).face).store(face, Ordering::SeqCst);
+            word(&raw mut (*bottle).cut).store(CUT, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+            word(&raw mut (*bottle).epoch).fetch_add(1, Ordering::SeqCst);
+        }
     }
 
     /// Opens the slot, and puts it in use.
@@ -124,15 +128,7 @@ impl Table {
     fn entry(&self, slot: u32) -> *mut Bottle {
         assert!((1..SLOTS).contains(&slot), "slot {slot} is not in 1..{SLOTS}");
         // SAFETY: the slot has just been found to be inside the mapping, which lasts as long as `self`.
-        unsafe { self.base.as_ptr().add(slot as usize) }
-    }
-}
-
-impl Drop for Table {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `map` with this length; nothing refers to it after `self`.
-        let result = unsafe { libc::munmap(self.base.as_ptr().cast(), LENGTH) };
-        debug_assert_eq!(result, 0);
+        unsafe { self.0.base().cast::<Bottle>().as_ptr().add(slot as usize) }
     }
 }
 
@@ -144,6 +140,35 @@ unsafe fn word<'a>(field: *mut u32) -> &'a AtomicU32 {
     // SAFETY: the caller's promise; the fields of `Bottle` are aligned, and nobody in this process accesses them
     // but through atomics.
     unsafe { AtomicU32::from_ptr(field) }
+}
+
+/// Stores an endpoint word by word.
+///
+/// # Safety
+/// It is inside a mapping of the table.
+unsafe fn store_endpoint(to: *mut Endpoint, from: Endpoint) {
+    // SAFETY: the caller's promise; see `word`.
+    unsafe {
+        for (at, value) in from.ip6.into_iter().enumerate() {
+            word(&raw mut (*to).ip6[at]).store(value, Ordering::SeqCst);
+        }
+        word(&raw mut (*to).ip4).store(from.ip4, Ordering::SeqCst);
+        word(&raw mut (*to).port).store(from.port, Ordering::SeqCst);
+    }
+}
+
+/// A place as the programs read it.
+pub fn place(place: &Place) -> abi::Place {
+    abi::Place {
+        listener: place.listener,
+        pad: 0,
+        meter: endpoint(place.meter, place.meter_ip6),
+        lane: optional_endpoint(place.lane, place.lane_ip6),
+    }
+}
+
+fn optional_endpoint(address: Option<SocketAddr>, beside: Option<Ipv6Addr>) -> Endpoint {
+    address.map(|address| endpoint(address, beside)).unwrap_or_default()
 }
 
 /// A listener's address as the programs compare it. IPv4 stands in `ip4` alone: they find v4-mapped destinations

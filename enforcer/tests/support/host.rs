@@ -1,10 +1,11 @@
 //! What a test makes on this host: a pin root and a cgroup.
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use enforcer::bottle::cgroup::{self, Cgroup, CgroupError};
 use enforcer::kernel::loader::{Loader, unpin_all};
-use enforcer::kernel::{Guard, Kernel as _};
+use enforcer::kernel::{Guard, Kernel as _, Place, namespace_cookie};
 
 /// The slot of the test's bottle.
 pub const SLOT: u32 = 1;
@@ -43,13 +44,16 @@ impl Host {
     /// A loader with the host's cgroup attached as slot 1, not opened yet.
     pub fn attached(&self, meter: SocketAddr) -> Loader {
         let loader = self.load();
-        loader.attach("b", &self.cgroup(), guard(meter)).unwrap();
+        let guard = guard(meter);
+        loader.set_place(here(), &place(&guard)).unwrap();
+        loader.attach("b", &self.cgroup(), guard).unwrap();
         loader
     }
 
     /// A loader with the host's cgroup attached as slot 1, open.
     pub fn opened(&self, guard: Guard) -> Loader {
         let loader = self.load();
+        loader.set_place(here(), &place(&guard)).unwrap();
         loader.attach("b", &self.cgroup(), guard).unwrap();
         loader.open(guard.slot);
         loader
@@ -86,7 +90,24 @@ pub fn retry(mut action: impl FnMut() -> Result<(), CgroupError>) -> Result<(), 
 
 /// The guard of slot 1.
 pub fn guard(meter: SocketAddr) -> Guard {
-    Guard::new(SLOT, 7, meter, LISTENER)
+    Guard::new(SLOT, 7, meter)
+}
+
+/// The place that goes with a guard.
+pub fn place(guard: &Guard) -> Place {
+    let Guard { meter, meter_ip6, lane, lane_ip6, .. } = *guard;
+    Place { listener: LISTENER, meter, meter_ip6, lane, lane_ip6 }
+}
+
+/// Cookie of the network namespace that the test is in.
+pub fn here() -> u64 {
+    namespace_cookie(UdpSocket::bind("127.0.0.1:0").unwrap().as_fd()).unwrap()
+}
+
+/// Points the guard, and this network namespace, at another meter.
+pub fn turn_to(loader: &Loader, guard: Guard) {
+    loader.set_place(here(), &place(&guard)).unwrap();
+    loader.refresh(guard);
 }
 
 /// A meter that nobody connects to.

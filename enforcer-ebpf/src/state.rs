@@ -1,0 +1,49 @@
+//! Whether a bottle is open: its verdict and its lease, decided here for every hook.
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use enforcer_ebpf::{Bottle, FACE_ANSWERED, FLAG_LIVE, OPEN};
+
+use crate::{HEART, read};
+
+/// What may pass.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// What the rules let through.
+    Open,
+    /// What goes to the refusal lane and comes from there.
+    Answered,
+    /// Nothing: cut.
+    Cut,
+    /// Nothing: nobody is at the wheel.
+    Leaseless,
+}
+
+/// The bottle's state now. What is not in use is closed, and a lease that has run out outranks the lane.
+#[inline(always)]
+pub fn of(bottle: &Bottle) -> State {
+    if read(&bottle.flags) & FLAG_LIVE == 0 {
+        return State::Cut;
+    }
+    let cut = read(&bottle.cut) != OPEN;
+    if cut && read(&bottle.face) != FACE_ANSWERED {
+        return State::Cut;
+    }
+    if !has_lease(bottle) {
+        return State::Leaseless;
+    }
+    if cut { State::Answered } else { State::Open }
+}
+
+/// Whether the controller's heart has beaten within the lease, if there is one. The clock is that of the ticks, a
+/// few milliseconds coarse; a beat that seems to lie ahead is a fresh one.
+#[inline(always)]
+fn has_lease(bottle: &Bottle) -> bool {
+    let lease = read(&bottle.lease_ns);
+    lease == 0 || HEART.get(0).is_some_and(|beat| now().saturating_sub(read(beat)) <= lease)
+}
+
+/// CLOCK_MONOTONIC_COARSE, nanoseconds.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: the helper takes nothing and only reads a clock.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
