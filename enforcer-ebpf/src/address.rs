@@ -57,6 +57,26 @@ pub fn is_endpoint(ip: &[u32; 4], port: u32, endpoint: &Endpoint) -> bool {
     port == u32::from(u16::from_be_bytes([high, low])) && is_endpoint_ip(ip, endpoint)
 }
 
+/// As [`is_endpoint`], for hooks that do not know the network namespace: the endpoint is that in the host's; in
+/// others it is on loopback, at the same port.
+#[inline(always)]
+#[must_use]
+pub fn is_endpoint_anywhere(ip: &[u32; 4], port: u32, endpoint: &Endpoint) -> bool {
+    let [high, low, ..] = endpoint.port.to_le_bytes();
+    port == u32::from(u16::from_be_bytes([high, low])) && is_endpoint_ip_anywhere(ip, endpoint)
+}
+
+/// As [`is_endpoint_ip`], in any network namespace.
+#[inline(always)]
+#[must_use]
+pub fn is_endpoint_ip_anywhere(ip: &[u32; 4], endpoint: &Endpoint) -> bool {
+    const LOCALHOST4: u32 = 0x7f00_0001;
+    let [a, b, c, d] = *ip;
+    let last = u32::from_be(d);
+    let loopback = a == 0 && b == 0 && (c == MAPPED && last == LOCALHOST4 || c == 0 && last == 1);
+    endpoint.port != 0 && loopback || is_endpoint_ip(ip, endpoint)
+}
+
 /// Whether an address is this endpoint's, at any port.
 #[inline(always)]
 #[must_use]
@@ -163,6 +183,21 @@ mod tests {
             "::ffff:8.8.8.8",
         ] {
             assert!(is_redirected(&words(ip)), "{ip}");
+        }
+    }
+
+    #[test]
+    fn elsewhere_an_endpoint_is_on_loopback_at_its_port() {
+        let port = u32::from(7080u16.to_be());
+        let [.., ip4] = words("10.0.0.1");
+        let host = Endpoint { ip6: [0; 4], ip4, port };
+        for ip in ["10.0.0.1", "127.0.0.1", "::ffff:127.0.0.1", "::1"] {
+            assert!(is_endpoint_anywhere(&words(ip), 7080, &host), "{ip}");
+            assert!(!is_endpoint_anywhere(&words(ip), 7081, &host), "{ip}");
+            assert!(!is_endpoint_anywhere(&words(ip), 0, &Endpoint::default()), "{ip}");
+        }
+        for ip in ["10.0.0.2", "127.0.0.2", "::2", "::", "0.0.0.0"] {
+            assert!(!is_endpoint_anywhere(&words(ip), 7080, &host), "{ip}");
         }
     }
 

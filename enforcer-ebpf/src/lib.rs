@@ -182,14 +182,15 @@ pub struct Event {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EventState {
-    /// [`Bottle::epoch`] of the last drop event.
-    pub epoch: u64,
-    /// When that was, CLOCK_MONOTONIC_COARSE nanoseconds.
-    pub drop_ns: u64,
+    /// Of the last drop event: the low 16 bits of [`Bottle::epoch`], and below them when it was, in 2^16
+    /// nanoseconds of CLOCK_MONOTONIC_COARSE.
+    pub told: u64,
     /// Drops since then that made none.
     pub suppressed: u64,
-    /// When the last [`EVENT_NAMESPACE`] was, as `drop_ns`.
+    /// When the last [`EVENT_NAMESPACE`] was, CLOCK_MONOTONIC_COARSE nanoseconds.
     pub namespace_ns: u64,
+    /// Zero.
+    pub pad: u64,
 }
 
 /// Packets and bytes of one bottle, both directions: an entry of the per-CPU `COUNTERS`, indexed by slot.

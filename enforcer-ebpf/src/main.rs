@@ -12,8 +12,10 @@ compile_error!("the programs are built for bpfel-unknown-none, by enforcer/build
 
 mod bind;
 mod connect;
+mod events;
 mod flows;
 mod getpeername;
+mod lane;
 mod originals;
 mod place;
 mod sendmsg;

@@ -9,20 +9,20 @@ use crate::{BOTTLES, goes_around, slot};
 /// An IPv4 socket sends.
 #[inline(always)]
 pub fn sendmsg4(socket: &SockAddrContext) -> i32 {
-    judge(&Destination::v4(socket))
+    judge(socket, &Destination::v4(socket))
 }
 
 /// An IPv6 socket sends.
 #[inline(always)]
 pub fn sendmsg6(socket: &SockAddrContext) -> i32 {
-    judge(&Destination::v6(socket))
+    judge(socket, &Destination::v6(socket))
 }
 
 #[inline(always)]
-fn judge(to: &Destination) -> i32 {
+fn judge(socket: &SockAddrContext, to: &Destination) -> i32 {
     let slot = slot();
     let Some(bottle) = BOTTLES.get(slot) else { return REFUSE };
     let pass =
         slot != 0 && state::of(bottle) == State::Open && !goes_around(bottle, &to.ip, to.port, to.protocol);
-    if pass { ALLOW } else { refuse(slot) }
+    if pass { ALLOW } else { refuse(socket, to, slot, bottle) }
 }

@@ -3,9 +3,11 @@
 //! Rewriting connect() is not enough: address translation inside the bottle's network, raw sockets and sockets
 //! from before pass it by. So what leaves is looked at too, where the redirect is on.
 use aya_ebpf::programs::SkBuffContext;
-use enforcer_ebpf::address::{is_endpoint, is_endpoint_ip, is_redirected};
+use enforcer_ebpf::address::{is_endpoint_anywhere, is_endpoint_ip_anywhere, is_redirected};
 use enforcer_ebpf::{Bottle, FLAG_REDIRECT, MAPPED};
 
+use crate::events::{self, Subject};
+use crate::lane::is_far_end;
 use crate::sock_addr::{TCP, UDP};
 use crate::state::{self, State};
 use crate::{BOTTLES, COUNTERS, endpoint, goes_around, read, slot};
@@ -16,27 +18,40 @@ const ETH_P_IPV6: u16 = 0x86dd;
 const PASS: i32 = 1;
 const DROP: i32 = 0;
 
+/// Which way a packet goes, seen from the bottle.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Out,
+    In,
+}
+
 /// What becomes of a packet that leaves.
 #[inline(always)]
 pub fn egress(packet: &SkBuffContext) -> i32 {
-    judge(packet, |bottle| read(&bottle.flags) & FLAG_REDIRECT == 0 || is_let_out(packet, bottle))
+    judge(packet, Direction::Out)
 }
 
 /// What becomes of a packet that arrives.
 #[inline(always)]
 pub fn ingress(packet: &SkBuffContext) -> i32 {
-    judge(packet, |_| true)
+    judge(packet, Direction::In)
 }
 
-/// Passes a packet of an open bottle that the rule lets through. A slot without an entry drops: slot 0 has one that
-/// is never live, so an attach point whose slot is not written yet drops as well.
+/// Passes or drops a packet, and counts it. A slot without an entry drops: slot 0 has one that is never live, so an
+/// attach point whose slot is not written yet drops as well.
 #[inline(always)]
-fn judge(packet: &SkBuffContext, rule: impl FnOnce(&Bottle) -> bool) -> i32 {
+fn judge(packet: &SkBuffContext, direction: Direction) -> i32 {
     let slot = slot();
     let (Some(bottle), Some(counters)) = (BOTTLES.get(slot), COUNTERS.get_ptr_mut(slot)) else {
         return DROP;
     };
-    let pass = slot != 0 && state::of(bottle) == State::Open && rule(bottle);
+    let state = state::of(bottle);
+    let pass = match state {
+        _ if slot == 0 => false,
+        State::Open => direction == Direction::In || is_let_out(packet, bottle),
+        State::Answered => is_of_lane(packet, direction, bottle),
+        State::Cut | State::Leaseless => false,
+    };
     let bytes = u64::from(packet.len());
     // SAFETY: the pointer is this CPU's own entry and lives as long as the map. A softirq that interrupts this run
     // may count here too: then a packet is missing in the sum, which decides nothing.
@@ -44,31 +59,61 @@ fn judge(packet: &SkBuffContext, rule: impl FnOnce(&Bottle) -> bool) -> i32 {
     if pass {
         counters.passed_packets += 1;
         counters.passed_bytes += bytes;
-        PASS
-    } else {
-        counters.dropped_packets += 1;
-        counters.dropped_bytes += bytes;
-        DROP
+        return PASS;
     }
+    counters.dropped_packets += 1;
+    counters.dropped_bytes += bytes;
+    events::dropped(slot, bottle, state.drop_kind(), || subject(packet, direction));
+    DROP
+}
+
+/// Whether a packet of an open bottle may leave.
+#[inline(always)]
+fn is_let_out(packet: &SkBuffContext, bottle: &Bottle) -> bool {
+    read(&bottle.flags) & FLAG_REDIRECT == 0 || is_not_around_meter(packet, bottle)
 }
 
 /// Whether a packet neither goes around the meter nor speaks as the meter. One that cannot be read does.
 #[inline(always)]
-fn is_let_out(packet: &SkBuffContext, bottle: &Bottle) -> bool {
+fn is_not_around_meter(packet: &SkBuffContext, bottle: &Bottle) -> bool {
     let Some(header) = Header::read(packet) else { return false };
     let redirected = is_redirected(&header.destination);
     if header.hides_ports {
         return !redirected;
     }
     let meter = endpoint(&bottle.meter);
-    let from_meter = header.protocol == TCP && is_endpoint_ip(&header.source, &meter);
-    if !(redirected || from_meter) || (header.protocol != TCP && header.protocol != UDP) {
+    let from_meter = header.protocol == TCP && is_endpoint_ip_anywhere(&header.source, &meter);
+    if !(redirected || from_meter) || !header.has_ports() {
         return true;
     }
-    let Ok([source, destination]) = packet.load::<[u16; 2]>(header.length) else { return false };
-    let speaks_as_meter = from_meter && is_endpoint(&header.source, u32::from(u16::from_be(source)), &meter);
-    let port = u32::from(u16::from_be(destination));
-    !speaks_as_meter && !goes_around(bottle, &header.destination, port, header.protocol)
+    let Some((source, destination)) = header.ports(packet) else { return false };
+    let speaks_as_meter = from_meter && is_endpoint_anywhere(&header.source, source, &meter);
+    !speaks_as_meter && !goes_around(bottle, &header.destination, destination, header.protocol)
+}
+
+/// Whether a packet of a bottle that is cut and answered is one between it and the lane.
+#[inline(always)]
+fn is_of_lane(packet: &SkBuffContext, direction: Direction, bottle: &Bottle) -> bool {
+    let Some(header) = Header::read(packet) else { return false };
+    if header.hides_ports || header.protocol != TCP {
+        return false;
+    }
+    let port = header.far_port(packet, direction);
+    port.is_some_and(|port| is_far_end(&header.far_ip(direction), port, bottle))
+}
+
+/// What an event says of a packet, as far as it can be read.
+#[inline(always)]
+fn subject(packet: &SkBuffContext, direction: Direction) -> Subject {
+    let mut subject = Subject { pid: 0, cookie: 0, ip: [0; 4], port: 0, protocol: 0 };
+    if let Some(header) = Header::read(packet) {
+        subject.ip = header.far_ip(direction);
+        subject.protocol = header.protocol;
+        if !header.hides_ports && header.has_ports() {
+            subject.port = header.far_port(packet, direction).unwrap_or(0);
+        }
+    }
+    subject
 }
 
 /// The network header of a packet, as far as the rules look at it.
@@ -93,6 +138,32 @@ impl Header {
             ETH_P_IPV6 => Self::read6(packet),
             _ => None,
         }
+    }
+
+    /// Whether the transport header begins with ports.
+    #[inline(always)]
+    fn has_ports(&self) -> bool {
+        self.protocol == TCP || self.protocol == UDP
+    }
+
+    /// Source and destination port, host byte order.
+    #[inline(always)]
+    fn ports(&self, packet: &SkBuffContext) -> Option<(u32, u32)> {
+        let [source, destination] = packet.load::<[u16; 2]>(self.length).ok()?;
+        Some((u32::from(u16::from_be(source)), u32::from(u16::from_be(destination))))
+    }
+
+    /// The far end's address.
+    #[inline(always)]
+    fn far_ip(&self, direction: Direction) -> [u32; 4] {
+        if direction == Direction::Out { self.destination } else { self.source }
+    }
+
+    /// The far end's port, host byte order.
+    #[inline(always)]
+    fn far_port(&self, packet: &SkBuffContext, direction: Direction) -> Option<u32> {
+        let (source, destination) = self.ports(packet)?;
+        Some(if direction == Direction::Out { destination } else { source })
     }
 
     #[inline(always)]

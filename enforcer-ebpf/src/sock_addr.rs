@@ -1,11 +1,14 @@
-//! What the hooks on socket addresses share: reading and writing the address in the kernel's context.
+//! What the hooks on socket addresses share: reading and writing the address in the kernel's context, refusing.
 //!
 //! Every field is read in straight code: reads in diverging branches let the compiler compute the offset, which the
 //! verifier refuses.
+use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 use aya_ebpf::programs::SockAddrContext;
-use enforcer_ebpf::MAPPED;
+use enforcer_ebpf::{Bottle, MAPPED};
 
-use crate::{COUNTERS, add, read};
+use crate::events::{self, Subject};
+use crate::place::cookie;
+use crate::{COUNTERS, add, read, state};
 
 /// What a hook returns to let the call go on.
 pub const ALLOW: i32 = 1;
@@ -63,14 +66,29 @@ impl Destination {
     }
 }
 
-/// Refuses a call of this slot that would have made a packet, and counts it as one.
+/// Refuses a call that would have made a packet; counts it as one, and tells of it.
 #[inline(always)]
-pub fn refuse(slot: u32) -> i32 {
+pub fn refuse(socket: &SockAddrContext, to: &Destination, slot: u32, bottle: &Bottle) -> i32 {
     if let Some(counters) = COUNTERS.get_ptr_mut(slot) {
         // SAFETY: the field is an aligned word of the map.
         unsafe { add(&raw mut (*counters).dropped_packets, 1) };
     }
+    events::dropped(slot, bottle, state::of(bottle).drop_kind(), || subject(socket, to));
     REFUSE
+}
+
+/// Refuses a call from a namespace without a place; tells of it.
+#[inline(always)]
+pub fn miss(socket: &SockAddrContext, to: &Destination, slot: u32, bottle: &Bottle) -> i32 {
+    events::missing_place(slot, bottle, &subject(socket, to));
+    REFUSE
+}
+
+#[inline(always)]
+fn subject(socket: &SockAddrContext, to: &Destination) -> Subject {
+    // SAFETY: the helper takes nothing.
+    let pid = unsafe { bpf_get_current_pid_tgid() } >> 32;
+    Subject { pid: pid as u32, cookie: cookie(socket), ip: to.ip, port: to.port, protocol: to.protocol }
 }
 
 /// The port of the call's address, host byte order.

@@ -1,6 +1,6 @@
 //! Whether a bottle is open: its verdict and its lease, decided here for every hook.
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-use enforcer_ebpf::{Bottle, FACE_ANSWERED, FLAG_LIVE, OPEN};
+use enforcer_ebpf::{Bottle, EVENT_CUT, EVENT_LEASE, EVENT_RULE, FACE_ANSWERED, FLAG_LIVE, OPEN};
 
 use crate::{HEART, read};
 
@@ -15,6 +15,18 @@ pub enum State {
     Cut,
     /// Nothing: nobody is at the wheel.
     Leaseless,
+}
+
+impl State {
+    /// Why something is dropped in this state: `EVENT_*`.
+    #[inline(always)]
+    pub fn drop_kind(self) -> u32 {
+        match self {
+            Self::Open => EVENT_RULE,
+            Self::Answered | Self::Cut => EVENT_CUT,
+            Self::Leaseless => EVENT_LEASE,
+        }
+    }
 }
 
 /// The bottle's state now. What is not in use is closed, and a lease that has run out outranks the lane.
