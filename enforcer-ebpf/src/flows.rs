@@ -39,10 +39,11 @@ pub fn forget(key: &FlowKey, cookie: u64) {
     }
 }
 
-/// Whether the slot may hold one more connection.
+/// Whether the slot may hold one more connection. (The count of a slot may be below zero for a moment, when an entry
+/// of the bottle that had it before is found to be stale.)
 #[inline(always)]
 pub fn has_room(slot: u32) -> bool {
-    FLOW_COUNTS.get(slot).is_some_and(|count| read(count) < u64::from(FLOWS_PER_BOTTLE))
+    FLOW_COUNTS.get(slot).is_some_and(|count| (read(count) as i64) < i64::from(FLOWS_PER_BOTTLE))
 }
 
 /// Whether the slot is still the bottle's that had it then.

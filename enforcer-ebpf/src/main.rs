@@ -54,9 +54,9 @@ static COUNTERS: PerCpuArray<Counters> = PerCpuArray::pinned(SLOTS, 0);
 #[map]
 static FLOWS: HashMap<FlowKey, Flow> = HashMap::pinned(FLOW_ENTRIES, 0);
 
-/// How many entries of `FLOWS` each slot holds.
+/// How many entries of `FLOWS` each slot holds; the controller, which removes some, writes through shared memory.
 #[map]
-static FLOW_COUNTS: Array<u64> = Array::pinned(SLOTS, 0);
+static FLOW_COUNTS: Array<u64> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
 
 /// Where the meter is in each network namespace, by its cookie; written by the controller alone.
 #[map]

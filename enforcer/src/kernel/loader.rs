@@ -2,139 +2,35 @@
 //!
 //! It holds no verdict of its own: the table is the truth, and it outlives this process. Dropping a loader
 //! changes nothing in the kernel.
-use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
-use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-#[expect(deprecated, reason = "its successor CGRP_STORAGE cannot be used on the packet path")]
-use aya::maps::CgroupStorage;
-use aya::maps::cgroup_storage::CgroupStorageKey;
-use aya::maps::{
-    Array, HashMap, IterableMap as _, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, PerCpuValues,
-    RingBuf,
-};
-use aya::programs::{Program, ProgramError, ProgramFd, loaded_programs};
-use aya::util::nr_cpus;
-use aya::{Ebpf, EbpfLoader};
-use enforcer_ebpf::{
-    self as abi, ALLOW, AllowKey, AllowPorts, Bottle, EVENT_BYTES, EventState, FLOWS, FlowKey, LISTENER_HOST,
-    NAMESPACES, Original, SLOTS,
-};
+use aya::EbpfLoader;
+use aya::maps::{Array, IterableMap as _, MapData, RingBuf};
+use aya::programs::ProgramFd;
+use enforcer_ebpf::{Bottle, FlowKey, SLOTS};
 
-use super::heart::Heart;
-use super::pins::{self, Pins, failed};
+use super::hooks::{HOOKS, OBJECT, check_unguarded, load_programs};
+use super::maps::{Namespaces, ORIGINALS, Readers, Slots, check_shapes, lock, take, words};
+use super::pins::{self, Pins};
+use super::refusal::{failed, not_attached, refused};
 use super::table::{self, Table, address_words};
+use super::words::{Words, coarse_now};
 use super::{Counters, Events, Face, Flow, Guard, Kernel, KernelError, Pinned, Place, sys};
 use crate::bottle::cgroup::Cgroup;
-
-/// The programs, as the build script compiled them.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer.bpf.o"));
-
-/// One place where a program is attached to a bottle.
-struct Hook {
-    /// Name of its pin.
-    pin: &'static str,
-    /// The program's name in the object.
-    program: &'static str,
-    /// `enum bpf_attach_type`.
-    attach_type: u32,
-    /// Whether the program asks for its bottle's slot; the kernel keeps no storage for one that does not.
-    slot: bool,
-}
-
-const HOOKS: [Hook; 11] = [
-    hook("egress", "enforcer_egress", 1),
-    hook("ingress", "enforcer_ingress", 0),
-    hook("sock_ops", "enforcer_sock_ops", 3),
-    hook("connect4", "enforcer_connect4", 10),
-    hook("connect6", "enforcer_connect6", 11),
-    hook("sendmsg4", "enforcer_sendmsg4", 14),
-    hook("sendmsg6", "enforcer_sendmsg6", 15),
-    hook("bind4", "enforcer_bind4", 8),
-    hook("bind6", "enforcer_bind6", 9),
-    Hook { slot: false, ..hook("getpeername4", "enforcer_getpeername4", 29) },
-    Hook { slot: false, ..hook("getpeername6", "enforcer_getpeername6", 30) },
-];
-
-const fn hook(pin: &'static str, program: &'static str, attach_type: u32) -> Hook {
-    Hook { pin, program, attach_type, slot: true }
-}
-
-/// A map as this controller's programs know it.
-struct Shape {
-    name: &'static str,
-    map_type: MapType,
-    key: usize,
-    value: usize,
-    entries: u32,
-    flags: u32,
-}
-
-/// `BPF_F_MMAPABLE`.
-pub(super) const MMAPABLE: u32 = 1 << 10;
-/// `BPF_F_NO_PREALLOC`.
-const NO_PREALLOC: u32 = 1;
-/// Bytes before the data of an LPM trie's key: the prefix length.
-const PREFIX: usize = 4;
-/// `struct bpf_cgroup_storage_key`, with its padding.
-const STORAGE_KEY: usize = 16;
-
-/// The one map whose definition cannot say that it is pinned.
-const ORIGINALS: &str = "ORIGINALS";
-
-const SHAPES: [Shape; 11] = [
-    shape("CG", MapType::CgroupStorage, STORAGE_KEY, size_of::<u32>(), 0, 0),
-    shape("BOTTLES", MapType::Array, size_of::<u32>(), size_of::<Bottle>(), SLOTS, MMAPABLE),
-    shape("COUNTERS", MapType::PerCpuArray, size_of::<u32>(), size_of::<Counters>(), SLOTS, 0),
-    shape("FLOWS", MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>(), FLOWS, 0),
-    shape("FLOW_COUNTS", MapType::Array, size_of::<u32>(), size_of::<u64>(), SLOTS, 0),
-    shape("NAMESPACES", MapType::Hash, size_of::<u64>(), size_of::<abi::Place>(), NAMESPACES, 0),
-    shape("HEART", MapType::Array, size_of::<u32>(), size_of::<u64>(), 1, MMAPABLE),
-    shape(
-        "ALLOW",
-        MapType::LpmTrie,
-        PREFIX + size_of::<AllowKey>(),
-        size_of::<AllowPorts>(),
-        ALLOW,
-        NO_PREALLOC,
-    ),
-    shape("EVENTS", MapType::RingBuf, 0, 0, EVENT_BYTES, 0),
-    shape("EVENT_STATES", MapType::Array, size_of::<u32>(), size_of::<EventState>(), SLOTS, 0),
-    shape(ORIGINALS, MapType::SkStorage, size_of::<i32>(), size_of::<Original>(), 0, NO_PREALLOC),
-];
-
-const fn shape(
-    name: &'static str,
-    map_type: MapType,
-    key: usize,
-    value: usize,
-    entries: u32,
-    flags: u32,
-) -> Shape {
-    Shape { name, map_type, key, value, entries, flags }
-}
-
-/// The maps that are read and written by calls.
-#[expect(deprecated, reason = "as above")]
-struct Maps {
-    storage: CgroupStorage<MapData, u32>,
-    counters: PerCpuArray<MapData, Counters>,
-    flows: HashMap<MapData, FlowKey, Flow>,
-    flow_counts: Array<MapData, u64>,
-    event_states: Array<MapData, EventState>,
-}
 
 /// The loaded programs and their maps.
 pub struct Loader {
     pins: Pins,
     table: Table,
-    heart: Heart,
-    maps: Mutex<Maps>,
-    namespaces: Mutex<HashMap<MapData, u64, abi::Place>>,
+    heart: Words,
+    slots: Mutex<Slots>,
+    readers: Readers,
+    namespaces: Namespaces,
     /// Until they are taken.
     events: Mutex<Option<RingBuf<MapData>>>,
     /// In the order of `HOOKS`.
@@ -181,36 +77,22 @@ impl Loader {
             what: "cannot map the table of bottles".to_owned(),
             source,
         })?;
-        let maps = Maps {
-            storage: take(&mut ebpf, "CG")?,
-            counters: take(&mut ebpf, "COUNTERS")?,
-            flows: take(&mut ebpf, "FLOWS")?,
-            flow_counts: take(&mut ebpf, "FLOW_COUNTS")?,
-            event_states: take(&mut ebpf, "EVENT_STATES")?,
+        let mut slots = Slots::take(&mut ebpf)?;
+        slots.forget_other_listeners()?;
+        let mut loader = Self {
+            table,
+            heart: words(&mut ebpf, "HEART", 1)?,
+            slots: Mutex::new(slots),
+            readers: Readers::open(&pins)?,
+            namespaces: Namespaces::take(&mut ebpf)?,
+            events: Mutex::new(Some(take(&mut ebpf, "EVENTS")?)),
+            pins,
+            programs,
+            adopted: Vec::new(),
         };
-        let heart = take::<Array<MapData, u64>>(&mut ebpf, "HEART")?;
-        let heart = Heart::map(heart.map().fd().as_fd())
-            .map_err(|source| KernelError::Io { what: "cannot map the heartbeat".to_owned(), source })?;
-        let namespaces = Mutex::new(take(&mut ebpf, "NAMESPACES")?);
-        let events = Mutex::new(Some(take(&mut ebpf, "EVENTS")?));
-        let maps = Mutex::new(maps);
-        let mut loader = Self { pins, table, heart, maps, namespaces, events, programs, adopted: Vec::new() };
-        loader.forget_places()?;
         loader.adopted = loader.adopt()?;
         loader.pin_programs()?;
         Ok(loader)
-    }
-
-    /// Takes away an earlier controller's places, and the connections that went to its listeners in other
-    /// namespaces: they have ended with its meter, and their ids will be given to others.
-    fn forget_places(&self) -> Result<(), KernelError> {
-        let clear = |error: MapError| refused("cannot clear the namespaces", &error);
-        let mut namespaces = lock(&self.namespaces);
-        let cookies: Vec<u64> = namespaces.keys().collect::<Result<_, _>>().map_err(clear)?;
-        for cookie in cookies {
-            namespaces.remove(&cookie).map_err(clear)?;
-        }
-        remove_flows(&mut self.maps().flows, |key, _| key.listener != LISTENER_HOST)
     }
 
     /// Takes over every pinned guard.
@@ -220,7 +102,7 @@ impl Loader {
             let wrong = |what: String| KernelError::Pins { path: self.pins.bottle(&name), what };
             if self.is_unfinished(&name)? {
                 // its storage too: it would govern for a moment whoever is attached there next
-                self.remove_hooks(&name, &mut self.maps())?;
+                self.remove_hooks(&name, &mut lock(&self.slots))?;
                 continue;
             }
             let slot = self.pins.slot(&name)?;
@@ -278,26 +160,20 @@ impl Loader {
         Ok(())
     }
 
-    fn maps(&self) -> MutexGuard<'_, Maps> {
-        lock(&self.maps)
-    }
-
     /// Attaches and pins every hook; each finds its slot as soon as its pin is there.
     fn attach_hooks(
         &self,
         name: &str,
         cgroup: &Cgroup,
         slot: u32,
-        maps: &mut Maps,
+        slots: &mut Slots,
     ) -> Result<(), KernelError> {
         self.pins.add_bottle(name, slot)?;
         for (hook, program) in HOOKS.iter().zip(&self.programs) {
             let link = sys::link_create(program.as_fd(), cgroup.as_fd(), hook.attach_type)
                 .map_err(|error| not_attached(cgroup.path(), error))?;
             if hook.slot {
-                let key = CgroupStorageKey::new(cgroup.id(), hook.attach_type);
-                let written = maps.storage.insert(key, slot, 0);
-                written.map_err(|error| refused("cannot write a hook's slot", &error))?;
+                slots.assign(cgroup.id(), hook.attach_type, slot)?;
             }
             let path = self.pins.link(name, hook.pin);
             sys::pin(link.as_fd(), &path).map_err(|source| failed("cannot pin", &path, source))?;
@@ -307,7 +183,7 @@ impl Loader {
 
     /// Removes a bottle's hooks. Their storage outlives them while the cgroup does, so it forgets the slot first:
     /// else it would govern for a moment whoever is attached there next.
-    fn remove_hooks(&self, name: &str, maps: &mut Maps) -> Result<(), KernelError> {
+    fn remove_hooks(&self, name: &str, slots: &mut Slots) -> Result<(), KernelError> {
         for hook in HOOKS.iter().filter(|hook| hook.slot) {
             let path = self.pins.link(name, hook.pin);
             let link = match sys::open_pin(&path) {
@@ -315,12 +191,7 @@ impl Loader {
                 link => link.map_err(|source| failed("cannot open", &path, source))?,
             };
             let info = sys::link_info(link.as_fd()).map_err(|source| failed("cannot read", &path, source))?;
-            let key = CgroupStorageKey::new(info.cgroup_id, hook.attach_type);
-            match maps.storage.insert(key, 0, 0) {
-                Err(MapError::KeyNotFound) => {}
-                Err(error) if is_not_found(&error) => {}
-                result => result.map_err(|error| refused("cannot clear a hook's slot", &error))?,
-            }
+            slots.unassign(info.cgroup_id, hook.attach_type)?;
         }
         self.pins.remove_bottle(name)
     }
@@ -334,7 +205,7 @@ impl Kernel for Loader {
     fn attach(&self, name: &str, cgroup: &Cgroup, guard: Guard) -> Result<(), KernelError> {
         check_slot(guard.slot)?;
         check_meter(guard.meter)?;
-        let mut maps = self.maps();
+        let mut slots = lock(&self.slots);
         check_unguarded(cgroup)?;
         let directory = self.pins.bottle(name);
         if directory.exists() {
@@ -345,11 +216,11 @@ impl Kernel for Loader {
             return Err(KernelError::Io { what: format!("slot {} is in use", guard.slot), source });
         }
         self.table.prepare(&guard, cgroup.id());
-        clear_slot(&mut maps, guard.slot)?;
-        let attached = self.attach_hooks(name, cgroup, guard.slot, &mut maps);
+        slots.clear(guard.slot)?;
+        let attached = self.attach_hooks(name, cgroup, guard.slot, &mut slots);
         if attached.is_err() {
             self.table.retire(guard.slot);
-            self.remove_hooks(name, &mut maps)?;
+            self.remove_hooks(name, &mut slots)?;
         }
         attached
     }
@@ -360,10 +231,10 @@ impl Kernel for Loader {
 
     fn detach(&self, name: &str, slot: u32) -> Result<(), KernelError> {
         check_slot(slot)?;
-        let mut maps = self.maps();
+        let mut slots = lock(&self.slots);
         self.table.retire(slot);
-        self.remove_hooks(name, &mut maps)?;
-        clear_slot(&mut maps, slot)
+        self.remove_hooks(name, &mut slots)?;
+        slots.clear(slot)
     }
 
     fn cut_as(&self, slot: u32, face: Face) {
@@ -384,20 +255,18 @@ impl Kernel for Loader {
     }
 
     fn beat(&self) {
-        self.heart.beat();
+        if let Some(heart) = self.heart.get(0) {
+            heart.store(coarse_now(), Ordering::SeqCst);
+        }
     }
 
     fn set_place(&self, cookie: u64, place: &Place) -> Result<(), KernelError> {
         check_meter(place.meter)?;
-        let written = lock(&self.namespaces).insert(cookie, table::place(place), 0);
-        written.map_err(|error| refused("cannot write where the meter is", &error))
+        self.namespaces.set(cookie, table::place(place))
     }
 
     fn remove_place(&self, cookie: u64) -> Result<(), KernelError> {
-        match lock(&self.namespaces).remove(&cookie) {
-            Err(error) if is_not_found(&error) => Ok(()),
-            result => result.map_err(|error| refused("cannot clear where the meter is", &error)),
-        }
+        self.namespaces.remove(cookie)
     }
 
     fn events(&self) -> Result<Events, KernelError> {
@@ -408,14 +277,7 @@ impl Kernel for Loader {
     }
 
     fn counters(&self, slot: u32) -> Result<Counters, KernelError> {
-        let per_cpu = self.maps().counters.get(&slot, 0);
-        let per_cpu = per_cpu.map_err(|error| refused("cannot read the counters", &error))?;
-        Ok(per_cpu.iter().fold(Counters::default(), |sum, cpu| Counters {
-            passed_packets: sum.passed_packets + cpu.passed_packets,
-            passed_bytes: sum.passed_bytes + cpu.passed_bytes,
-            dropped_packets: sum.dropped_packets + cpu.dropped_packets,
-            dropped_bytes: sum.dropped_bytes + cpu.dropped_bytes,
-        }))
+        self.readers.counters(slot)
     }
 
     fn flow(&self, peer: SocketAddr, local: SocketAddr, listener: u32) -> Option<Flow> {
@@ -427,8 +289,7 @@ impl Kernel for Loader {
             listener,
             pad: 0,
         };
-        // an error is as good as no entry: a connection of nobody is refused
-        let flow = self.maps().flows.get(&key, 0).ok()?;
+        let flow = self.readers.flow(&key)?;
         check_slot(flow.slot).ok()?;
         let current = self.table.is_live(flow.slot) && self.table.generation(flow.slot) == flow.generation;
         current.then_some(flow)
@@ -442,140 +303,6 @@ impl Kernel for Loader {
 /// When a pin cannot be removed.
 pub fn unpin_all(instance: Option<&str>) -> Result<usize, KernelError> {
     Pins::of(instance).remove_all()
-}
-
-/// Refuses pinned maps of another shape: aya would take them over unseen.
-fn check_shapes(pins: &Pins) -> Result<(), KernelError> {
-    for shape in &SHAPES {
-        let path = pins.root().join(shape.name);
-        if !path.exists() {
-            continue;
-        }
-        let wrong = |what: String| KernelError::Pins { path: path.clone(), what };
-        let info = MapInfo::from_pin(&path).map_err(|error| wrong(chain(&error)))?;
-        if let Some(difference) = shape.difference(&info) {
-            return Err(wrong(difference));
-        }
-    }
-    Ok(())
-}
-
-impl Shape {
-    /// How a map differs from this, if it does.
-    fn difference(&self, there: &MapInfo) -> Option<String> {
-        let map_type = there.map_type().ok();
-        let is = |found: u32, wanted: usize| usize::try_from(found).is_ok_and(|found| found == wanted);
-        let same = map_type == Some(self.map_type)
-            && is(there.key_size(), self.key)
-            && is(there.value_size(), self.value)
-            && there.max_entries() == self.entries
-            && there.map_flags() == self.flags;
-        (!same).then(|| {
-            format!(
-                "the pinned map is {map_type:?} with {} byte keys, {} byte values, {} entries, flags {:#x}; \
-                 wanted {:?}, {}, {}, {}, {:#x}",
-                there.key_size(),
-                there.value_size(),
-                there.max_entries(),
-                there.map_flags(),
-                self.map_type,
-                self.key,
-                self.value,
-                self.entries,
-                self.flags,
-            )
-        })
-    }
-}
-
-/// Loads the program of every hook.
-fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<ProgramFd>, KernelError> {
-    HOOKS.iter().map(|hook| load_program(ebpf, hook.program)).collect()
-}
-
-fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<ProgramFd, KernelError> {
-    let program = ebpf.program_mut(name).ok_or_else(|| KernelError::Unsupported {
-        what: format!("the embedded object has no program {name}"),
-        hint: "this build is broken: build it again".to_owned(),
-    })?;
-    let loaded = match program {
-        Program::CgroupSkb(program) => program.load(),
-        Program::SockOps(program) => program.load(),
-        Program::CgroupSockAddr(program) => program.load(),
-        _ => Ok(()),
-    };
-    let what = format!("the kernel refuses the program {name}");
-    loaded.map_err(|error| match &error {
-        ProgramError::LoadError { io_error, verifier_log } => {
-            tracing::debug!(program = name, %verifier_log, "refused by the verifier");
-            refused(&what, io_error)
-        }
-        error => refused(&what, error),
-    })?;
-    let fd = program.fd().map_err(|error| refused(&what, &error))?;
-    fd.try_clone().map_err(|source| KernelError::Io { what, source })
-}
-
-/// Takes a map out of the loaded object.
-fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<M, KernelError> {
-    let map = ebpf.take_map(name).ok_or_else(|| KernelError::Unsupported {
-        what: format!("the embedded object has no map {name}"),
-        hint: "this build is broken: build it again".to_owned(),
-    })?;
-    M::try_from(map).map_err(|error| refused(&format!("cannot use the map {name}"), &error))
-}
-
-/// Refuses a cgroup that carries one of our programs, of this controller or of another.
-fn check_unguarded(cgroup: &Cgroup) -> Result<(), KernelError> {
-    let egress = &HOOKS[0];
-    let ids = sys::attached_programs(cgroup.as_fd(), egress.attach_type)
-        .map_err(|source| failed("cannot read the programs of", cgroup.path(), source))?;
-    if ids.is_empty() {
-        return Ok(());
-    }
-    for program in loaded_programs() {
-        // one that has gone since its id was listed is not attached either
-        let Ok(program) = program else { continue };
-        if ids.contains(&program.id()) && program.name_as_str() == Some(egress.program) {
-            return Err(KernelError::AlreadyAttached(cgroup.path().to_owned()));
-        }
-    }
-    Ok(())
-}
-
-/// Zeroes a slot's counters and forgets its connections.
-fn clear_slot(maps: &mut Maps, slot: u32) -> Result<(), KernelError> {
-    let clear = |error: MapError| refused("cannot clear the slot", &error);
-    let cpus = nr_cpus().map_err(|(what, source)| KernelError::Io { what: what.to_owned(), source })?;
-    let zero = PerCpuValues::try_from(vec![Counters::default(); cpus])
-        .map_err(|source| KernelError::Io { what: "cannot count CPUs".to_owned(), source })?;
-    maps.counters.set(slot, zero, 0).map_err(clear)?;
-    maps.event_states.set(slot, EventState::default(), 0).map_err(clear)?;
-    remove_flows(&mut maps.flows, |_, flow| flow.slot == slot)?;
-    maps.flow_counts.set(slot, 0, 0).map_err(clear)
-}
-
-/// Forgets the connections of which this holds.
-fn remove_flows(
-    flows: &mut HashMap<MapData, FlowKey, Flow>,
-    which: impl Fn(&FlowKey, &Flow) -> bool,
-) -> Result<(), KernelError> {
-    let keys: Vec<FlowKey> = flows
-        .iter()
-        .filter_map(|entry| entry.ok().filter(|(key, flow)| which(key, flow)))
-        .map(|(key, _)| key)
-        .collect();
-    for key in keys {
-        match flows.remove(&key) {
-            Err(error) if is_not_found(&error) => {}
-            result => result.map_err(|error| refused("cannot forget a connection", &error))?,
-        }
-    }
-    Ok(())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn check_slot(slot: u32) -> Result<(), KernelError> {
@@ -595,44 +322,4 @@ fn check_meter(meter: SocketAddr) -> Result<(), KernelError> {
         what: format!("a meter that listens on {meter} cannot tell the connections of bottles"),
         hint: "give `listen` a definite address, such as 127.0.0.1:7080".to_owned(),
     })
-}
-
-/// A failed attachment, with what is usually behind it.
-fn not_attached(cgroup: &Path, error: io::Error) -> KernelError {
-    if error.raw_os_error() == Some(libc::EPERM) {
-        return KernelError::Unsupported {
-            what: format!("the kernel refuses to attach to {}: {error}", cgroup.display()),
-            hint: "a program is attached exclusively to a cgroup above it (see `bpftool cgroup tree`), \
-                   or CAP_BPF and CAP_NET_ADMIN are missing"
-                .to_owned(),
-        };
-    }
-    failed("cannot attach to", cgroup, error)
-}
-
-/// A refusal of the kernel or of aya, with the cause's own words.
-fn refused(what: &str, error: &(dyn Error + 'static)) -> KernelError {
-    let hint =
-        "see `enforcer doctor`; cgroup v2, BPF and BTF are needed, and root with CAP_BPF and CAP_NET_ADMIN";
-    KernelError::Unsupported { what: format!("{what}: {}", chain(error)), hint: hint.to_owned() }
-}
-
-/// An error and its causes on one line.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line = format!("{line}: {error}");
-        cause = error.source();
-    }
-    line
-}
-
-/// Whether the kernel said ENOENT.
-fn is_not_found(error: &MapError) -> bool {
-    match error {
-        MapError::KeyNotFound | MapError::ElementNotFound => true,
-        MapError::SyscallError(error) => error.io_error.kind() == io::ErrorKind::NotFound,
-        _ => false,
-    }
 }

@@ -4,12 +4,15 @@
 //! knows of maps, pins or programs.
 mod events;
 pub mod fake;
-mod heart;
+mod hooks;
 pub mod loader;
+mod maps;
 pub mod pins;
 pub mod probe;
+mod refusal;
 mod sys;
 mod table;
+mod words;
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;

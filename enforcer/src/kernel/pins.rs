@@ -12,6 +12,7 @@ use enforcer_ebpf::ABI_VERSION;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use super::refusal::failed;
 use super::{KernelError, sys};
 
 /// Where bpffs is mounted.
@@ -191,11 +192,6 @@ fn make_directory(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         result => result,
     }
-}
-
-/// A refusal at a path.
-pub fn failed(what: &str, path: &Path, source: io::Error) -> KernelError {
-    KernelError::Io { what: format!("{what} {}", path.display()), source }
 }
 
 /// A name as bpffs takes it: it refuses dots, so every byte but letters, digits, `-` and `_` becomes `%XX`.

@@ -139,7 +139,7 @@ fn btf() -> Outcome {
 
 /// Makes the table of bottles, maps it, and flips a verdict in it.
 fn mmapable_arrays() -> Outcome {
-    let array = Array::<MapData, Bottle>::create(SLOTS, super::loader::MMAPABLE)
+    let array = Array::<MapData, Bottle>::create(SLOTS, super::maps::MMAPABLE)
         .map_err(|error| failure(error.to_string()))?;
     let table = Table::map(array.map().fd().as_fd())?;
     table.open(SLOT);

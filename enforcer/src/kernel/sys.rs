@@ -4,13 +4,14 @@
 //! Field offsets are those of `union bpf_attr` in the kernel's `linux/bpf.h`. Nothing here decides anything.
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::ptr::{self, NonNull};
 
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
+const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const PROG_QUERY: libc::c_int = 16;
 const LINK_CREATE: libc::c_int = 28;
@@ -177,6 +178,22 @@ pub fn namespace_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
         )
     };
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Name of a loaded program; `None` when there is none of this id any more.
+pub fn program_name(id: u32) -> io::Result<Option<String>> {
+    let program = match Attributes::new([id]).open(PROG_GET_FD_BY_ID) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        program => program?,
+    };
+    // `struct bpf_prog_info`: sixteen words, then the name
+    let mut info = [0u32; 20];
+    Attributes::new([word(program.as_fd()), 4 * 20])
+        .address(2, info.as_mut_ptr())
+        .call(OBJ_GET_INFO_BY_FD)?;
+    let name: Vec<u8> =
+        info[16..].iter().flat_map(|word| word.to_ne_bytes()).take_while(|byte| *byte != 0).collect();
+    Ok(Some(String::from_utf8_lossy(&name).into_owned()))
 }
 
 fn word(fd: BorrowedFd<'_>) -> u32 {

@@ -1,0 +1,298 @@
+//! The maps as this controller's programs know them, and what is read and written there by calls.
+//!
+//! `BOTTLES` and `HEART` are written through shared memory instead: see `table` and `heart`.
+use std::os::fd::AsFd as _;
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use aya::Ebpf;
+#[expect(deprecated, reason = "its successor CGRP_STORAGE cannot be used on the packet path")]
+use aya::maps::CgroupStorage;
+use aya::maps::cgroup_storage::CgroupStorageKey;
+use aya::maps::{
+    Array, HashMap, IterableMap as _, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, PerCpuValues,
+};
+use aya::util::nr_cpus;
+use enforcer_ebpf::{
+    self as abi, ALLOW, AllowKey, AllowPorts, Bottle, Counters, EVENT_BYTES, EventState, FLOWS, Flow,
+    FlowKey, LISTENER_HOST, NAMESPACES, Original, SLOTS,
+};
+
+use super::KernelError;
+use super::pins::Pins;
+use super::refusal::{chain, is_not_found, refused};
+use super::words::Words;
+
+/// A map as this controller's programs know it.
+struct Shape {
+    name: &'static str,
+    map_type: MapType,
+    key: usize,
+    value: usize,
+    entries: u32,
+    flags: u32,
+}
+
+/// `BPF_F_MMAPABLE`.
+pub(super) const MMAPABLE: u32 = 1 << 10;
+/// `BPF_F_NO_PREALLOC`.
+const NO_PREALLOC: u32 = 1;
+/// Bytes before the data of an LPM trie's key: the prefix length.
+const PREFIX: usize = 4;
+/// `struct bpf_cgroup_storage_key`, with its padding.
+const STORAGE_KEY: usize = 16;
+
+/// The one map whose definition cannot say that it is pinned.
+pub const ORIGINALS: &str = "ORIGINALS";
+
+const SHAPES: [Shape; 11] = [
+    shape("CG", MapType::CgroupStorage, STORAGE_KEY, size_of::<u32>(), 0, 0),
+    shape("BOTTLES", MapType::Array, size_of::<u32>(), size_of::<Bottle>(), SLOTS, MMAPABLE),
+    shape("COUNTERS", MapType::PerCpuArray, size_of::<u32>(), size_of::<Counters>(), SLOTS, 0),
+    shape("FLOWS", MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>(), FLOWS, 0),
+    shape("FLOW_COUNTS", MapType::Array, size_of::<u32>(), size_of::<u64>(), SLOTS, MMAPABLE),
+    shape("NAMESPACES", MapType::Hash, size_of::<u64>(), size_of::<abi::Place>(), NAMESPACES, 0),
+    shape("HEART", MapType::Array, size_of::<u32>(), size_of::<u64>(), 1, MMAPABLE),
+    shape(
+        "ALLOW",
+        MapType::LpmTrie,
+        PREFIX + size_of::<AllowKey>(),
+        size_of::<AllowPorts>(),
+        ALLOW,
+        NO_PREALLOC,
+    ),
+    shape("EVENTS", MapType::RingBuf, 0, 0, EVENT_BYTES, 0),
+    shape("EVENT_STATES", MapType::Array, size_of::<u32>(), size_of::<EventState>(), SLOTS, 0),
+    shape(ORIGINALS, MapType::SkStorage, size_of::<i32>(), size_of::<Original>(), 0, NO_PREALLOC),
+];
+
+const fn shape(
+    name: &'static str,
+    map_type: MapType,
+    key: usize,
+    value: usize,
+    entries: u32,
+    flags: u32,
+) -> Shape {
+    Shape { name, map_type, key, value, entries, flags }
+}
+
+/// What attaching and detaching write; one at a time.
+#[expect(deprecated, reason = "as above")]
+pub struct Slots {
+    storage: CgroupStorage<MapData, u32>,
+    counters: PerCpuArray<MapData, Counters>,
+    flows: HashMap<MapData, FlowKey, Flow>,
+    flow_counts: Words,
+    event_states: Array<MapData, EventState>,
+}
+
+impl Slots {
+    /// Takes the maps out of the loaded object.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+        Ok(Self {
+            storage: take(ebpf, "CG")?,
+            counters: take(ebpf, "COUNTERS")?,
+            flows: take(ebpf, "FLOWS")?,
+            flow_counts: words(ebpf, "FLOW_COUNTS", SLOTS)?,
+            event_states: take(ebpf, "EVENT_STATES")?,
+        })
+    }
+
+    /// Tells the program at one attach point its slot.
+    pub fn assign(&mut self, cgroup_id: u64, attach_type: u32, slot: u32) -> Result<(), KernelError> {
+        let written = self.storage.insert(CgroupStorageKey::new(cgroup_id, attach_type), slot, 0);
+        written.map_err(|error| refused("cannot write a hook's slot", &error))
+    }
+
+    /// As [`Self::assign`] with no slot; an attach point that is not there is no error.
+    pub fn unassign(&mut self, cgroup_id: u64, attach_type: u32) -> Result<(), KernelError> {
+        match self.storage.insert(CgroupStorageKey::new(cgroup_id, attach_type), 0, 0) {
+            Err(error) if is_not_found(&error) => Ok(()),
+            result => result.map_err(|error| refused("cannot clear a hook's slot", &error)),
+        }
+    }
+
+    /// Zeroes a slot's counters and forgets its connections. No hook runs for it meanwhile.
+    pub fn clear(&mut self, slot: u32) -> Result<(), KernelError> {
+        let clear = |error: MapError| refused("cannot clear the slot", &error);
+        self.counters.set(slot, zeroes()?, 0).map_err(clear)?;
+        self.event_states.set(slot, EventState::default(), 0).map_err(clear)?;
+        // looking through the connections of all bottles takes long
+        if self.flow_counts.get(slot).is_some_and(|count| count.load(Ordering::SeqCst) != 0) {
+            self.remove_flows(|_, flow| flow.slot == slot).map_err(clear)?;
+        }
+        if let Some(count) = self.flow_counts.get(slot) {
+            count.store(0, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// Forgets the connections to an earlier controller's listeners in other namespaces than the host's: they have
+    /// ended with its meter, and their ids will be given to others.
+    pub fn forget_other_listeners(&mut self) -> Result<(), KernelError> {
+        let forgotten = self.remove_flows(|key, _| key.listener != LISTENER_HOST);
+        forgotten.map_err(|error| refused("cannot forget connections", &error))
+    }
+
+    /// Removes the connections of which this holds. The hooks may be adding and removing others meanwhile.
+    fn remove_flows(&mut self, which: impl Fn(&FlowKey, &Flow) -> bool) -> Result<(), MapError> {
+        let mut found = Vec::new();
+        for entry in self.flows.iter() {
+            let (key, flow) = entry?;
+            if which(&key, &flow) {
+                found.push((key, flow.slot));
+            }
+        }
+        for (key, slot) in found {
+            match self.flows.remove(&key) {
+                // it has been closed meanwhile, and its hook has counted that
+                Err(error) if is_not_found(&error) => {}
+                result => {
+                    result?;
+                    if let Some(count) = self.flow_counts.get(slot) {
+                        count.fetch_sub(1, Ordering::SeqCst);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is read while bottles are attached and detached: handles of their own, without a lock.
+pub struct Readers {
+    counters: PerCpuArray<MapData, Counters>,
+    flows: HashMap<MapData, FlowKey, Flow>,
+}
+
+impl Readers {
+    /// Opens the pinned maps a second time.
+    pub fn open(pins: &Pins) -> Result<Self, KernelError> {
+        Ok(Self { counters: pinned(pins, "COUNTERS")?, flows: pinned(pins, "FLOWS")? })
+    }
+
+    /// The slot's counters, summed over CPUs.
+    pub fn counters(&self, slot: u32) -> Result<Counters, KernelError> {
+        let per_cpu = self.counters.get(&slot, 0);
+        let per_cpu = per_cpu.map_err(|error| refused("cannot read the counters", &error))?;
+        Ok(per_cpu.iter().fold(Counters::default(), |sum, cpu| Counters {
+            passed_packets: sum.passed_packets + cpu.passed_packets,
+            passed_bytes: sum.passed_bytes + cpu.passed_bytes,
+            dropped_packets: sum.dropped_packets + cpu.dropped_packets,
+            dropped_bytes: sum.dropped_bytes + cpu.dropped_bytes,
+        }))
+    }
+
+    /// What is remembered of a connection. An error is as good as nothing: a connection of nobody is refused.
+    pub fn flow(&self, key: &FlowKey) -> Option<Flow> {
+        self.flows.get(key, 0).ok()
+    }
+}
+
+/// Where the meter is, by the cookie of the network namespace.
+pub struct Namespaces(Mutex<HashMap<MapData, u64, abi::Place>>);
+
+impl Namespaces {
+    /// Takes the map out of the loaded object, and an earlier controller's places away.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+        let mut map: HashMap<_, u64, abi::Place> = take(ebpf, "NAMESPACES")?;
+        let clear = |error: MapError| refused("cannot clear the network namespaces", &error);
+        let cookies: Vec<u64> = map.keys().collect::<Result<_, _>>().map_err(clear)?;
+        for cookie in cookies {
+            map.remove(&cookie).map_err(clear)?;
+        }
+        Ok(Self(Mutex::new(map)))
+    }
+
+    /// Writes a place.
+    pub fn set(&self, cookie: u64, place: abi::Place) -> Result<(), KernelError> {
+        let written = lock(&self.0).insert(cookie, place, 0);
+        written.map_err(|error| refused("cannot write where the meter is", &error))
+    }
+
+    /// Takes a place away; one that is not there is no error.
+    pub fn remove(&self, cookie: u64) -> Result<(), KernelError> {
+        match lock(&self.0).remove(&cookie) {
+            Err(error) if is_not_found(&error) => Ok(()),
+            result => result.map_err(|error| refused("cannot clear where the meter is", &error)),
+        }
+    }
+}
+
+/// Takes a map out of the loaded object.
+pub fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<M, KernelError> {
+    let map = ebpf.take_map(name).ok_or_else(|| KernelError::Unsupported {
+        what: format!("the embedded object has no map {name}"),
+        hint: "this build is broken: build it again".to_owned(),
+    })?;
+    M::try_from(map).map_err(|error| refused(&format!("cannot use the map {name}"), &error))
+}
+
+/// Takes an array of words out of the loaded object, mapped.
+pub fn words(ebpf: &mut Ebpf, name: &str, count: u32) -> Result<Words, KernelError> {
+    let map = take::<Array<MapData, u64>>(ebpf, name)?;
+    Words::map(map.map().fd().as_fd(), count)
+        .map_err(|source| KernelError::Io { what: format!("cannot map {name}"), source })
+}
+
+/// Opens a pinned map a second time.
+fn pinned<M: TryFrom<Map, Error = MapError>>(pins: &Pins, name: &str) -> Result<M, KernelError> {
+    let map = MapData::from_pin(pins.root().join(name)).and_then(Map::from_map_data).and_then(M::try_from);
+    map.map_err(|error| refused(&format!("cannot open the map {name}"), &error))
+}
+
+fn zeroes() -> Result<PerCpuValues<Counters>, KernelError> {
+    let cpus = nr_cpus().map_err(|(what, source)| KernelError::Io { what: what.to_owned(), source })?;
+    PerCpuValues::try_from(vec![Counters::default(); cpus])
+        .map_err(|source| KernelError::Io { what: "cannot count CPUs".to_owned(), source })
+}
+
+/// A lock whose holder cannot have left anything half done.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Refuses pinned maps of another shape: aya would take them over unseen.
+pub fn check_shapes(pins: &Pins) -> Result<(), KernelError> {
+    for shape in &SHAPES {
+        let path = pins.root().join(shape.name);
+        if !path.exists() {
+            continue;
+        }
+        let wrong = |what: String| KernelError::Pins { path: path.clone(), what };
+        let info = MapInfo::from_pin(&path).map_err(|error| wrong(chain(&error)))?;
+        if let Some(difference) = shape.difference(&info) {
+            return Err(wrong(difference));
+        }
+    }
+    Ok(())
+}
+
+impl Shape {
+    /// How a map differs from this, if it does.
+    fn difference(&self, there: &MapInfo) -> Option<String> {
+        let map_type = there.map_type().ok();
+        let is = |found: u32, wanted: usize| usize::try_from(found).is_ok_and(|found| found == wanted);
+        let same = map_type == Some(self.map_type)
+            && is(there.key_size(), self.key)
+            && is(there.value_size(), self.value)
+            && there.max_entries() == self.entries
+            && there.map_flags() == self.flags;
+        (!same).then(|| {
+            format!(
+                "the pinned map is {map_type:?} with {} byte keys, {} byte values, {} entries, flags {:#x}; \
+                 wanted {:?}, {}, {}, {}, {:#x}",
+                there.key_size(),
+                there.value_size(),
+                there.max_entries(),
+                there.map_flags(),
+                self.map_type,
+                self.key,
+                self.value,
+                self.entries,
+                self.flags,
+            )
+        })
+    }
+}
