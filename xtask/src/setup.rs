@@ -79,7 +79,7 @@ pub fn need(tools: &[Tool]) -> Result<()> {
 
 /// Packages of the programs that the path has not.
 fn missing(tools: &[Tool]) -> Vec<&'static str> {
-    tools.iter().filter(|(tool, _)| !on_path(tool)).map(|(_, package)| *package).collect()
+    tools.iter().filter(|(tool, _)| find(tool).is_none()).map(|(_, package)| *package).collect()
 }
 
 /// Compares what is here with what is needed.
@@ -212,11 +212,12 @@ fn describe(tools: &Toolchain) -> String {
     format!("{compiler}, {}", tools.linker.display())
 }
 
-/// Whether the path has this program.
-fn on_path(program: &str) -> bool {
+/// Where on the path this program is.
+pub fn find(program: &str) -> Option<PathBuf> {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    std::env::split_paths(&paths).chain(usual).any(|directory| directory.join(program).is_file())
+    let mut files = std::env::split_paths(&paths).chain(usual).map(|directory| directory.join(program));
+    files.find(|file| file.is_file())
 }
 
 /// Whether this process may install and load: its effective user is root.

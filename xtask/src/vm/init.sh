@@ -1,6 +1,7 @@
 #!/bin/busybox sh
 # The guest's first process: mounts what a host has, runs each test program, says how each ended, powers off.
-export PATH=/bin:/sbin HOME=/root
+# copies of the host's programs come before the applets of busybox, which are all in /bin
+export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 /bin/busybox --install -s /bin
 ln -s /bin/modprobe /sbin/modprobe # where the kernel looks for it when a socket wants a module
 mount -t proc proc /proc

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::package::Kernel;
 use super::programs::Suite;
+use crate::setup;
 
 /// Directories of modules: protocols (SCTP, vsock, netfilter), what they build on, and interfaces (veth, tun).
 const MODULES: [&str; 6] = [
@@ -22,7 +23,7 @@ const MODULES: [&str; 6] = [
 ];
 /// Directories that the guest mounts something on, or that programs expect.
 const DIRECTORIES: [&str; 9] = ["bin", "sbin", "proc", "sys", "dev", "tmp", "run", "root", "etc"];
-const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n";
+const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/sh\n";
 const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
 
 /// Builds the archive below `work`; returns its path. `words` are the arguments of every test program.
@@ -37,7 +38,9 @@ pub fn build(
     words: &[String],
 ) -> Result<PathBuf> {
     let root = Root::new(work.join("root"))?;
-    root.copy(&find_busybox()?, Path::new("/bin/busybox"))?;
+    let busybox = setup::find("busybox").context("no busybox")?;
+    root.copy(&busybox, Path::new("/bin/busybox"))?;
+    root.libraries_of(&busybox)?;
     root.write("init", include_str!("init.sh"))?;
     fs::set_permissions(root.0.join("init"), fs::Permissions::from_mode(0o755))?;
     root.write("etc/passwd", PASSWD)?;
@@ -97,6 +100,11 @@ impl Root {
         self.directory(program.parent().context("a program has a directory")?)?;
         let to = self.within(program);
         run(Command::new("strip").arg("--strip-debug").arg("-o").arg(&to).arg(program))?;
+        self.libraries_of(program)
+    }
+
+    /// The libraries of a program of this host, at the same paths.
+    fn libraries_of(&self, program: &Path) -> Result<()> {
         for library in libraries(program)? {
             if !self.within(&library).exists() {
                 self.copy(&library, &library)?;
@@ -141,16 +149,12 @@ impl Root {
     }
 }
 
-/// The statically linked busybox.
-fn find_busybox() -> Result<PathBuf> {
-    let candidates = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from);
-    let found = candidates.into_iter().find(|path| path.is_file());
-    found.context("no busybox in /bin: install busybox-static")
-}
-
-/// The shared libraries of a program and its loader, by `ldd`.
+/// The shared libraries of a program and its loader, by `ldd`; a static one has none.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(program).output().context("cannot start ldd")?;
+    if String::from_utf8_lossy(&output.stderr).contains("not a dynamic executable") {
+        return Ok(Vec::new());
+    }
     ensure!(output.status.success(), "`ldd {}` failed ({})", program.display(), output.status);
     Ok(paths(&String::from_utf8_lossy(&output.stdout)))
 }

@@ -18,6 +18,8 @@ use crate::{setup, test};
 /// What this task calls beside the build's own.
 const TOOLS: [setup::Tool; 3] =
     [("qemu-system-x86_64", "qemu-system-x86"), ("busybox", "busybox-static"), ("cpio", "cpio")];
+/// What the tests call where busybox's own would not do; copied into the guest.
+const GUEST_TOOLS: [setup::Tool; 3] = [("bash", "bash"), ("setpriv", "util-linux"), ("ip", "iproute2")];
 
 /// A start of the machine.
 struct Boot {
@@ -57,10 +59,12 @@ pub fn run(series: &str, filter: Option<&str>) -> Result<()> {
         std::env::consts::ARCH == "x86_64",
         "the emulated machine runs x86-64 programs; this host has others"
     );
-    setup::need(&TOOLS)?;
-    let work = workspace()?.join("target/vm");
+    setup::need(&[&TOOLS[..], &GUEST_TOOLS].concat())?;
+    let workspace = workspace()?;
+    let work = workspace.join("target/vm");
     let kernel = package::fetch(series, &work)?;
-    let programs = programs::build()?;
+    let mut programs = programs::build(&workspace)?;
+    programs.helpers.extend(GUEST_TOOLS.iter().filter_map(|(tool, _)| setup::find(tool)));
     let mut tally = Tally::default();
     let mut complaints = Vec::new();
     for boot in &BOOTS {

@@ -1,14 +1,15 @@
 //! The test programs that run in the machine, and the binaries that they start, as cargo builds them.
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-/// Packages and their test programs that stand on the kernel: its programs, the redirect, and the built binaries
-/// end to end.
-const SUITES: [(&str, &str); 3] =
-    [("enforcer", "kernel"), ("enforcer", "redirect"), ("enforcer-tests", "redirect")];
+/// Whose test programs all stand on the kernel.
+const KERNEL_PLANE: &str = "enforcer";
+/// The built binaries end to end; of these programs, what fits an emulated machine's pace.
+const END_TO_END: (&str, &str) = ("enforcer-tests", "redirect");
 
 /// What there is to put into the machine.
 #[derive(Debug)]
@@ -37,22 +38,39 @@ impl Programs {
     }
 }
 
-/// Builds all of it.
+/// Builds all of it in the workspace at `root`.
 ///
 /// # Errors
 /// When the build fails, or a suite is not there.
-pub fn build() -> Result<Programs> {
+pub fn build(root: &Path) -> Result<Programs> {
     // the whole workspace: a part of it would be built once more, with its own features
     let built = artifacts(&["build", "--workspace"])?;
     let helpers = built.iter().filter_map(|artifact| executable(artifact, "bin")).collect();
+    let mut wanted: Vec<_> =
+        test_programs(&root.join(KERNEL_PLANE))?.into_iter().map(|program| (KERNEL_PLANE, program)).collect();
+    wanted.push((END_TO_END.0, END_TO_END.1.to_owned()));
     let mut arguments = vec!["test", "--workspace", "--no-run"];
-    arguments.extend(SUITES.iter().flat_map(|(_, program)| ["--test", program]));
+    arguments.extend(wanted.iter().flat_map(|(_, program)| ["--test", program]));
     let built = artifacts(&arguments)?;
-    let suites = SUITES.iter().map(|(package, program)| {
+    let suites = wanted.iter().map(|(package, program)| {
         let found = built.iter().find_map(|artifact| suite(artifact, package, program));
         found.with_context(|| format!("{package} has no test program `{program}`"))
     });
     Ok(Programs { helpers, suites: suites.collect::<Result<_>>()? })
+}
+
+/// Names of a package's test programs, as cargo finds them: a file, or a directory with a `main.rs`.
+fn test_programs(package: &Path) -> Result<Vec<String>> {
+    let directory = package.join("tests");
+    let unreadable = || format!("cannot read {}", directory.display());
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&directory).with_context(unreadable)? {
+        let path = entry.with_context(unreadable)?.path();
+        let is_program = path.extension().is_some_and(|kind| kind == "rs") || path.join("main.rs").is_file();
+        names.extend(path.file_stem().filter(|_| is_program).map(|name| name.to_string_lossy().into_owned()));
+    }
+    names.sort_unstable();
+    Ok(names)
 }
 
 /// What cargo says that it has made, one JSON object each.
@@ -85,6 +103,16 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn the_test_programs_are_those_of_cargo() {
+        let names = test_programs(&Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("enforcer")).unwrap();
+        assert!(
+            ["kernel", "redirect"].iter().all(|name| names.iter().any(|found| found == name)),
+            "{names:?}"
+        );
+        assert!(!names.iter().any(|name| name == "support"), "{names:?}");
+    }
 
     #[test]
     fn a_suite_is_known_by_package_and_name() {
