@@ -28,7 +28,9 @@ use nix::unistd::{ForkResult, Pid, fork};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 const LOADS: usize = 50;
-const BOTTLES: u32 = 200;
+const BOTTLES: u32 = 1_000;
+/// Times that so many bottles are adopted.
+const ADOPTIONS: usize = 20;
 const FLIPS: usize = 2_000;
 /// Connections of one kind in a row; the kinds take turns, so that they see the same machine.
 const CONNECTS: usize = 500;
@@ -82,12 +84,16 @@ impl Bench {
             nanoseconds(|| loader.attach(&slot.to_string(), cgroup, guard(slot)).unwrap())
         });
         report("attach a bottle", rounds.collect());
+        drop(loader);
+        let adopting = (0..ADOPTIONS).map(|_| nanoseconds(|| drop(self.open())));
+        report(&format!("adopt {BOTTLES} bottles"), adopting.collect());
+        let loader = self.open();
         let rounds =
             (1..=BOTTLES).map(|slot| nanoseconds(|| loader.detach(&slot.to_string(), slot).unwrap()));
         report("detach a bottle", rounds.collect());
         drop(loader);
-        let adopting = (0..LOADS).map(|_| nanoseconds(|| drop(self.open())));
-        report("adopt what is pinned", adopting.collect());
+        let adopting = (0..ADOPTIONS).map(|_| nanoseconds(|| drop(self.open())));
+        report("adopt no bottle", adopting.collect());
     }
 
     /// From the call to its return, over `lo`, so without any network's own time.
@@ -152,6 +158,10 @@ impl Bench {
         let sender = Inside::sending(&self.cgroup, receiver.local_addr().unwrap(), times);
         std::thread::sleep(Duration::from_millis(200));
         packet("egress of an open bottle, redirect on");
+        loader.set_lease(1, Some(Duration::from_secs(60)));
+        loader.beat();
+        packet("egress of an open bottle, redirect on, with a lease");
+        loader.set_lease(1, None);
         loader.refresh(Guard { redirect: false, ..guard(1) });
         packet("egress of an open bottle, redirect off");
         loader.refresh(guard(1));

@@ -253,30 +253,6 @@ fn root_a_live_guard_with_a_missing_hook_is_refused() {
 }
 
 #[test]
-fn root_a_pinned_map_of_another_shape_is_refused() {
-    let host = Host::new("shape");
-    drop(host.load());
-    fs::remove_file(host.pins().join("BOTTLES")).unwrap();
-    let other = Array::<MapData, u64>::create(16, 0).unwrap();
-    other.pin(host.pins().join("BOTTLES")).unwrap();
-    let refused = Loader::open(Some(&host.instance)).err().unwrap();
-    assert!(
-        matches!(&refused, KernelError::Pins { path, what } if path.ends_with("BOTTLES") && what.contains("8 byte values")),
-        "{refused}"
-    );
-}
-
-#[test]
-fn root_pins_of_another_version_are_refused() {
-    let host = Host::new("version");
-    drop(host.load());
-    fs::remove_file(host.pins().join("abi")).unwrap();
-    assert!(matches!(Loader::open(Some(&host.instance)), Err(KernelError::Pins { .. })));
-    std::os::unix::fs::symlink("0", host.pins().join("abi")).unwrap();
-    assert!(matches!(Loader::open(Some(&host.instance)), Err(KernelError::Pins { .. })));
-}
-
-#[test]
 fn root_a_guard_whose_cgroup_is_gone_is_adopted_as_gone() {
     let host = Host::new("gone");
     drop(host.attached(no_meter()));

@@ -7,77 +7,15 @@ mod support;
 
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use aya::maps::{Array, Map, MapData};
 use enforcer::bottle::cgroup::Cgroup;
-use enforcer::kernel::loader::Loader;
-use enforcer::kernel::{Flow, Guard, Kernel as _};
-use support::host::{Host, LISTENER, SLOT, guard, here, place, turn_to};
+use enforcer::kernel::{Guard, Kernel as _};
+use support::host::{Host, SLOT, guard, here, place, turn_to};
+use support::meter::{Meter, accept, accept_within, canonical, original};
 use support::network::{PRIVATE4, PUBLIC4, PUBLIC6, in_own_network};
 use support::sender::{ARRIVAL, Sender};
-
-/// The meter's stand-in: on IPv4, and on IPv6 at the same port.
-struct Meter {
-    ip4: TcpListener,
-    ip6: TcpListener,
-}
-
-impl Meter {
-    fn new() -> Self {
-        let ip4 = TcpListener::bind("127.0.0.1:0").unwrap();
-        let ip6 = TcpListener::bind(("::1", ip4.local_addr().unwrap().port())).unwrap();
-        for listener in [&ip4, &ip6] {
-            listener.set_nonblocking(true).unwrap();
-        }
-        Self { ip4, ip6 }
-    }
-
-    /// A guard that knows the IPv4 listener only.
-    fn guard(&self) -> Guard {
-        guard(self.ip4.local_addr().unwrap())
-    }
-
-    fn guard_with_ip6(&self) -> Guard {
-        Guard { meter_ip6: Some(Ipv6Addr::LOCALHOST), ..self.guard() }
-    }
-}
-
-/// The next connection, and what the kernel plane knows of it.
-fn accept(loader: &Loader, listener: &TcpListener) -> (TcpStream, Option<Flow>) {
-    let (stream, peer) = accept_within(listener, ARRIVAL).unwrap();
-    let flow = loader.flow(peer, stream.local_addr().unwrap(), LISTENER);
-    (stream, flow)
-}
-
-fn accept_within(listener: &TcpListener, time: Duration) -> Option<(TcpStream, SocketAddr)> {
-    listener.set_nonblocking(true).unwrap();
-    let end = Instant::now() + time;
-    while Instant::now() < end {
-        if let Ok((stream, peer)) = listener.accept() {
-            stream.set_nonblocking(false).unwrap();
-            stream.set_read_timeout(Some(ARRIVAL)).unwrap();
-            return Some((stream, peer));
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    None
-}
-
-/// Where a connection was going, as the kernel remembered it.
-fn original(flow: &Flow) -> SocketAddr {
-    let mut octets = [0; 16];
-    for (chunk, word) in octets.chunks_exact_mut(4).zip(flow.original_ip) {
-        chunk.copy_from_slice(&word.to_ne_bytes());
-    }
-    let port = u16::try_from(flow.original_port).unwrap();
-    SocketAddr::new(IpAddr::from(octets).to_canonical(), port)
-}
-
-fn canonical(address: &str) -> SocketAddr {
-    let address: SocketAddr = address.parse().unwrap();
-    SocketAddr::new(address.ip().to_canonical(), address.port())
-}
 
 #[test]
 fn root_web_connections_to_public_addresses_arrive_at_the_meter() {

@@ -3,6 +3,7 @@
 //! Everything made here is removed when its value is dropped, also after a panic.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 pub mod host;
+pub mod meter;
 pub mod network;
 pub mod sender;
 

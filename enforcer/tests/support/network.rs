@@ -1,11 +1,12 @@
-//! A network namespace of a test's own, with nothing but `lo`, on which public addresses live too.
+//! Network namespaces of a test's own, with nothing but `lo`, on which public addresses live too.
 //!
 //! Nothing can leave the machine from there, and what passes the meter by arrives all the same: at the test.
+use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 
 /// An address of the documentation range, here on `lo`.
 pub const PUBLIC4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
@@ -30,11 +31,48 @@ pub fn in_own_network(test: impl FnOnce() + Send) {
     }
 }
 
-fn set_up() -> io::Result<()> {
-    let ip4 = UdpSocket::bind("0.0.0.0:0")?;
+/// Another network namespace, beside the test's.
+pub struct Network(File);
+
+impl Network {
+    /// A new one.
+    pub fn new() -> Self {
+        let made = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("this test makes a network namespace: run it as root");
+            set_up().expect("lo can be set up");
+            File::open("/proc/thread-self/ns/net").expect("a thread has a namespace")
+        });
+        Self(made.join().expect("it is made"))
+    }
+
+    /// The one that a process is in.
+    pub fn of(pid: u32) -> Self {
+        Self(File::open(format!("/proc/{pid}/ns/net")).expect("a process has a namespace"))
+    }
+
+    /// Runs an action in it. Sockets and processes made there stay there.
+    pub fn inside<T: Send>(&self, action: impl FnOnce() -> T + Send) -> T {
+        let outcome = std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(&self.0, CloneFlags::CLONE_NEWNET).expect("root may enter it");
+                action()
+            });
+            inside.join()
+        });
+        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+/// Switches `lo` on in the network namespace of this thread.
+pub fn switch_lo_on() -> io::Result<()> {
     let mut up = interface("lo");
     up.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP).map_err(io::Error::other)?;
-    control(&ip4, libc::SIOCSIFFLAGS, &up)?;
+    control(&UdpSocket::bind("0.0.0.0:0")?, libc::SIOCSIFFLAGS, &up)
+}
+
+fn set_up() -> io::Result<()> {
+    switch_lo_on()?;
+    let ip4 = UdpSocket::bind("0.0.0.0:0")?;
     for (label, ip) in [("lo:1", PUBLIC4), ("lo:2", PRIVATE4)] {
         add_ip4(&ip4, label, ip)?;
     }

@@ -1,6 +1,6 @@
 //! A process in a bottle that does what it is told, one line at a time, and a receiver outside.
 use std::fs::OpenOptions;
-use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
@@ -8,7 +8,13 @@ use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::OFlag;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::Mode;
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sockopt};
+
+use super::network::switch_lo_on;
 
 /// Long enough for a packet over loopback, on a busy machine.
 pub const ARRIVAL: Duration = Duration::from_millis(400);
@@ -23,18 +29,38 @@ pub struct Sender {
 impl Sender {
     /// Starts it in a cgroup (joined before its program begins), or where the test is.
     pub fn start(cgroup: Option<&Path>) -> Self {
+        Self::start_after(cgroup, || Ok(()))
+    }
+
+    /// As [`Self::start`], in a user and a network namespace of its own, where it is root; `lo` is still off there.
+    pub fn start_apart(cgroup: &Path) -> Self {
+        Self::start_after(Some(cgroup), || {
+            unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)?;
+            // without a mapping it would lose its capabilities when its program begins
+            let map = nix::fcntl::open(c"/proc/self/uid_map", OFlag::O_WRONLY, Mode::empty())?;
+            nix::unistd::write(&map, b"0 0 1")?;
+            Ok(())
+        })
+    }
+
+    /// `before` runs between fork and exec, in the cgroup: it must neither allocate nor lock.
+    fn start_after(
+        cgroup: Option<&Path>,
+        before: impl Fn() -> std::io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["support::sender::in_the_bottle", "--exact", "--ignored", "--nocapture"]);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        if let Some(cgroup) = cgroup {
-            let procs = OpenOptions::new().write(true).open(cgroup.join("cgroup.procs")).unwrap();
-            let join = move || match nix::unistd::write(&procs, b"0") {
-                Ok(_) => Ok(()),
-                Err(error) => Err(error.into()),
-            };
-            // SAFETY: the closure only calls write(2), which is safe between fork and exec.
-            unsafe { command.pre_exec(join) };
-        }
+        let procs =
+            cgroup.map(|path| OpenOptions::new().write(true).open(path.join("cgroup.procs")).unwrap());
+        let prepare = move || {
+            if let Some(procs) = &procs {
+                nix::unistd::write(procs, b"0")?;
+            }
+            before()
+        };
+        // SAFETY: the closure only makes system calls (write, unshare, open), which is safe between fork and exec.
+        unsafe { command.pre_exec(prepare) };
         let mut child = command.spawn().unwrap();
         let (orders, answers) = (child.stdin.take().unwrap(), BufReader::new(child.stderr.take().unwrap()));
         Self { child, orders, answers }
@@ -70,13 +96,17 @@ struct Held {
     socket: Option<UdpSocket>,
     listener: Option<TcpListener>,
     attempted: Option<OwnedFd>,
+    flood: Vec<TcpStream>,
 }
 
 /// The sender's side. Each order answers one line, `ok` where nothing else is said, or the kind of the error:
 /// - `connect ADDR` makes a TCP connection and answers its own address; `connect-only6` on a socket that takes IPv6
 ///   only, `connect-multipath` by MPTCP, `connect-sending` with a first byte (TCP Fast Open); `attempt` keeps the
-///   socket for `again`; `time-connect` answers the time that it took, microseconds, before the outcome;
-/// - `peer`, `write` and `close` use the connection;
+///   socket for `again`; `connect-from FROM ADDR` from this address; `time-connect` answers the time that it took, microseconds, before the outcome;
+/// - `peer`, `write`, `read` and `close` use the connection;
+/// - `flood COUNT ADDR` makes so many connections and keeps them; answers how many there are before it is refused;
+///   `drain` closes them;
+/// - `lo` switches the loopback interface on;
 /// - `listen ADDR` makes a TCP listener and answers its address;
 /// - `udp ADDR` sends a datagram, `bind ADDR` makes a socket that `receive` takes one from, `towards ADDR` connects
 ///   it and `send` uses it;
@@ -113,6 +143,21 @@ fn obey(order: &str, rest: &str, held: &mut Held) -> std::io::Result<String> {
             rustix::net::sendto(&socket, b"x", fast_open, &rest.parse::<SocketAddr>().unwrap())?;
             return hold(held, socket.into());
         }
+        "connect-from" => {
+            let (from, to) = rest.split_once(' ').unwrap();
+            let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+            let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+            sockopt::set_socket_reuseaddr(&socket, true)?;
+            rustix::net::bind(&socket, &from)?;
+            rustix::net::connect(&socket, &to)?;
+            return hold(held, socket.into());
+        }
+        "flood" => {
+            let (count, to) = rest.split_once(' ').unwrap();
+            return flood(held, count.parse().unwrap(), to.parse().unwrap());
+        }
+        "drain" => held.flood.clear(),
+        "lo" => switch_lo_on()?,
         "attempt" => {
             let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
             let outcome = rustix::net::connect(&socket, &rest.parse::<SocketAddr>().unwrap());
@@ -133,6 +178,11 @@ fn obey(order: &str, rest: &str, held: &mut Held) -> std::io::Result<String> {
         }
         "peer" => return Ok(held.stream.as_ref().unwrap().peer_addr()?.to_string()),
         "write" => held.stream.as_mut().unwrap().write_all(b"x")?,
+        "read" => {
+            let stream = held.stream.as_mut().unwrap();
+            stream.set_read_timeout(Some(ARRIVAL))?;
+            stream.read_exact(&mut [0])?;
+        }
         "close" => held.stream = None,
         "listen" => {
             let listener = TcpListener::bind(rest)?;
@@ -165,6 +215,18 @@ fn hold(held: &mut Held, stream: TcpStream) -> std::io::Result<String> {
     let local = stream.local_addr()?;
     held.stream = Some(stream);
     Ok(local.to_string())
+}
+
+fn flood(held: &mut Held, count: usize, to: SocketAddr) -> std::io::Result<String> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    while held.flood.len() < count {
+        match TcpStream::connect_timeout(&to, Duration::from_secs(5)) {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => break,
+            stream => held.flood.push(stream?),
+        }
+    }
+    Ok(held.flood.len().to_string())
 }
 
 fn send_raw(order: &str) -> std::io::Result<()> {
