@@ -92,7 +92,7 @@ pub enum Command {
     /// The certificate authority that bottles trust
     #[command(subcommand)]
     Ca(Ca),
-    /// Say whether this kernel and host can do it
+    /// Say whether this kernel and host can do it, and try to get out of a bottle in every way there is
     Doctor(Json),
     /// The settings file
     #[command(subcommand)]

@@ -50,7 +50,7 @@ pub(super) fn run(global: &Global, json: Json) -> Result<ExitCode, Failure> {
     let (check, escapes) = match tried {
         Some(Ok(escapes)) => (judged(&escapes), escapes),
         Some(Err(error)) => (escape_check(false, error.to_string()), Vec::new()),
-        None => (escape_check(false, "not tried: no bottle can be guarded".to_owned()), Vec::new()),
+        None => (escape_check(false, "not tried: something required is missing".to_owned()), Vec::new()),
     };
     checks.extend([check, state_directory(global), daemon(global)?]);
     let report = Report { ok: checks.iter().all(|check| check.ok || !check.required), checks, escapes };

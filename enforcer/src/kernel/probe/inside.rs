@@ -4,11 +4,15 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 use rustix::net::{AddressFamily, SocketType};
 
 use crate::bottle::cgroup::Cgroup;
+
+/// Longest time that a process of the probes may take.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs an action in a new process; it must neither allocate nor lock.
 pub(super) fn fork(action: impl FnOnce() -> io::Result<()>) -> io::Result<Pid> {
@@ -33,9 +37,20 @@ pub(super) fn fork_in(cgroup: &Cgroup, action: impl FnOnce() -> io::Result<()>) 
     })
 }
 
-/// Waits for a process of ours; whether it ended without an error.
+/// Waits for a process of ours, and ends it when it goes on; whether it ended without an error.
 pub(super) fn ended_well(child: Pid) -> io::Result<bool> {
-    Ok(matches!(waitpid(child, None)?, WaitStatus::Exited(_, 0)))
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match waitpid(child, Some(WaitPidFlag::WNOHANG))? {
+            WaitStatus::StillAlive if Instant::now() < end => std::thread::sleep(Duration::from_micros(200)),
+            WaitStatus::StillAlive => {
+                kill(child, Signal::SIGKILL)?;
+                waitpid(child, None)?;
+                return Err(ErrorKind::TimedOut.into());
+            }
+            status => return Ok(matches!(status, WaitStatus::Exited(_, 0))),
+        }
+    }
 }
 
 /// Connects from 127.0.0.1 or its v4-mapped form: what is not redirected then fails (EINVAL), and never leaves this
