@@ -10,6 +10,7 @@ use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use jiff::{SignedDuration, Timestamp, civil};
 
 use crate::control::env::Shell;
+use crate::escape::sender::Order;
 use crate::ledger::{GroupBy, UnixMs};
 use crate::settings::{self, check_name, parse_tokens};
 
@@ -91,7 +92,7 @@ pub enum Command {
     /// The certificate authority that bottles trust
     #[command(subcommand)]
     Ca(Ca),
-    /// Say whether this kernel and host can do it
+    /// Say whether this kernel and host can do it, and try to get out of a bottle in every way there is
     Doctor(Json),
     /// The settings file
     #[command(subcommand)]
@@ -106,6 +107,9 @@ pub enum Command {
         /// The directory; it must exist
         dir: PathBuf,
     },
+    /// What `doctor` starts inside the bottle of its self-test: not for people, and without effect elsewhere
+    #[command(hide = true)]
+    ProbeSender(Order),
 }
 
 /// `top`.

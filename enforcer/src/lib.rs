@@ -11,6 +11,7 @@ pub mod core;
 pub mod daemon;
 pub mod egress;
 pub mod error;
+pub mod escape;
 pub mod kernel;
 pub mod ledger;
 pub mod meter;

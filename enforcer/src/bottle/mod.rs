@@ -8,4 +8,5 @@ pub mod launch;
 pub mod namespace;
 pub mod namespaces;
 pub mod registry;
+pub mod seccomp;
 pub mod sockets;

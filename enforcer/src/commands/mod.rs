@@ -24,6 +24,7 @@ use crate::cli::{Cli, Command, Global, Guarding, Policy, by_provider};
 use crate::control::api;
 use crate::control::client::{Blocking, Client};
 use crate::error::{Exit, Failure};
+use crate::escape::sender;
 use crate::state::control_socket;
 
 /// Does what the command line says. The code is not always success: `run` ends with its command's.
@@ -53,6 +54,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Settings(settings) => settings::run(global, &settings),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { dir } => manual::pages(&dir),
+        Command::ProbeSender(order) => sender::run(&order).map_err(|error| Failure::io("the sender", &error)),
     }?;
     Ok(ExitCode::SUCCESS)
 }

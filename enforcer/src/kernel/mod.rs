@@ -15,6 +15,7 @@ mod refusal;
 pub mod sock_diag;
 mod sys;
 mod table;
+pub mod throwaway;
 mod words;
 
 use std::net::{Ipv6Addr, SocketAddr};
