@@ -50,6 +50,7 @@ pub fn packet_and_flip(bench: &Bench) {
         "flip: rounds with a send that began after the cut had returned, and passed: {leaked} of {FLIPS}"
     );
     drop(sender);
+    loader.detach("b", 1).unwrap();
 }
 
 /// Time in the egress program by the kernel's own statistics (which add some 30 ns to every run).
