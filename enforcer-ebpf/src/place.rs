@@ -14,10 +14,11 @@ pub fn cookie(socket: &SockAddrContext) -> u64 {
     unsafe { bpf_get_netns_cookie(socket.as_ptr()) }
 }
 
-/// The place of a namespace. The controller replaces places whole, so a reference keeps what it was when found.
+/// The place of a namespace.
 #[inline(always)]
 pub fn of(cookie: u64) -> Option<&'static Place> {
-    // SAFETY: the entry is only read; one replaced meanwhile may be read half as the new one, whose meter is in the
-    // same namespace.
+    // SAFETY: the entry is only read. One that is taken away at this moment may be read as whatever is put in its
+    // room: a connection is then sent to loopback or kept under another listener's id, and is nobody's either way,
+    // because the meter has just left this namespace.
     unsafe { NAMESPACES.get(cookie) }
 }

@@ -63,8 +63,14 @@ fn judge(packet: &SkBuffContext, direction: Direction) -> i32 {
     }
     counters.dropped_packets += 1;
     counters.dropped_bytes += bytes;
-    events::dropped(slot, bottle, state.drop_kind(), || subject(packet, direction));
+    tell(packet, slot, bottle, state, direction);
     DROP
+}
+
+/// Tells of a drop. Apart, so that packets that pass do not pay for it.
+#[inline(never)]
+fn tell(packet: &SkBuffContext, slot: u32, bottle: &Bottle, state: State, direction: Direction) {
+    events::dropped(slot, bottle, state.drop_kind(), || subject(packet, direction));
 }
 
 /// Whether a packet of an open bottle may leave.
@@ -73,7 +79,7 @@ fn is_let_out(packet: &SkBuffContext, bottle: &Bottle) -> bool {
     read(&bottle.flags) & FLAG_REDIRECT == 0 || is_not_around_meter(packet, bottle)
 }
 
-/// Whether a packet neither goes around the meter nor speaks as the meter. One that cannot be read does.
+/// Whether a packet neither goes around the meter nor speaks as the meter or the lane. One that cannot be read does.
 #[inline(always)]
 fn is_not_around_meter(packet: &SkBuffContext, bottle: &Bottle) -> bool {
     let Some(header) = Header::read(packet) else { return false };
@@ -82,13 +88,15 @@ fn is_not_around_meter(packet: &SkBuffContext, bottle: &Bottle) -> bool {
         return !redirected;
     }
     let meter = endpoint(&bottle.meter);
-    let from_meter = header.protocol == TCP && is_endpoint_ip_anywhere(&header.source, &meter);
-    if !(redirected || from_meter) || !header.has_ports() {
+    let from_ours = header.protocol == TCP && is_endpoint_ip_anywhere(&header.source, &meter);
+    if !(redirected || from_ours) || !header.has_ports() {
         return true;
     }
     let Some((source, destination)) = header.ports(packet) else { return false };
-    let speaks_as_meter = from_meter && is_endpoint_anywhere(&header.source, source, &meter);
-    !speaks_as_meter && !goes_around(bottle, &header.destination, destination, header.protocol)
+    let speaks_as_ours = from_ours
+        && (is_endpoint_anywhere(&header.source, source, &meter)
+            || is_endpoint_anywhere(&header.source, source, &endpoint(&bottle.lane)));
+    !speaks_as_ours && !goes_around(bottle, &header.destination, destination, header.protocol)
 }
 
 /// Whether a packet of a bottle that is cut and answered is one between it and the lane.

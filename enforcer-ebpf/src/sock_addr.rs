@@ -66,8 +66,8 @@ impl Destination {
     }
 }
 
-/// Refuses a call that would have made a packet; counts it as one, and tells of it.
-#[inline(always)]
+/// Refuses a call that would have made a packet; counts it as one, and tells of it. Apart, as it has many callers.
+#[inline(never)]
 pub fn refuse(socket: &SockAddrContext, to: &Destination, slot: u32, bottle: &Bottle) -> i32 {
     if let Some(counters) = COUNTERS.get_ptr_mut(slot) {
         // SAFETY: the field is an aligned word of the map.

@@ -200,12 +200,15 @@ fn root_a_bottle_cannot_take_the_meter_s_place() {
         for ip in ["127.0.0.1", "0.0.0.0", "[::1]", "[::]"] {
             assert_eq!(sender.order(&format!("listen {ip}:{}", address.port())), "PermissionDenied", "{ip}");
         }
-        // a port that it got by chance, and that the meter turns out to have had
+        // a port that it got by chance, and that the meter or the lane turns out to have had
         let squatted: SocketAddr = sender.order("listen 127.0.0.1:0").parse().unwrap();
-        TcpStream::connect_timeout(&squatted, ARRIVAL).unwrap();
-        turn_to(&loader, guard(squatted));
-        let answered = TcpStream::connect_timeout(&squatted, ARRIVAL);
-        assert!(answered.is_err(), "the bottle answered in the meter's place");
+        for guard in [guard(squatted), Guard { lane: Some(squatted), ..guard(address) }] {
+            turn_to(&loader, support::host::guard(address));
+            TcpStream::connect_timeout(&squatted, ARRIVAL).unwrap();
+            turn_to(&loader, guard);
+            let answered = TcpStream::connect_timeout(&squatted, ARRIVAL);
+            assert!(answered.is_err(), "the bottle answered in another's place");
+        }
     });
 }
 

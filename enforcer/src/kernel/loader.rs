@@ -117,7 +117,8 @@ impl Loader {
     /// Whether a controller died while attaching or detaching this bottle: a hook is missing, and the slot is not
     /// in use. A hook missing from a slot in use is an error, found when it is opened.
     fn is_unfinished(&self, name: &str) -> Result<bool, KernelError> {
-        let pinned = HOOKS.iter().filter(|hook| self.pins.link(name, hook.pin).exists()).count();
+        let links = self.pins.links(name)?;
+        let pinned = HOOKS.iter().filter(|hook| links.iter().any(|link| link == hook.pin)).count();
         if pinned == 0 || pinned == HOOKS.len() {
             return Ok(pinned == 0);
         }
@@ -129,18 +130,22 @@ impl Loader {
     /// Runs the programs loaded now behind a bottle's links; its verdict stays what the table says.
     fn adopt_bottle(&self, name: String, slot: u32) -> Result<Pinned, KernelError> {
         check_slot(slot)?;
-        let mut cgroup_id = 0;
+        let mut cgroup_id = None;
         for (hook, program) in HOOKS.iter().zip(&self.programs) {
             let path = self.pins.link(&name, hook.pin);
             let wrong = |error: io::Error| KernelError::Pins { path: path.clone(), what: error.to_string() };
             let link = sys::open_pin(&path).map_err(wrong)?;
-            cgroup_id = sys::link_info(link.as_fd()).map_err(wrong)?.cgroup_id;
+            if cgroup_id.is_none() {
+                // all of a bottle's links are made for one cgroup
+                cgroup_id = Some(sys::link_info(link.as_fd()).map_err(wrong)?.cgroup_id);
+            }
             match sys::link_update(link.as_fd(), program.as_fd()) {
                 // its cgroup is gone: nothing runs there any more
-                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => cgroup_id = 0,
+                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => cgroup_id = Some(0),
                 result => result.map_err(wrong)?,
             }
         }
+        let cgroup_id = cgroup_id.unwrap_or(0);
         let generation = self.table.generation(slot);
         Ok(Pinned { name, slot, generation, cgroup_id, cut: !self.table.is_open(slot) })
     }

@@ -2,6 +2,7 @@
 //!
 //! Two facts that no kernel object holds are links beside them: `<root>/abi` points to the version, and
 //! `<root>/bottles/<name>/slot` to the slot. This file lists and removes; what a pin means is `loader`'s.
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
@@ -99,6 +100,12 @@ impl Pins {
         let target = fs::read_link(&path).map_err(|error| wrong(error.to_string()))?;
         let number = target.to_str().and_then(|text| text.parse().ok());
         number.ok_or_else(|| wrong(format!("{} is not a slot", target.display())))
+    }
+
+    /// Names of what is pinned of a bottle, in no order: its hooks, beside the slot.
+    pub fn links(&self, name: &str) -> Result<Vec<OsString>, KernelError> {
+        let paths = list(&self.bottle(name))?;
+        Ok(paths.iter().filter_map(|path| path.file_name().map(OsStr::to_owned)).collect())
     }
 
     /// Names of the bottles that are pinned, in no order.
