@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use aya::programs::{ProgramInfo, loaded_programs};
+use aya::programs::ProgramInfo;
 use aya::sys::{Stats, enable_stats};
 use enforcer::bottle::cgroup::Cgroup;
-use enforcer::kernel::{Guard, Kernel as _};
+use enforcer::kernel::{Guard, Kernel as _, pins};
 
 use crate::figures::{now, report};
 use crate::inside::{Inside, shared};
@@ -26,13 +26,14 @@ pub fn packet_and_flip(bench: &Bench) {
     let times = shared::<Times>();
     let sender = sending(&bench.cgroup, receiver.local_addr().unwrap(), times);
     std::thread::sleep(Duration::from_millis(200));
-    packet("egress of an open bottle, redirect on");
+    let egress = Path::new(pins::BPFFS).join(format!("enforcer-{}/progs/enforcer_egress", bench.instance));
+    packet("egress of an open bottle, redirect on", &egress);
     loader.set_lease(1, Some(Duration::from_secs(60)));
     loader.beat();
-    packet("egress of an open bottle, redirect on, with a lease");
+    packet("egress of an open bottle, redirect on, with a lease", &egress);
     loader.set_lease(1, None);
     loader.refresh(Guard { redirect: false, ..guard(1) });
-    packet("egress of an open bottle, redirect off");
+    packet("egress of an open bottle, redirect off", &egress);
     loader.refresh(guard(1));
     let mut leaked = 0;
     let rounds = (0..FLIPS).map(|_| {
@@ -50,20 +51,15 @@ pub fn packet_and_flip(bench: &Bench) {
         "flip: rounds with a send that began after the cut had returned, and passed: {leaked} of {FLIPS}"
     );
     drop(sender);
+    loader.detach("b", 1).unwrap();
 }
 
-/// Time in the egress program by the kernel's own statistics (which add some 30 ns to every run).
-fn packet(what: &str) {
-    let egress = || -> ProgramInfo {
-        let newest = loaded_programs()
-            .filter_map(Result::ok)
-            .filter(|program| program.name_as_str() == Some("enforcer_egress"));
-        newest.max_by_key(ProgramInfo::id).unwrap()
-    };
+/// Time in an egress program by the kernel's own statistics (which add some 30 ns to every run).
+fn packet(what: &str, program: &Path) {
     let statistics = enable_stats(Stats::RunTime).unwrap();
-    let before = egress();
+    let before = ProgramInfo::from_pin(program).unwrap();
     std::thread::sleep(PACKETS_FOR);
-    let after = egress();
+    let after = ProgramInfo::from_pin(program).unwrap();
     drop(statistics);
     let runs = after.run_count() - before.run_count();
     let time = after.run_time() - before.run_time();
