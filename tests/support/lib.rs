@@ -7,10 +7,13 @@
 )]
 
 pub mod agent;
+pub mod capture;
 pub mod cgroup;
 pub mod clock;
 pub mod encoding;
 pub mod enforcer;
+pub mod inmate;
+pub mod mounts;
 pub mod network;
 pub mod process;
 pub mod provider;

@@ -15,6 +15,8 @@ const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 const LLVM_FEATURES: [&str; 3] = ["--no-default-features", "--features", "llvm-22"];
 /// What the build and the tests call, and the package it comes from.
 const HOST_TOOLS: [(&str, &str); 3] = [("cc", "gcc"), ("c++", "g++"), ("ip", "iproute2")];
+/// What some end-to-end tests call besides: an agent's own tools, and an engine to put it into a container.
+const TEST_TOOLS: [(&str, &str); 3] = [("runc", "runc"), ("nft", "nftables"), ("node", "nodejs")];
 
 /// What has to be done, in order.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -57,10 +59,33 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
+/// Installs, as root on Debian and Ubuntu, the programs that only tests need; elsewhere names what is missing. It
+/// stops no test run: a test that needs one of them fails and says which.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn for_tests() -> Result<()> {
+    let missing = missing_packages(&TEST_TOOLS);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !Path::new("/usr/bin/apt-get").is_file() || !is_root()? {
+        println!("setup: some tests need what is not installed here: {}", missing.join(", "));
+    } else if let Err(error) = install_packages(&missing) {
+        println!("setup: {error:#}; the tests that need one of {} will fail", missing.join(", "));
+    }
+    Ok(())
+}
+
+/// The packages of those tools that are not on the path.
+fn missing_packages(tools: &[(&str, &'static str)]) -> Vec<&'static str> {
+    tools.iter().filter(|(tool, _)| !on_path(tool)).map(|(_, package)| *package).collect()
+}
+
 /// Compares what is here with what is needed.
 fn plan(debian: bool) -> Plan {
     let mut plan = Plan::default();
-    plan.packages.extend(HOST_TOOLS.iter().filter(|(tool, _)| !on_path(tool)).map(|(_, package)| package));
+    plan.packages.extend(missing_packages(&HOST_TOOLS));
     let mut compiler = ebpf::find_compiler();
     if compiler.is_none() {
         if debian {

@@ -37,6 +37,7 @@ pub struct Options {
 /// When the set-up, the build or a test fails.
 pub fn run(options: &Options) -> Result<()> {
     setup::run()?;
+    setup::for_tests()?;
     // the end-to-end tests start these binaries: `cargo test` alone would not build another package's
     cargo(&["build", "--workspace"])?;
     cargo(&["test", "--workspace", "--no-run", "--quiet"])?;
