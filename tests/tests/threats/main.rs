@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed expectation should stop the test where it stands")]
 mod away;
 mod nat;
+mod protocols;
+mod sockets;
 
 use std::time::Duration;
 

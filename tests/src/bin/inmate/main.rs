@@ -35,8 +35,8 @@ fn main() -> io::Result<()> {
 
 /// One order. Addresses are `IP:PORT`.
 /// - `connect TO [FROM-PORT]` makes a connection and keeps it, `write`, `read` and `close` use it; `peer` names its
-///   other end; `repair FROM TO` puts one into being without the other end's knowing (TCP_REPAIR);
-///   `ring-connect TO` and `ring-write` do it by io_uring; `take SOCKET` receives one from another process;
+///   other end; `repair FROM TO` brings one into being without the other end's knowing (TCP_REPAIR), `wake` lets it
+///   speak; `ring-connect TO` and `ring-write` do it by io_uring; `take PATH` receives one from another process;
 /// - `flood TO HOW-MANY` makes connections and keeps them until `release`; says how many came about;
 /// - `listen tcp|udp WHERE [shared]` binds a socket for a moment;
 /// - `udp TO`, `udp-connected TO`, `udp-lite TO`, `ring-udp TO`, `raw PROTOCOL TO HEX` send a packet;
@@ -49,6 +49,7 @@ fn obey(line: &str, held: &mut Held) -> io::Result<String> {
         ("connect", [to]) => hold(held, streams::connect(address(to)?, None)?),
         ("connect", [to, port]) => hold(held, streams::connect(address(to)?, Some(number(port)?))?),
         ("repair", [from, to]) => hold(held, streams::repair(address(from)?, address(to)?)?),
+        ("wake", []) => streams::wake(stream(held)?).map(done),
         ("take", [path]) => hold(held, streams::take(path)?).map(|_| "ok".to_owned()),
         ("ring-connect", [to]) => hold(held, ring::connect(address(to)?)?),
         ("ring-write", []) => ring::write(stream(held)?).map(done),

@@ -35,14 +35,18 @@ pub fn connect(to: SocketAddr, from_port: Option<u16>) -> io::Result<TcpStream> 
     bounded(stream)
 }
 
-/// A connection that the other end knows nothing of: in repair mode connect() sends no packet (tcp(7), CRIU).
+/// A connection that the other end knows nothing of: in repair mode (as CRIU restores one) connect() sends no packet.
 pub fn repair(from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = socket_for(to, SockType::Stream)?;
     setsockopt(&socket, sockopt::TcpRepair, &1)?;
     bind(socket.as_raw_fd(), &SockaddrStorage::from(from))?;
     dial(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
-    setsockopt(&socket, sockopt::TcpRepair, &0)?;
     bounded(socket.into())
+}
+
+/// Ends the repair: the kernel sends a probe of the other end's window.
+pub fn wake(stream: &mut TcpStream) -> io::Result<()> {
+    Ok(setsockopt(stream, sockopt::TcpRepair, &0)?)
 }
 
 /// Receives a connection from the process that listens at `path`.
