@@ -10,6 +10,7 @@ pub mod agent;
 pub mod capture;
 pub mod cgroup;
 pub mod clock;
+pub mod container;
 pub mod encoding;
 pub mod enforcer;
 pub mod inmate;

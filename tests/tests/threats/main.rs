@@ -4,6 +4,8 @@
 //! from outside of the bottle, so that a way that leads nowhere is not taken for one that is closed.
 #![allow(clippy::unwrap_used, reason = "a failed expectation should stop the test where it stands")]
 mod away;
+mod clients;
+mod containers;
 mod nat;
 mod protocols;
 mod sockets;
