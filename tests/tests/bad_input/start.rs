@@ -11,8 +11,7 @@ use support::process;
 use support::require_root;
 
 use crate::{
-    FAILED, NO_DAEMON, NOBODY, Place, REFUSED, SOON, UNSUPPORTED, assert_refused, enforcer,
-    unnamed,
+    FAILED, NO_DAEMON, NOBODY, Place, REFUSED, SOON, UNSUPPORTED, assert_refused, enforcer, unnamed,
 };
 
 #[test]

@@ -10,7 +10,6 @@ use support::sink::Sink;
 
 use crate::SOON;
 
-
 /// An inmate that is root of its own network, and the origin that it must not reach by itself.
 pub struct Away {
     pub inmate: Inmate,
@@ -51,4 +50,3 @@ impl Away {
         assert!(came.is_some(), "{to}: nothing came out");
     }
 }
-

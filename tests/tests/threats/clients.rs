@@ -157,7 +157,8 @@ fn root_a_node_stream_stops_at_a_cut_and_goes_on_after_a_restore() {
         let answer = scene.files.path().join("answer");
         let mut node = scene.client(&["node", NODE_CLIENT]);
         node.stdin(Stdio::null()).stdout(File::create(&answer).unwrap()).stderr(Stdio::null());
-        let mut node = Streaming(scene.with_provider_at(PUBLIC4, || node.spawn().expect("node is installed")));
+        let mut node =
+            Streaming(scene.with_provider_at(PUBLIC4, || node.spawn().expect("node is installed")));
         assert_stops_and_goes_on(&scene.stage, "clients", &answer);
         assert_eq!(process::exit_within(&mut node.0, SOON), Some(Some(0)), "the answer came whole");
         scene.assert_metered(&fs::read(&answer).unwrap());

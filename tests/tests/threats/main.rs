@@ -6,8 +6,13 @@
 mod away;
 mod clients;
 mod containers;
+mod floods;
+mod hosts;
 mod nat;
+mod nested;
+mod ports;
 mod protocols;
+mod rings;
 mod sockets;
 
 use std::time::Duration;

@@ -51,7 +51,11 @@ fn root_quic_comes_out_nowhere_and_an_open_bottle_sends_the_rest() {
             assert_eq!(held.inmate.order(&order), expected, "{order}");
             let came = [&free, &held].map(|away| {
                 let packets = away.came();
-                packets.iter().filter(|packet| packet.protocol == protocol).map(|packet| packet.bytes).sum::<usize>()
+                packets
+                    .iter()
+                    .filter(|packet| packet.protocol == protocol)
+                    .map(|packet| packet.bytes)
+                    .sum::<usize>()
             });
             assert!(came[0] > 0, "{order}: the way leads out");
             assert_eq!(came[1], if expected == "ok" { came[0] } else { 0 }, "{order}: bytes that came out");

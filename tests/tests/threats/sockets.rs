@@ -44,7 +44,10 @@ fn root_a_connection_repaired_into_being_leads_nowhere() {
             free.inmate.ok(&repair(near, public));
             free.inmate.ok("wake");
             let segments = free.came();
-            assert!(segments.iter().any(|packet| packet.protocol == TCP && packet.port == 443), "{segments:?}");
+            assert!(
+                segments.iter().any(|packet| packet.protocol == TCP && packet.port == 443),
+                "{segments:?}"
+            );
             assert_eq!((early.came(), held.came()), (vec![], vec![]), "{public}");
             daemon.ok(&["detach", "repair"]);
         }

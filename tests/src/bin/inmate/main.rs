@@ -37,7 +37,8 @@ fn main() -> io::Result<()> {
 /// - `connect TO [FROM-PORT]` makes a connection and keeps it, `write`, `read` and `close` use it; `peer` names its
 ///   other end; `repair FROM TO` brings one into being without the other end's knowing (TCP_REPAIR), `wake` lets it
 ///   speak; `ring-connect TO` and `ring-write` do it by io_uring; `take PATH` receives one from another process;
-/// - `flood TO HOW-MANY` makes connections and keeps them until `release`; says how many came about;
+/// - `flood TO HOW-MANY` makes connections and keeps them until `release`, `claim PORT HOW-MANY TO` such as nobody
+///   needs to answer, each from the next port; both say how many came about, and the last error;
 /// - `listen tcp|udp WHERE [shared]` binds a socket for a moment;
 /// - `udp TO`, `udp-connected TO`, `udp-lite TO`, `ring-udp TO`, `raw PROTOCOL TO HEX` send a packet;
 /// - `join CGROUP`, `unshare` and `sh COMMAND` change where it is.
@@ -59,6 +60,10 @@ fn obey(line: &str, held: &mut Held) -> io::Result<String> {
         ("close", []) => Ok(done(held.stream = None)),
         ("flood", [to, count]) => {
             let (came, failed) = streams::flood(address(to)?, number(count)?, &mut held.crowd);
+            Ok(format!("ok {came} {}", failed.map_or_else(String::new, |error| name(&error))))
+        }
+        ("claim", [port, count, to]) => {
+            let (came, failed) = streams::claim(number(port)?, number(count)?, address(to)?, &mut held.crowd);
             Ok(format!("ok {came} {}", failed.map_or_else(String::new, |error| name(&error))))
         }
         ("release", []) => Ok(done(held.crowd.clear())),

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect as dial,
-    listen as start_listening, Backlog, recvmsg, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage, bind,
+    connect as dial, listen as start_listening, recvmsg, setsockopt, socket, sockopt,
 };
 
 /// How long a connection, an answer or room to write is waited for.
@@ -84,19 +84,33 @@ pub fn read(stream: &mut TcpStream) -> io::Result<usize> {
     stream.read(&mut [0; 4096])
 }
 
-/// Connects again and again and keeps what comes about, up to `count`; how many did, and the last error.
+/// Connects again and again and keeps what comes about; how many did, and the last error.
 pub fn flood(to: SocketAddr, count: usize, crowd: &mut Vec<TcpStream>) -> (usize, Option<io::Error>) {
-    let (mut came, mut failed) = (0, None);
-    for _ in 0..count {
-        match TcpStream::connect_timeout(&to, WAIT) {
-            Ok(stream) => {
-                came += 1;
-                crowd.push(stream);
-            }
+    keep((0..count).map(|_| TcpStream::connect_timeout(&to, WAIT)), crowd)
+}
+
+/// Brings connections into being without the other end, one from each port from this one on, and keeps them.
+pub fn claim(
+    first_port: u16,
+    count: u16,
+    to: SocketAddr,
+    crowd: &mut Vec<TcpStream>,
+) -> (usize, Option<io::Error>) {
+    keep((0..count).map(|n| repair(SocketAddr::new(to.ip(), first_port + n), to)), crowd)
+}
+
+fn keep(
+    outcomes: impl Iterator<Item = io::Result<TcpStream>>,
+    crowd: &mut Vec<TcpStream>,
+) -> (usize, Option<io::Error>) {
+    let (before, mut failed) = (crowd.len(), None);
+    for outcome in outcomes {
+        match outcome {
+            Ok(stream) => crowd.push(stream),
             Err(error) => failed = Some(error),
         }
     }
-    (came, failed)
+    (crowd.len() - before, failed)
 }
 
 /// Binds (and for TCP listens at) an address, for a moment.
