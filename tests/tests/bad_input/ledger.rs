@@ -7,6 +7,7 @@ use std::time::Duration;
 use support::cgroup::TestCgroup;
 use support::clock::wait_until;
 use support::enforcer::Daemon;
+use support::mounts;
 use support::process;
 use support::provider::{Provider, Reply};
 use support::require_root;

@@ -25,6 +25,8 @@ pub const NO_PROXY_THERE: (&str, &str) = ("HTTPS_PROXY", "http://127.0.0.1:9");
 
 const QUESTION: &str =
     r#"{"model": "claude-mock-1", "max_tokens": 64, "messages": [{"role": "user", "content": "Hello"}]}"#;
+const CURL: &str = "curl -sS --noproxy '*' -H 'x-api-key: sk-test' -H 'anthropic-version: 2023-06-01' \
+    -H 'content-type: application/json' --data-binary \"$0\" https://api.anthropic.com/v1/messages";
 const URLLIB: &str = "
 import sys, urllib.request
 headers = {'x-api-key': 'sk-test', 'anthropic-version': '2023-06-01', 'content-type': 'application/json'}
@@ -111,13 +113,9 @@ fn is_there(check: &[&str]) -> bool {
 fn root_clients_that_ignore_the_proxy_are_metered() {
     in_own_network(|| {
         let scene = Scene::new(Reply::default());
-        let curl = format!(
-            "curl -sS --noproxy '*' -H 'x-api-key: sk-test' -H 'anthropic-version: 2023-06-01' -H 'content-type: \
-             application/json' --data-binary \"$0\" https://api.anthropic.com/v1/messages"
-        );
         let mut clients = vec![vec!["node", NODE_CLIENT]];
         if is_there(&["curl", "--version"]) {
-            clients.push(vec!["sh", "-c", &curl, QUESTION]);
+            clients.push(vec!["sh", "-c", CURL, QUESTION]);
         }
         for (check, program) in [("import urllib.request", URLLIB), ("import requests", REQUESTS)] {
             if is_there(&["python3", "-c", check]) {

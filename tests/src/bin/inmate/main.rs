@@ -57,7 +57,10 @@ fn obey(line: &str, held: &mut Held) -> io::Result<String> {
         ("write", []) => streams::write(stream(held)?).map(done),
         ("read", []) => streams::read(stream(held)?).map(|bytes| format!("ok {bytes}")),
         ("peer", []) => Ok(format!("ok {}", stream(held)?.peer_addr()?)),
-        ("close", []) => Ok(done(held.stream = None)),
+        ("close", []) => {
+            held.stream = None;
+            Ok("ok".to_owned())
+        }
         ("flood", [to, count]) => {
             let (came, failed) = streams::flood(address(to)?, number(count)?, &mut held.crowd);
             Ok(format!("ok {came} {}", failed.map_or_else(String::new, |error| name(&error))))
@@ -66,7 +69,10 @@ fn obey(line: &str, held: &mut Held) -> io::Result<String> {
             let (came, failed) = streams::claim(number(port)?, number(count)?, address(to)?, &mut held.crowd);
             Ok(format!("ok {came} {}", failed.map_or_else(String::new, |error| name(&error))))
         }
-        ("release", []) => Ok(done(held.crowd.clear())),
+        ("release", []) => {
+            held.crowd.clear();
+            Ok("ok".to_owned())
+        }
         ("listen", [kind, at]) => streams::listen(kind, address(at)?, false).map(done),
         ("listen", [kind, at, "shared"]) => streams::listen(kind, address(at)?, true).map(done),
         ("udp", [to]) => datagrams::send(address(to)?).map(done),
