@@ -14,8 +14,22 @@ use crate::SOON;
 pub struct Away {
     pub inmate: Inmate,
     pub wire: Capture,
-    origins: [Sink; 2],
-    _far: Namespace,
+    pub origin: Origin,
+}
+
+/// What listens at :443 of both public addresses, and only counts.
+pub struct Origin([Sink; 2]);
+
+impl Origin {
+    /// In the calling thread's network.
+    pub fn new() -> Self {
+        Self([PUBLIC4, PUBLIC6].map(|ip| Sink::tcp_at(SocketAddr::new(ip, 443))))
+    }
+
+    /// Bytes that it has received so far.
+    pub fn bytes(&self) -> usize {
+        self.0.iter().map(Sink::bytes).sum()
+    }
 }
 
 impl Away {
@@ -23,14 +37,9 @@ impl Away {
     pub fn new(cgroup: Option<&TestCgroup>) -> Self {
         let far = Namespace::new();
         let inmate = Inmate::with_own_network(cgroup, &far);
-        let origins = far.enter(|| [PUBLIC4, PUBLIC6].map(|ip| Sink::tcp_at(SocketAddr::new(ip, 443))));
+        let origin = far.enter(Origin::new);
         let wire = Capture::of(&far);
-        Self { inmate, wire, origins, _far: far }
-    }
-
-    /// Bytes that the origins have received.
-    pub fn bytes(&self) -> usize {
-        self.origins.iter().map(Sink::bytes).sum()
+        Self { inmate, wire, origin }
     }
 
     /// Packets to the origins' addresses that have come, once all that was sent has had its time.
@@ -43,10 +52,10 @@ impl Away {
     /// Connects there and writes, and waits for the bytes at the origin: the way leads out.
     #[track_caller]
     pub fn assert_leads_out(&mut self, to: SocketAddr) {
-        let before = self.bytes();
+        let before = self.origin.bytes();
         self.inmate.ok(&format!("connect {to}"));
         self.inmate.ok("write");
-        let came = wait_until(SOON, || (self.bytes() > before).then_some(()));
+        let came = wait_until(SOON, || (self.origin.bytes() > before).then_some(()));
         assert!(came.is_some(), "{to}: nothing came out");
     }
 }

@@ -59,14 +59,19 @@ fn root_a_namespace_of_its_own_makes_no_connection_of_a_neighbour_s_its_own() {
         let stage = Stage::new(Reply::default(), "");
         let meter: SocketAddr = stage.daemon.listen_addr().parse().unwrap();
         let [spoofing, working] = ["spoofing", "working"].map(|name| stage.bottle(name, &[]));
+        let connect = format!("connect {meter}");
         let mut spoofer = Inmate::start(Some(&spoofing.cgroup));
         spoofer.ok("unshare");
-        // the one that it does not get is the meter's own, where that is among them
-        let claimed = spoofer.ok(&format!("claim {FIRST_PORT} {PORTS} {meter}"));
-        println!("claimed: {claimed}");
-        for mode in ["gateway", "connect"] {
+        // before the meter is there too, where nothing is remembered, and after
+        for is_served in [false, true] {
+            if is_served {
+                let connected = wait_until(SOON, || spoofer.order(&connect).starts_with("ok").then_some(()));
+                connected.expect("the meter comes to the namespace");
+            }
+            let claimed = spoofer.ok(&format!("claim {FIRST_PORT} {PORTS} {meter}"));
+            assert_eq!(!claimed.starts_with('0'), is_served, "{claimed}");
             for _ in 0..REQUESTS {
-                let asked = stage.ask(&working, &["--stream", "--mode", mode]);
+                let asked = stage.ask(&working, &["--stream", "--mode", "gateway"]);
                 assert_eq!((asked.code, asked.answers.len()), (Some(0), 1), "{asked:?}");
             }
         }

@@ -12,9 +12,8 @@ use support::enforcer::Daemon;
 use support::inmate::Inmate;
 use support::network::{NEAR4, NEAR6, PUBLIC4, PUBLIC6, in_own_network};
 use support::process;
-use support::sink::Sink;
 
-use crate::away::Away;
+use crate::away::{Away, Origin};
 use crate::{QUIET, SOON};
 
 const FAMILIES: [(IpAddr, IpAddr); 2] = [(NEAR4, PUBLIC4), (NEAR6, PUBLIC6)];
@@ -39,8 +38,8 @@ fn root_a_connection_repaired_into_being_leads_nowhere() {
             daemon.attach("repair", group.path(), &[]);
             early.inmate.ok("wake");
             // inside, it is redirected as any other: its peer is the meter, which knows nothing of it
-            println!("{:?}", held.inmate.order(&repair(near, public)));
-            println!("{:?}", held.inmate.order("wake"));
+            held.inmate.ok(&repair(near, public));
+            held.inmate.ok("wake");
             free.inmate.ok(&repair(near, public));
             free.inmate.ok("wake");
             let segments = free.came();
@@ -54,48 +53,30 @@ fn root_a_connection_repaired_into_being_leads_nowhere() {
     });
 }
 
-/// An origin at :443 of a public address of the test's own network.
-struct Origin(Sink);
-
-impl Origin {
-    fn new(ip: IpAddr) -> Self {
-        Self(Sink::tcp_at(web(ip)))
-    }
-
-    /// Bytes that it has got once everything has had its time.
-    fn bytes(&self) -> usize {
-        std::thread::sleep(QUIET);
-        self.0.bytes()
-    }
-
-    #[track_caller]
-    fn assert_hears(&self, mut write: impl FnMut()) {
-        let before = self.0.bytes();
-        write();
-        wait_until(SOON, || (self.0.bytes() > before).then_some(())).expect("it comes out");
-    }
-
-    #[track_caller]
-    fn assert_deaf_to(&self, mut write: impl FnMut()) {
-        let before = self.bytes();
-        write();
-        assert_eq!(self.bytes(), before, "it came out");
-    }
+/// What the process writes comes out.
+#[track_caller]
+fn assert_comes_out(origin: &Origin, inmate: &mut Inmate) {
+    let before = origin.bytes();
+    inmate.ok("write");
+    wait_until(SOON, || (origin.bytes() > before).then_some(())).expect("it comes out");
 }
 
 #[test]
 fn root_a_connection_from_before_the_attachment_is_dropped() {
     in_own_network(|| {
         let daemon = Daemon::start("");
+        let origin = Origin::new();
         for ip in [PUBLIC4, PUBLIC6] {
-            let origin = Origin::new(ip);
             let group = TestCgroup::new("early");
             let mut inmate = Inmate::start(Some(&group));
             inmate.ok(&format!("connect {}", web(ip)));
-            origin.assert_hears(|| drop(inmate.ok("write")));
+            assert_comes_out(&origin, &mut inmate);
             daemon.attach("early", group.path(), &[]);
+            let before = origin.bytes();
             // into the socket's buffer, where it stays
-            origin.assert_deaf_to(|| drop(inmate.ok("write")));
+            inmate.ok("write");
+            std::thread::sleep(QUIET);
+            assert_eq!(origin.bytes(), before, "{ip}");
             daemon.ok(&["detach", "early"]);
         }
     });
@@ -105,7 +86,7 @@ fn root_a_connection_from_before_the_attachment_is_dropped() {
 fn root_a_connection_made_outside_stays_outside_which_is_a_named_limit() {
     in_own_network(|| {
         let daemon = Daemon::start("");
-        let origin = Origin::new(PUBLIC4);
+        let origin = Origin::new();
         let group = TestCgroup::new("foreign");
         daemon.attach("foreign", group.path(), &[]);
         let mut joined = Inmate::start(None);
@@ -114,11 +95,11 @@ fn root_a_connection_made_outside_stays_outside_which_is_a_named_limit() {
         let mut given = Inmate::start(Some(&group));
         given.hand_over(TcpStream::connect(web(PUBLIC4)).unwrap());
         for inmate in [&mut joined, &mut given] {
-            origin.assert_hears(|| drop(inmate.ok("write")));
+            assert_comes_out(&origin, inmate);
         }
         daemon.ok(&["cut", "foreign"]);
         for inmate in [&mut joined, &mut given] {
-            origin.assert_hears(|| drop(inmate.ok("write")));
+            assert_comes_out(&origin, inmate);
             // what it makes from now on is the bottle's
             assert_eq!(inmate.order(&format!("connect {}", web(PUBLIC4))), "EPERM");
         }
@@ -129,12 +110,16 @@ fn root_a_connection_made_outside_stays_outside_which_is_a_named_limit() {
 fn root_run_hands_no_connection_on() {
     in_own_network(|| {
         let daemon = Daemon::start("");
-        let origin = Origin::new(PUBLIC4);
-        let run = format!("{:?} run --user nobody -- sh -c 'echo inside >&9'", daemon.command());
-        let script = format!("exec 9<>/dev/tcp/{PUBLIC4}/443; echo outside >&9; {}", run.replace('"', ""));
-        let output = process::run(Command::new("bash").args(["-c", &script]), SOON);
+        let origin = Origin::new();
+        let mut command = Command::new("bash");
+        let script =
+            format!("exec 9<>/dev/tcp/{PUBLIC4}/443; echo outside >&9; exec \"$@\" sh -c 'echo inside >&9'");
+        command.args(["-c", &script, "bash"]).arg(daemon.command().get_program());
+        command.args(daemon.command().get_args()).args(["run", "--user", "nobody", "--"]);
+        let output = process::run(&mut command, SOON);
         assert_ne!(output.code, Some(0), "{output:?}");
         assert!(output.stderr.contains("Bad file descriptor"), "{output:?}");
+        std::thread::sleep(QUIET);
         assert_eq!(origin.bytes(), "outside\n".len());
     });
 }
