@@ -69,7 +69,7 @@ fn root_a_namespace_of_its_own_makes_no_connection_of_a_neighbour_s_its_own() {
                 connected.expect("the meter comes to the namespace");
             }
             let claimed = spoofer.ok(&format!("claim {FIRST_PORT} {PORTS} {meter}"));
-            assert_eq!(!claimed.starts_with('0'), is_served, "{claimed}");
+            assert!(!is_served || !claimed.starts_with('0'), "{claimed}");
             for _ in 0..REQUESTS {
                 let asked = stage.ask(&working, &["--stream", "--mode", "gateway"]);
                 assert_eq!((asked.code, asked.answers.len()), (Some(0), 1), "{asked:?}");
