@@ -19,6 +19,8 @@ const LLVM_FEATURES: [&str; 3] = ["--no-default-features", "--features", "llvm-2
 pub type Tool = (&'static str, &'static str);
 /// What the build and the tests call.
 const HOST_TOOLS: [Tool; 3] = [("cc", "gcc"), ("c++", "g++"), ("ip", "iproute2")];
+/// What some end-to-end tests call besides: an agent's own tools, and an engine to put it into a container.
+const TEST_TOOLS: [Tool; 3] = [("runc", "runc"), ("nft", "nftables"), ("node", "nodejs")];
 
 /// What has to be done, in order.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -58,6 +60,24 @@ pub fn run() -> Result<()> {
     install(&plan)?;
     let tools = Toolchain::find().map_err(anyhow::Error::msg)?;
     println!("setup: done ({})", describe(&tools));
+    Ok(())
+}
+
+/// Installs, as root on Debian and Ubuntu, the programs that only tests need; elsewhere names what is missing. It
+/// stops no test run: a test that needs one of them fails and says which.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn for_tests() -> Result<()> {
+    let missing = missing(&TEST_TOOLS);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !Path::new(APT).is_file() || !is_root()? {
+        println!("setup: some tests need what is not installed here: {}", missing.join(", "));
+    } else if let Err(error) = install_packages(&missing) {
+        println!("setup: {error:#}; the tests that need one of {} will fail", missing.join(", "));
+    }
     Ok(())
 }
 

@@ -46,6 +46,7 @@ pub fn run(options: &Options) -> Result<()> {
     if let Some(series) = &options.kernel {
         return vm::run(series, options.filter.as_deref());
     }
+    setup::for_tests()?;
     // the end-to-end tests start these binaries: `cargo test` alone would not build another package's
     cargo(&["build", "--workspace"])?;
     cargo(&["test", "--workspace", "--no-run", "--quiet"])?;
