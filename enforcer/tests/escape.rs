@@ -87,7 +87,6 @@ fn root_every_way_out_is_closed_but_those_that_are_named() {
     let is_frame =
         |escape: &&Value| escape["attempt"] == "TCP :443 in a frame" && escape["bottle"] == "metered";
     assert_eq!(escapes.iter().find(is_frame).unwrap()["closed"], lsm["ok"], "{lsm}");
-    println!("LSM: {}", lsm["detail"]);
 }
 
 #[test]

@@ -102,7 +102,7 @@ fn judged(escapes: &[Escape]) -> Check {
             format!("{} of {tried} attempts got out; the first: {attempt}, bottle {bottle}", broken.len())
         }
         None if beyond => {
-            format!("of {tried} attempts those got out that no bottle's hooks see; see the table")
+            format!("of {tried} attempts only those got out that no cgroup's hooks see: `open` in the table")
         }
         None => format!("none of {tried} attempts got out"),
     };
