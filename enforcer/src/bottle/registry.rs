@@ -197,12 +197,13 @@ impl Registry {
 
     /// Hooks on, its network namespaces served, what it may reach written, recorded, open; or nothing. Says what the
     /// operator should know: sockets that were there before (with `hard`, those of them that were made outside are
-    /// aborted), namespaces that stay closed, names that lead nowhere yet.
+    /// aborted), what cannot be confined, namespaces that stay closed, names that lead nowhere yet.
     async fn guard(
         &self,
         attachment: &Attachment,
         cgroup: Cgroup,
         hard: bool,
+        unconfined: Option<String>,
         by: &str,
     ) -> Result<Vec<String>, Problem> {
         let guard = attachment.guard(self.parts.listener);
@@ -213,7 +214,7 @@ impl Registry {
             let found = sockets::examine(&cgroup, hard).lines(&name);
             Ok((cgroup, found))
         });
-        let (cgroup, found) = match guarded.await? {
+        let (cgroup, mut found) = match guarded.await? {
             Ok(guarded) => guarded,
             Err(problem) => {
                 // nothing is attached or pinned; what is pinned under this name is another's
@@ -221,6 +222,7 @@ impl Registry {
                 return Err(problem);
             }
         };
+        found.extend(unconfined);
         let recorded = self.complete(attachment, cgroup, found, by).await;
         if recorded.is_err() {
             // a slot whose hooks are still on is not given away: it stays closed, and taken
@@ -283,7 +285,7 @@ impl Registry {
         // one that was there already may be another bottle's: it is left alone
         let made = made.then(|| cgroup.path().to_owned());
         let outcome = match self.admit(&attach, &cgroup).await {
-            Ok(attachment) => self.guard(&attachment, cgroup, attach.hard, by).await,
+            Ok(attachment) => self.guard(&attachment, cgroup, attach.hard, unconfined, by).await,
             Err(problem) => Err(problem),
         };
         let mut warnings = match outcome {
@@ -295,11 +297,6 @@ impl Registry {
                 return Err(problem);
             }
         };
-        if let Some(detail) = unconfined {
-            let bottle = Some(attach.name.clone());
-            self.parts.core.tell(Message::Warn { bottle, detail: detail.clone(), failed: false });
-            warnings.push(detail);
-        }
         warnings.extend(named(&attach).into_iter().filter_map(|(engine, id)| engine.warning(id)));
         Ok(api::Attached { bottle: self.bottle(&attach.name).await?, warnings })
     }
