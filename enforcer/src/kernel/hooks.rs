@@ -1,7 +1,9 @@
 //! The programs and where each is attached: loaded once, recognised on a cgroup.
 //!
 //! Which cgroups they are attached to is `loader`'s business.
+use std::collections::HashMap;
 use std::os::fd::AsFd as _;
+use std::panic::resume_unwind;
 
 use aya::Ebpf;
 use aya::programs::{Program, ProgramError, ProgramFd};
@@ -47,11 +49,20 @@ const fn hook(pin: &'static str, program: &'static str, attach_type: u32) -> Hoo
 
 /// Loads the program of every hook.
 pub fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<ProgramFd>, KernelError> {
-    HOOKS.iter().map(|hook| load_program(ebpf, hook.program)).collect()
+    let mut found: HashMap<&str, &mut Program> = ebpf.programs_mut().collect();
+    // the verifier takes its time over each, and looks at as many at once as there are threads
+    std::thread::scope(|scope| {
+        let load = |hook: &'static Hook| {
+            let program = found.remove(hook.program);
+            scope.spawn(move || load_program(hook.program, program))
+        };
+        let loading: Vec<_> = HOOKS.iter().map(load).collect();
+        loading.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    })
 }
 
-fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<ProgramFd, KernelError> {
-    let program = ebpf.program_mut(name).ok_or_else(|| KernelError::Unsupported {
+fn load_program(name: &str, program: Option<&mut Program>) -> Result<ProgramFd, KernelError> {
+    let program = program.ok_or_else(|| KernelError::Unsupported {
         what: format!("the embedded object has no program {name}"),
         hint: "this build is broken: build it again".to_owned(),
     })?;
