@@ -49,6 +49,17 @@ pub enum Speech {
     Other,
 }
 
+impl Speech {
+    /// The name that it asks for in the open.
+    #[must_use]
+    pub fn name(&self) -> Option<&Host> {
+        match self {
+            Self::Tls { name, .. } => name.as_ref(),
+            Self::BrokenTls | Self::Http | Self::Other => None,
+        }
+    }
+}
+
 impl fmt::Display for Speech {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::Meter;
 use crate::bottles::{Bottle, Standing};
 use crate::controller::ControllerError;
+use crate::egress::EgressMode;
 use crate::protocol::Refusal;
 
 /// A connection's client. Its place among the connections is free again when the last holder is gone.
@@ -20,6 +21,8 @@ pub struct Client {
     pub name: String,
     /// Where it meant to connect, when the kernel redirected it from another place.
     pub original: Option<SocketAddr>,
+    /// What it may reach besides its providers.
+    pub egress: EgressMode,
     _places: [OwnedSemaphorePermit; 2],
 }
 
@@ -71,6 +74,6 @@ pub async fn identify(
     let settings = Arc::clone(&meter.settings.borrow());
     let meant_meter = |original: &SocketAddr| *original == local || settings.addresses.is_own(*original);
     let original = known.identity.original.filter(|original| !meant_meter(original));
-    let (bottle, name) = (known.bottle, known.identity.name);
-    Ok(Answer::Client(Arc::new(Client { bottle, name, original, _places: [place, own_place] })))
+    let (bottle, name, egress) = (known.bottle, known.identity.name, known.identity.egress);
+    Ok(Answer::Client(Arc::new(Client { bottle, name, original, egress, _places: [place, own_place] })))
 }

@@ -4,6 +4,8 @@
 //! stage by stage. The meter opens no ledger, holds no key and reads no settings file.
 #![forbid(unsafe_code)]
 
+pub mod egress;
+pub mod hosts;
 pub mod protocol;
 pub mod text;
 pub mod tokens;
@@ -16,8 +18,6 @@ pub mod estimate;
 pub mod exchange;
 #[cfg(feature = "proxy")]
 pub mod facts;
-#[cfg(feature = "proxy")]
-pub mod hosts;
 #[cfg(feature = "proxy")]
 pub mod privileges;
 #[cfg(feature = "proxy")]
@@ -57,6 +57,8 @@ mod intercept;
 mod lock;
 #[cfg(feature = "proxy")]
 mod peers;
+#[cfg(feature = "proxy")]
+mod reach;
 #[cfg(feature = "proxy")]
 mod redirected;
 #[cfg(feature = "proxy")]
@@ -144,7 +146,7 @@ async fn answer(
     })
 }
 
-/// The life of a request: a tunnel, or route → gate → forward → tail. The connection was accepted and identified
+/// The life of a request: a tunnel, or route → reach → gate → forward → tail. The connection was accepted and identified
 /// before; the settlement comes when the tail has ended.
 #[cfg(feature = "proxy")]
 async fn life_of_a_request(
@@ -159,7 +161,7 @@ async fn life_of_a_request(
         return intercept::connect(meter, client, entrance, head).await;
     }
     let settings = Arc::clone(&meter.settings.borrow());
-    let destination = route::find(&settings, entrance, &head)?;
+    let destination = reach::judge(client, &settings, route::find(&settings, entrance, &head)?)?;
     let (leave, body) = gate::admit(meter, client, &destination, &head, body).await?;
     let flight = flights.begin();
     let (leave, answer) = forward::forward(leave, &client.bottle.upstreams, &destination, head, body).await?;

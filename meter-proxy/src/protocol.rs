@@ -14,6 +14,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::egress::{EgressMode, EgressRule};
 use crate::tokens::{Ending, Provenance, Tokens};
 
 /// Longest message in bytes; a longer one is an error at the sender. Below the kernel's default for one packet.
@@ -41,6 +42,8 @@ pub struct Identity {
     pub name: String,
     /// Where the program meant to connect, when the kernel redirected it.
     pub original: Option<SocketAddr>,
+    /// What it may reach besides its providers: its own mode, or a closer one of a bottle around it.
+    pub egress: EgressMode,
 }
 
 /// How a provider reports usage.
@@ -83,6 +86,8 @@ pub struct Config {
     pub settle_timeout_ms: u64,
     /// CIDRs in private, loopback and metadata ranges that client-chosen names may resolve to.
     pub allow_private: Vec<String>,
+    /// What bottles in mode `allowlist` may reach beside their providers.
+    pub allow: Vec<EgressRule>,
 }
 
 /// A request for leave to forward one billing request.

@@ -17,7 +17,7 @@ use crate::hello::{Opening, Speech};
 use crate::hosts::{Authority, HTTPS, Host};
 use crate::identify::Client;
 use crate::route::Entrance;
-use crate::{Meter, accept, hello, tunnel};
+use crate::{Meter, accept, hello, reach, tunnel};
 
 /// A client that is silent for this long may be waiting for its server to speak.
 const SERVER_FIRST_AFTER: Duration = Duration::from_millis(300);
@@ -62,6 +62,7 @@ async fn server_that_speaks_first(
         return None;
     }
     let settings = Arc::clone(&meter.settings.borrow());
+    reach::check(client, &settings, there).ok()?;
     let server_speaks = async {
         let server = dial::connect(there, Chosen::ByClient, &settings, &client.bottle.lookups).await;
         let server =
@@ -113,7 +114,8 @@ where
     refuse(&meter, &client, &there, &speech, &closed, stream).await;
 }
 
-/// Splices to the original address, as if nobody stood in between, if it may be reached.
+/// Splices to the original address, as if nobody stood in between, if it may be reached; or to the name that the
+/// client asks for, if only that may.
 async fn pass<S>(meter: &Meter, client: &Client, there: &Authority, speech: &Speech, stream: S)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -122,12 +124,15 @@ where
         return;
     }
     let settings = Arc::clone(&meter.settings.borrow());
+    let Some(dialled) = reach::redirected(client, &settings, there, speech.name()) else {
+        return refuse(meter, client, there, speech, &reach::why(client, there), stream).await;
+    };
     settings.metered_addresses.resolved_once().await;
-    if let Some(why) = tunnel::objection(&settings, there, speech) {
+    if let Some(why) = tunnel::objection(&settings, &dialled, speech) {
         return refuse(meter, client, there, speech, &why, stream).await;
     }
-    match dial::connect(there, Chosen::ByClient, &settings, &client.bottle.lookups).await {
-        Ok(server) => tunnel::splice(meter, client, there, stream, server).await,
+    match dial::connect(&dialled, Chosen::ByClient, &settings, &client.bottle.lookups).await {
+        Ok(server) => tunnel::splice(meter, client, &dialled, stream, server).await,
         Err(error @ (DialError::Forbidden(_) | DialError::Metered { .. })) => {
             refuse(meter, client, there, speech, &error.to_string(), stream).await;
         }

@@ -10,6 +10,7 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 use crate::addresses::MeteredAddresses;
+use crate::egress::EgressRule;
 use crate::hosts::{AddressPolicy, Authority, Host, HostError, HostPattern};
 use crate::protocol::{Config, Dialect, Provider};
 
@@ -71,6 +72,8 @@ pub struct Settings {
     pub settle_timeout: Duration,
     /// What names chosen by clients may lead to.
     pub addresses: AddressPolicy,
+    /// What bottles in mode `allowlist` may reach beside their providers.
+    pub allow: Vec<EgressRule>,
     /// Where metered hosts were found.
     pub metered_addresses: Arc<MeteredAddresses>,
 }
@@ -92,6 +95,7 @@ impl Settings {
             hold: Duration::from_millis(config.hold_ms),
             settle_timeout: Duration::from_millis(config.settle_timeout_ms),
             providers: config.providers.into_iter().map(metered).collect::<Result<_, _>>()?,
+            allow: config.allow,
             metered_addresses: Arc::default(),
         };
         Ok(applied.expecting())
@@ -236,6 +240,7 @@ mod tests {
             hold_ms: 1,
             settle_timeout_ms: 1,
             allow_private: vec!["10.0.0.0/8".into()],
+            allow: Vec::new(),
         }
     }
 

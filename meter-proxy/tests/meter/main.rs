@@ -5,6 +5,7 @@ mod absolute;
 mod addresses;
 mod bounds;
 mod connect;
+mod egress;
 mod floods;
 mod gateway;
 mod hellos;

@@ -21,6 +21,7 @@ pub fn config(upstream: SocketAddr) -> Config {
         hold_ms: 60_000,
         settle_timeout_ms: 5_000,
         allow_private: Vec::new(),
+        allow: Vec::new(),
     }
 }
 

@@ -17,6 +17,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 pub use config::{config, far, localhost_is_metered, loopback_is_open, nowhere};
+use meter_proxy::egress::EgressMode;
 use meter_proxy::protocol::{
     self, BottleRef, Config, Identity, Refusal, Reserve, Settle, ToController, ToMeter,
 };
@@ -45,6 +46,8 @@ pub struct Manner {
     pub bottle: BottleRef,
     /// Where every client meant to connect, when it was redirected.
     pub original: Option<SocketAddr>,
+    /// What every bottle may reach.
+    pub egress: EgressMode,
     pub refusal: Option<Refusal>,
     pub permits: bool,
     pub settles: bool,
@@ -94,6 +97,7 @@ impl Rig {
                 attached: true,
                 bottle: BOTTLE,
                 original: None,
+                egress: EgressMode::Open,
                 refusal: None,
                 permits: true,
                 settles: true,
@@ -299,7 +303,12 @@ fn answer(message: &ToController, shared: &Shared) -> Option<ToMeter> {
     let manner = shared.manner.lock().unwrap();
     match message {
         ToController::Identify { question, .. } => {
-            let identity = Identity { bottle: manner.bottle, name: "b1".into(), original: manner.original };
+            let identity = Identity {
+                bottle: manner.bottle,
+                name: "b1".into(),
+                original: manner.original,
+                egress: manner.egress,
+            };
             Some(ToMeter::Identified { question: *question, identity: manner.attached.then_some(identity) })
         }
         ToController::Reserve(reserve) => match &manner.refusal {
