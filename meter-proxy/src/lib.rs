@@ -54,6 +54,8 @@ mod identify;
 #[cfg(feature = "proxy")]
 mod intercept;
 #[cfg(feature = "proxy")]
+mod listeners;
+#[cfg(feature = "proxy")]
 mod lock;
 #[cfg(feature = "proxy")]
 mod peers;
@@ -82,7 +84,7 @@ use {
     hyper::body::Incoming,
     std::os::fd::OwnedFd,
     std::sync::Arc,
-    tokio::sync::watch,
+    tokio::sync::{mpsc, watch},
 };
 
 /// What every stage may ask.
@@ -103,26 +105,21 @@ struct Meter {
 pub async fn run(socket: OwnedFd) -> Result<std::convert::Infallible, controller::ControllerError> {
     let signals = shutdown::Signals::take().map_err(protocol::ProtocolError::Io)?;
     let mut link = controller::Link::new(socket)?;
-    let (listeners, config) = link.beginning().await?;
-    let own: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
+    let (beginning, config) = link.beginning().await?;
+    let own = listeners::own_addresses(&beginning);
     let (apply, settings) = watch::channel(Arc::new(settings::Settings::apply(config, &own)?));
     let places = accept::Places::of_this_process();
     let bottles = bottles::Bottles::new(settings.clone(), places.most_of_one_bottle());
     let (controller, inbox, outbox) = link.split();
     let mut telling = tokio::spawn(outbox.run());
     let meter = Arc::new(Meter { controller, settings, certs: certs::Certs::default() });
-    let mut accepting = tokio::task::JoinSet::new();
-    for listener in listeners {
-        accepting.spawn(accept::run(Arc::clone(&meter), listener, places.clone()));
-    }
+    let (listening, orders) = mpsc::unbounded_channel();
+    let accepting = listeners::Listeners::start(Arc::clone(&meter), places, beginning);
     meter.controller.ready().await?;
     tokio::select! {
-        gone = inbox.run(&bottles, &meter.certs, &apply, &own) => Err(gone),
+        gone = inbox.run(&bottles, &meter.certs, &apply, &own, &listening) => Err(gone),
         gone = &mut telling => Err(gone.unwrap_or(controller::ControllerError::Gone)),
-        Some(ended) = accepting.join_next() => {
-            let error = ended.map_err(std::io::Error::other).and_then(|ended| ended).err();
-            Err(controller::ControllerError::Listener(error.unwrap_or_else(|| std::io::ErrorKind::Other.into())))
-        }
+        broken = accepting.run(orders) => Err(broken),
         () = addresses::keep_fresh(meter.settings.clone()) => Err(controller::ControllerError::Gone),
         never = signals.ignore() => match never {},
     }

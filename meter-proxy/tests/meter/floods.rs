@@ -11,9 +11,9 @@ use crate::rig::{BOTTLE, OTHER, Rig, Upstream, config, far, is_notice, json_answ
 use crate::words::{ASK, JSON, MESSAGES};
 
 const DRIBBLERS: usize = 500;
-/// The meter may open so many descriptors: 486 connections, 121 of one bottle.
+/// The meter may open so many descriptors: 381 connections, 95 of one bottle.
 const DESCRIPTORS: &str = "--nofile=1100:1100";
-const MOST_OF_ONE_BOTTLE: usize = 121;
+const MOST_OF_ONE_BOTTLE: usize = 95;
 
 /// How long a request of the neighbour's took, sorted.
 fn requests(rig: &Rig) -> Vec<Duration> {
