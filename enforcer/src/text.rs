@@ -1,24 +1,13 @@
 //! Words and numbers for people: foreign text made harmless, counts made short.
 //!
-//! Used by every command that prints and by the dashboard. Not here: layout, colour, JSON (which stays exact).
+//! Used by every command that prints and by the dashboard. Not here: layout, colour, JSON (which stays exact), and
+//! which characters are hostile: the meter's room of the same name says it for both.
+use meter_proxy::text::printable_within;
 
-/// Replaces what could steer a terminal or lie about the order of text by `U+FFFD`: C0, C1, DEL, bidirectional
-/// controls, line and paragraph separators, characters without width.
+/// Replaces what could steer a terminal or lie about the order of text by `U+FFFD`; all of the rest stays.
 #[must_use]
 pub fn scrub(text: &str) -> String {
-    text.chars().map(|c| if is_hostile(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
-}
-
-/// Whether a character could steer a terminal or lie about the order of text.
-#[must_use]
-pub fn is_hostile(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{061c}' | '\u{200b}' | '\u{200e}' | '\u{200f}'   // zero-width space, direction marks
-            | '\u{2028}'..='\u{202e}'                           // separators, embeddings and overrides
-            | '\u{2060}'..='\u{206f}'                           // isolates and other invisible formatting
-            | '\u{feff}'
-            | '\u{e0000}'..='\u{e007f}') // tags
+    printable_within(text, usize::MAX)
 }
 
 /// A count in at most three digits and a unit: `999`, `12.3k`, `1.25M`. Cut off, never rounded up, so that a
@@ -63,6 +52,7 @@ pub fn grouped(count: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use meter_proxy::text::is_hostile;
     use proptest::prelude::*;
 
     use super::*;

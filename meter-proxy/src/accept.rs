@@ -2,7 +2,6 @@
 //!
 //! Not here: what becomes of a request.
 use std::convert::Infallible;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,14 +14,15 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::process::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::Meter;
 use crate::bottles::Standing;
-use crate::controller::Listener;
 use crate::identify::{self, Answer, Client};
-use crate::protocol::Refusal;
+use crate::listeners::{Listener, Waiting};
+use crate::peers::watch_client;
+use crate::protocol::{MAX_SOCKETS_OF_LISTENER, Refusal, namespaces_within};
 use crate::redirected;
 use crate::refuse::Refused;
 use crate::route::Entrance;
@@ -31,8 +31,8 @@ use crate::route::Entrance;
 const MAX_CONNECTIONS: usize = 8_192;
 /// Descriptors that a connection takes: its own and one upstream.
 const DESCRIPTORS_EACH: usize = 2;
-/// Descriptors for all else: listeners, the controller, libraries.
-const RESERVED_DESCRIPTORS: usize = 64;
+/// Descriptors for all else but the listeners of namespaces: the controller, libraries.
+const RESERVED_DESCRIPTORS: usize = 128;
 /// One bottle has no more than this part of all places.
 const BOTTLES_PART: usize = 4;
 /// Most connections of no bottle that are told so at a time, and how long that may take.
@@ -74,29 +74,32 @@ impl Places {
 
 /// How many connections are served under a limit of open descriptors; at least one.
 fn places_within(descriptors: usize) -> usize {
-    (descriptors / DESCRIPTORS_EACH).saturating_sub(RESERVED_DESCRIPTORS).clamp(1, MAX_CONNECTIONS)
+    let listeners = namespaces_within(descriptors) * MAX_SOCKETS_OF_LISTENER;
+    let left = descriptors.saturating_sub(listeners).saturating_sub(RESERVED_DESCRIPTORS);
+    (left / DESCRIPTORS_EACH).clamp(1, MAX_CONNECTIONS)
 }
 
-/// Takes connections from one listening socket for ever.
-pub async fn run(meter: Arc<Meter>, listener: Listener, places: Places) -> io::Result<()> {
-    let socket = TcpListener::from_std(listener.socket)?;
-    loop {
-        let place = Arc::clone(&places.all).acquire_owned().await.map_err(io::Error::other)?;
-        let (stream, peer) = next(&socket).await;
-        let strangers = Arc::clone(&places.strangers);
-        tokio::spawn(connection(Arc::clone(&meter), stream, peer, listener.id, place, strangers));
-    }
-}
-
-/// The next connection. What fails is tried again, ever more slowly: descriptors may have run out.
-async fn next(socket: &TcpListener) -> (TcpStream, SocketAddr) {
+/// Takes connections from one listening socket until it is told to end. A place is asked for when there is a
+/// connection to take: thousands of idle sockets hold none.
+///
+/// # Panics
+/// When the places are closed, which nobody does.
+pub async fn run(meter: Arc<Meter>, listener: Listener, places: Places) -> Infallible {
     let (mut pause, longest) = BACK_OFF;
     loop {
-        match socket.accept().await {
-            Ok(taken) => return taken,
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+        let waiting = listener.waiting().await;
+        let place = Arc::clone(&places.all).acquire_owned().await.expect("the places are never closed");
+        match waiting.and_then(Waiting::take) {
+            Ok(Some((stream, peer))) => {
+                pause = BACK_OFF.0;
+                let strangers = Arc::clone(&places.strangers);
+                tokio::spawn(connection(Arc::clone(&meter), stream, peer, listener.id, place, strangers));
+            }
+            Ok(None) => {}
+            // tried again, ever more slowly: descriptors may have run out
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be taken");
+                drop(place);
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(longest);
             }
@@ -113,7 +116,7 @@ async fn connection(
     place: OwnedSemaphorePermit,
     strangers: Arc<Semaphore>,
 ) {
-    let local = match stream.set_nodelay(true).and_then(|()| stream.local_addr()) {
+    let local = match watch_client(&stream).and_then(|()| stream.local_addr()) {
         Ok(local) => local,
         Err(error) => return tracing::debug!(%error, %peer, "a connection ended before it was served"),
     };
@@ -126,7 +129,7 @@ async fn connection(
             Ok(_among_strangers) => refuse_all(stream, place).await,
             Err(_) => tracing::debug!(%peer, "too many connections of no bottle"),
         },
-        Ok(Answer::TooMany) => tracing::warn!(%peer, "a bottle has too many connections"),
+        Ok(Answer::TooMany) => tracing::debug!(%peer, "a bottle has too many connections"),
         Err(error) => tracing::warn!(%error, %peer, "a connection could not be identified"),
     }
 }
@@ -225,7 +228,7 @@ mod tests {
     #[test]
     fn places_follow_the_descriptors() {
         for (descriptors, places) in
-            [(0, 1), (256, 64), (1_024, 448), (16_512, 8_192), (1_048_576, 8_192), (usize::MAX, 8_192)]
+            [(0, 1), (256, 32), (1_024, 320), (20_608, 8_192), (1_048_576, 8_192), (usize::MAX, 8_192)]
         {
             assert_eq!(places_within(descriptors), places, "{descriptors}");
         }

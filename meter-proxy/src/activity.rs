@@ -38,7 +38,7 @@ impl Activity {
     }
 }
 
-/// A stream that notes what moves through it, either way.
+/// A stream that notes what moves through it, either way; its end is nothing that moves.
 pub struct Watched<S> {
     /// The stream.
     pub stream: S,
@@ -52,8 +52,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
         let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
-        self.activity.note();
+        if buffer.filled().len() > before {
+            self.activity.note();
+        }
         Poll::Ready(read)
     }
 }
@@ -63,6 +66,20 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes));
         self.activity.note();
         Poll::Ready(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, pieces));
+        self.activity.note();
+        Poll::Ready(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

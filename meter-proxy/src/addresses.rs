@@ -2,8 +2,9 @@
 //! through.
 //!
 //! Known from the meter's own name resolution alone; what clients say teaches nothing. A client whose resolver
-//! gives another address of the same host is not seen here. Not here: who may dial what (`dial`).
-use std::collections::HashSet;
+//! gives another address of the same host is not seen here. While a name was never found, what is missing is
+//! told, so that others can close what they cannot decide. Not here: who may dial what (`dial`, `tunnel`).
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -14,8 +15,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::dial::{self, Lookups};
-use crate::hosts::{Host, canonical};
+use crate::dial::{self, DialError, Lookups};
+use crate::hosts::{Authority, Host, canonical};
 use crate::lock::lock;
 use crate::settings::Settings;
 
@@ -23,7 +24,9 @@ use crate::settings::Settings;
 const MAX_ADDRESSES: NonZeroUsize = NonZeroUsize::new(4_096).expect("not zero");
 /// Metered names are resolved this often: a usual lifetime of such records.
 const REFRESH: Duration = Duration::from_secs(60);
-/// An address counts this long after it was last found: it may still serve when names have moved on.
+/// First and longest pause after a name could not be resolved.
+const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// An address counts this long after its host was found elsewhere: it may still serve when names have moved on.
 const MAX_AGE: Duration = Duration::from_secs(24 * 3_600);
 /// Longest wait for the first resolution of all names.
 const FIRST_ROUND: Duration = Duration::from_secs(2);
@@ -31,7 +34,7 @@ const FIRST_ROUND: Duration = Duration::from_secs(2);
 /// The addresses that are known. Outlives the configuration: each entry counts while its host is metered.
 pub struct MeteredAddresses {
     found: Mutex<LruCache<IpAddr, Found>>,
-    resolved_once: watch::Sender<bool>,
+    names: watch::Sender<HashMap<Host, Name>>,
 }
 
 struct Found {
@@ -39,19 +42,63 @@ struct Found {
     at: Instant,
 }
 
+/// How far the resolution of a name has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Name {
+    /// Under way for the first time.
+    Asked,
+    /// It failed each time.
+    Unknown,
+    /// It succeeded once or more.
+    Known,
+}
+
 impl Default for MeteredAddresses {
     fn default() -> Self {
-        Self { found: Mutex::new(LruCache::new(MAX_ADDRESSES)), resolved_once: watch::Sender::new(false) }
+        let found = Mutex::new(LruCache::new(MAX_ADDRESSES));
+        Self { found, names: watch::Sender::default() }
     }
 }
 
 impl MeteredAddresses {
+    /// From now on these names, and no others, have to be found. What is known of them stays known.
+    pub fn expect(&self, hosts: impl IntoIterator<Item = Host>) {
+        self.names.send_modify(|names| {
+            let before = std::mem::take(names);
+            let state = |host: &Host| before.get(host).copied().unwrap_or(Name::Asked);
+            names.extend(hosts.into_iter().map(|host| (host.clone(), state(&host))));
+        });
+    }
+
     /// Remembers where a metered `host` was found.
     pub fn learn(&self, host: &Host, addresses: &[SocketAddr]) {
         let mut found = lock(&self.found);
         for address in addresses {
             found.put(canonical(address.ip()), Found { host: host.clone(), at: Instant::now() });
         }
+        drop(found);
+        self.become_known(host, Name::Known);
+    }
+
+    /// A metered `host` could not be found. It may be where it was, so its addresses do not grow older. Says whether
+    /// it has to be found.
+    fn miss(&self, host: &Host) -> bool {
+        for (_, found) in lock(&self.found).iter_mut().filter(|(_, found)| found.host == *host) {
+            found.at = Instant::now();
+        }
+        self.become_known(host, Name::Unknown);
+        self.names.borrow().contains_key(host)
+    }
+
+    /// Changes what is known of a name; one that was found once stays known.
+    fn become_known(&self, host: &Host, now: Name) {
+        self.names.send_if_modified(|names| match names.get_mut(host) {
+            Some(name) if *name != now && *name != Name::Known => {
+                *name = now;
+                true
+            }
+            _ => false,
+        });
     }
 
     /// The metered host that was found at `address`, as far as it is known and `is_metered` still says so.
@@ -61,53 +108,66 @@ impl MeteredAddresses {
         (known.at.elapsed() < MAX_AGE && is_metered(&known.host)).then(|| known.host.clone())
     }
 
-    /// Waits until every name was resolved once, or could not be, but not for long.
+    /// Waits until every name was resolved once, or could not be, but not for long: [`Self::missing`] says the
+    /// rest.
     pub async fn resolved_once(&self) {
-        let mut resolved = self.resolved_once.subscribe();
-        if tokio::time::timeout(FIRST_ROUND, resolved.wait_for(|resolved| *resolved)).await.is_err() {
-            tracing::warn!("the addresses of metered hosts are not all known yet");
+        let mut names = self.names.subscribe();
+        let resolved = names.wait_for(|names| names.values().all(|name| *name != Name::Asked));
+        if tokio::time::timeout(FIRST_ROUND, resolved).await.is_err() {
+            tracing::debug!("the addresses of metered hosts are not all known yet");
         }
+    }
+
+    /// A metered host that was never found: it may be at any address.
+    #[must_use]
+    pub fn missing(&self) -> Option<Host> {
+        let names = self.names.borrow();
+        let missing = names.iter().filter(|(_, name)| **name != Name::Known).map(|(host, _)| host);
+        missing.min_by_key(|host| host.to_string()).cloned()
     }
 }
 
-/// Resolves the metered names now, at each change of the settings, and every [`REFRESH`], for as long as there
-/// are settings.
+/// Resolves the metered names now, at each change of the settings, and again and again, for as long as there are
+/// settings.
 pub async fn keep_fresh(mut settings: watch::Receiver<Arc<Settings>>) {
-    let mut unresolved = HashSet::new();
     let lookups = Lookups::default();
     loop {
         let now = Arc::clone(&settings.borrow_and_update());
-        resolve_all(&now, &lookups, &mut unresolved).await;
-        now.metered_addresses.resolved_once.send_replace(true);
-        tokio::select! {
-            () = tokio::time::sleep(REFRESH) => {}
-            changed = settings.changed() => if changed.is_err() { return },
+        let mut kept = JoinSet::new();
+        for authority in now.metered_names() {
+            kept.spawn(keep_found(authority, Arc::clone(&now), lookups.clone()));
+        }
+        if settings.changed().await.is_err() {
+            return;
         }
     }
 }
 
-/// Resolves all names at once. What cannot be resolved is logged once, until it can be.
-async fn resolve_all(settings: &Arc<Settings>, lookups: &Lookups, unresolved: &mut HashSet<Host>) {
-    let mut rounds = JoinSet::new();
-    for authority in settings.dialled_names() {
-        let (settings, lookups) = (Arc::clone(settings), lookups.clone());
-        rounds.spawn(async move {
-            let found = dial::resolve(&authority, &settings, &lookups).await;
-            (authority.host, found)
-        });
-    }
-    while let Some(ended) = rounds.join_next().await {
-        match ended {
-            Ok((host, Ok(_))) => {
-                unresolved.remove(&host);
+/// Resolves one name every [`REFRESH`], and after a failure sooner.
+async fn keep_found(authority: Authority, settings: Arc<Settings>, lookups: Lookups) {
+    let mut pause = BACK_OFF.0;
+    loop {
+        match dial::resolve(&authority, &settings, &lookups).await {
+            Ok(_) => {
+                pause = BACK_OFF.0;
+                tokio::time::sleep(REFRESH).await;
             }
-            Ok((host, Err(error))) => {
-                if unresolved.insert(host) {
-                    tracing::warn!(%error, "the addresses of a metered host are not known");
-                }
+            Err(error) => {
+                let has_to_be_found = settings.metered_addresses.miss(&authority.host);
+                tell(&error, has_to_be_found && pause == BACK_OFF.0);
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(BACK_OFF.1);
             }
-            Err(error) => tracing::warn!(%error, "the addresses of a metered host are not known"),
         }
+    }
+}
+
+/// Logs why the addresses of a host are not known, once loudly if that closes something.
+fn tell(error: &DialError, is_news: bool) {
+    if is_news {
+        tracing::warn!(%error, "the addresses of a metered host are not known");
+    } else {
+        tracing::debug!(%error, "the addresses of a metered host are not known");
     }
 }
 
@@ -149,5 +209,51 @@ mod tests {
         }
         assert_eq!(lock(&known.found).len(), MAX_ADDRESSES.get());
         assert!(known.host_at("0.0.0.0".parse().unwrap(), |_| true).is_none());
+    }
+
+    #[test]
+    fn an_address_does_not_grow_older_while_its_host_cannot_be_found() {
+        let known = MeteredAddresses::default();
+        let address = "203.0.113.7".parse().unwrap();
+        let long_ago = Instant::now().checked_sub(MAX_AGE - Duration::from_secs(1)).unwrap();
+        lock(&known.found).put(address, Found { host: host("api.test"), at: long_ago });
+        assert!(!known.miss(&host("api.test")), "nobody expects it");
+        assert!(lock(&known.found).peek(&address).unwrap().at > long_ago);
+    }
+
+    #[test]
+    fn a_name_is_missing_until_it_was_found_once() {
+        let known = MeteredAddresses::default();
+        assert_eq!(known.missing(), None, "nothing is expected");
+        known.expect([host("a.test"), host("b.test")]);
+        assert_eq!(known.missing(), Some(host("a.test")));
+        known.learn(&host("a.test"), &["203.0.113.7:443".parse().unwrap()]);
+        known.miss(&host("a.test"));
+        assert!(known.miss(&host("b.test")));
+        assert_eq!(known.missing(), Some(host("b.test")));
+        known.expect([host("a.test"), host("c.test")]);
+        assert_eq!(known.missing(), Some(host("c.test")), "what was known stays known");
+        known.learn(&host("c.test"), &[]);
+        assert_eq!(known.missing(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_resolution_is_waited_for_and_not_for_long() {
+        let known = Arc::new(MeteredAddresses::default());
+        known.expect([host("a.test"), host("b.test")]);
+        let since = Instant::now();
+        known.resolved_once().await;
+        assert_eq!(since.elapsed(), FIRST_ROUND);
+
+        let waiting = tokio::spawn({
+            let known = Arc::clone(&known);
+            async move { known.resolved_once().await }
+        });
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        known.miss(&host("a.test"));
+        assert!(!waiting.is_finished());
+        known.learn(&host("b.test"), &[]);
+        waiting.await.unwrap();
+        assert_eq!(since.elapsed(), FIRST_ROUND + Duration::from_millis(10), "a failure is an answer too");
     }
 }

@@ -3,7 +3,7 @@
 //! Every task of the meter speaks to the controller through [`Controller`]; one task writes, one reads. Not
 //! here: what is asked and why.
 use std::collections::HashMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::bottles::{Bottle, Bottles};
 use crate::certs::Certs;
+use crate::listeners::{Listener, Order};
 use crate::lock::lock;
 use crate::protocol::{
     self, BottleRef, Config, Identity, Leaf, Notice, ProtocolError, Refusal, Reserve, Settle, ToController,
@@ -57,16 +58,6 @@ pub enum ControllerError {
     /// There is no leaf certificate.
     #[error("no certificate: {0}")]
     NotSigned(String),
-}
-
-/// A listening socket and the controller's id of it.
-pub struct Listener {
-    /// Id to name in `Identify`.
-    pub id: u32,
-    /// The socket.
-    pub socket: TcpListener,
-    /// Where it listens.
-    pub address: SocketAddr,
 }
 
 /// Whose connection it is, as the controller knows.
@@ -350,22 +341,18 @@ impl Link {
     /// # Errors
     /// When it begins otherwise, or with something that cannot be used.
     pub async fn beginning(&mut self) -> Result<(Vec<Listener>, Config), ControllerError> {
-        let (ToMeter::Listeners { ids }, sockets) = self.receive().await? else {
-            return Err(ControllerError::Beginning);
-        };
-        let (ToMeter::Config(config), _) = self.receive().await? else {
-            return Err(ControllerError::Beginning);
-        };
-        if ids.is_empty() || ids.len() != sockets.len() {
-            return Err(ControllerError::Beginning);
+        let mut listeners = Vec::new();
+        loop {
+            match self.receive().await? {
+                (ToMeter::Listeners { ids }, sockets) if ids.len() == sockets.len() => {
+                    for (id, socket) in ids.into_iter().zip(sockets) {
+                        listeners.push(Listener::take(id, socket).map_err(ControllerError::Listener)?);
+                    }
+                }
+                (ToMeter::Config(config), _) if !listeners.is_empty() => return Ok((listeners, config)),
+                _ => return Err(ControllerError::Beginning),
+            }
         }
-        let listeners = ids.into_iter().zip(sockets).map(|(id, socket)| {
-            let socket = TcpListener::from(socket);
-            socket.set_nonblocking(true).map_err(ControllerError::Listener)?;
-            let address = socket.local_addr().map_err(ControllerError::Listener)?;
-            Ok::<_, ControllerError>(Listener { id, socket, address })
-        });
-        Ok((listeners.collect::<Result<_, _>>()?, config))
     }
 
     /// The handle to speak with, and the two ends to be run.
@@ -488,10 +475,11 @@ impl Inbox {
         certs: &Certs,
         settings: &watch::Sender<Arc<Settings>>,
         own: &[SocketAddr],
+        listening: &mpsc::UnboundedSender<Order>,
     ) -> ControllerError {
         loop {
-            let message = match self.link.receive().await {
-                Ok((message, _)) => message,
+            let (message, sockets) = match self.link.receive().await {
+                Ok(received) => received,
                 Err(error) => return error,
             };
             match message {
@@ -505,6 +493,12 @@ impl Inbox {
                     Err(error) => return error.into(),
                 },
                 ToMeter::Listeners { .. } => return ControllerError::Beginning,
+                ToMeter::Listen { id } => {
+                    for socket in sockets {
+                        order(listening, Order::Listen { id, socket });
+                    }
+                }
+                ToMeter::Unlisten { id } => order(listening, Order::Unlisten { id }),
                 ToMeter::Cut { bottle, upstream } => bottles.cut(bottle, upstream),
                 ToMeter::Open { bottle } => bottles.open(bottle),
                 ToMeter::Detached { bottle } => bottles.detach(bottle),
@@ -534,6 +528,8 @@ impl Inbox {
             ToMeter::Settled { exchange } => desk.settled.answer(exchange, ()),
             ToMeter::Listeners { .. }
             | ToMeter::Config(_)
+            | ToMeter::Listen { .. }
+            | ToMeter::Unlisten { .. }
             | ToMeter::Cut { .. }
             | ToMeter::Open { .. }
             | ToMeter::Detached { .. } => true,
@@ -551,5 +547,12 @@ impl Inbox {
                 tracing::debug!("a permit that nobody wanted could not be returned: the controller is gone");
             }
         });
+    }
+}
+
+/// Passes on what the task that accepts is to do; when that has ended, so does the meter.
+fn order(listening: &mpsc::UnboundedSender<Order>, order: Order) {
+    if listening.send(order).is_err() {
+        tracing::debug!("no connections are accepted any more");
     }
 }

@@ -7,7 +7,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::net::sockopt;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -15,19 +14,13 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::hosts::{Authority, Host};
+use crate::peers::watch_server;
 use crate::settings::Settings;
 
 /// Longest wait for a name, a connection or a TLS handshake, each.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Most names that one bottle looks up at a time.
 const MAX_LOOKUPS: usize = 16;
-/// How long a connection is silent before the kernel asks whether the other side still lives.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-/// Between two such questions.
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
-/// How long bytes, or such a question, may stay unacknowledged before the connection is broken, milliseconds.
-const MAX_UNACKNOWLEDGED_MS: u32 = 60_000;
 
 /// Why there is no connection. Nothing of a request has left then.
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +118,7 @@ async fn dial(
         Chosen::ByClient => judge(address, &authority.host, settings).await?,
     }
     let stream = within(TcpStream::connect(address)).await;
-    let stream = stream.and_then(|stream| watch_peer(&stream).map(|()| stream));
+    let stream = stream.and_then(|stream| watch_server(&stream).map(|()| stream));
     stream.map_err(|error| failed(authority, "connect", error))
 }
 
@@ -144,16 +137,6 @@ async fn judge(address: SocketAddr, host: &Host, settings: &Settings) -> Result<
         Some(metered) => Err(DialError::Metered { host: host.clone(), metered }),
         None => Ok(()),
     }
-}
-
-/// Lets the kernel find out that the other side is gone without a word, also while nothing is sent.
-fn watch_peer(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
-    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_EVERY)?;
-    sockopt::set_tcp_user_timeout(stream, MAX_UNACKNOWLEDGED_MS)?;
-    Ok(())
 }
 
 /// Speaks TLS on a connection to `authority`, whose name the certificate must carry.

@@ -1,6 +1,6 @@
 //! The first words of a connection: TLS, and for which name; plain HTTP; or something else?
 //!
-//! Not here: what follows from it. A name that the client encrypted (ECH) is not seen; the one beside it is.
+//! Not here: what follows from it. Of a name that the client encrypted (ECH) only that there may be one is seen.
 use std::fmt;
 use std::io;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use crate::extensions::hides_a_name;
 use crate::hosts::Host;
 
 /// Longest wait for the rest of the first words, once they have begun.
@@ -33,8 +34,13 @@ pub struct Opening {
 /// What a client speaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Speech {
-    /// TLS, and the name that it asks for, if it is one.
-    Tls(Option<Host>),
+    /// TLS.
+    Tls {
+        /// The name that it asks for, if it is one.
+        name: Option<Host>,
+        /// Whether it may ask for another one that is encrypted.
+        hides: bool,
+    },
     /// What begins as TLS and cannot be read.
     BrokenTls,
     /// HTTP/1 without TLS.
@@ -43,11 +49,24 @@ pub enum Speech {
     Other,
 }
 
+impl Speech {
+    /// The name that it asks for in the open.
+    #[must_use]
+    pub fn name(&self) -> Option<&Host> {
+        match self {
+            Self::Tls { name, .. } => name.as_ref(),
+            Self::BrokenTls | Self::Http | Self::Other => None,
+        }
+    }
+}
+
 impl fmt::Display for Speech {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tls(Some(name)) => write!(f, "TLS for {name}"),
-            Self::Tls(None) => f.write_str("TLS for no name"),
+            Self::Tls { name: Some(name), hides: false } => write!(f, "TLS for {name}"),
+            Self::Tls { name: Some(name), hides: true } => write!(f, "TLS for {name} or a hidden name"),
+            Self::Tls { name: None, hides: false } => f.write_str("TLS for no name"),
+            Self::Tls { name: None, hides: true } => f.write_str("TLS for a hidden name"),
             Self::BrokenTls => f.write_str("TLS that cannot be read"),
             Self::Http => f.write_str("plain HTTP"),
             Self::Other => f.write_str("another protocol"),
@@ -94,7 +113,8 @@ async fn read_hello(stream: &mut (impl AsyncRead + Unpin), bytes: &mut Vec<u8>) 
                 Ok(None) => {}
                 Ok(Some(accepted)) => {
                     let name = accepted.client_hello().server_name().and_then(|name| name.parse().ok());
-                    return Ok(Speech::Tls(name));
+                    let hides = hides_a_name(&bytes[..taken]);
+                    return Ok(Speech::Tls { name, hides });
                 }
                 Err(_) => return Ok(Speech::BrokenTls),
             }
@@ -143,16 +163,17 @@ mod tests {
 
     #[tokio::test]
     async fn tls_asks_for_a_name_or_for_none() {
-        let named = Speech::Tls(Some("api.test".parse().unwrap()));
-        assert_eq!(heard(&hello("API.test", true)).await, named);
-        assert_eq!(heard(&hello("api.test", false)).await, Speech::Tls(None));
-        assert_eq!(heard(&hello("192.0.2.1", true)).await, Speech::Tls(None));
+        let tls =
+            |name: Option<&str>| Speech::Tls { name: name.map(|name| name.parse().unwrap()), hides: false };
+        assert_eq!(heard(&hello("API.test", true)).await, tls(Some("api.test")));
+        assert_eq!(heard(&hello("api.test", false)).await, tls(None));
+        assert_eq!(heard(&hello("192.0.2.1", true)).await, tls(None));
     }
 
     #[tokio::test]
     async fn first_words_may_come_in_any_pieces() {
         for (words, speech) in [
-            (hello("api.test", true), Speech::Tls(Some("api.test".parse().unwrap()))),
+            (hello("api.test", true), Speech::Tls { name: "api.test".parse().ok(), hides: false }),
             (b"OPTIONS * HTTP/1.1\r\n".to_vec(), Speech::Http),
             (b"POSTAL".to_vec(), Speech::Other),
         ] {

@@ -5,6 +5,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// Longest host name in bytes, RFC 1035.
 const MAX_NAME_BYTES: usize = 253;
 /// Longest label of a host name in bytes, RFC 1035.
@@ -154,7 +156,7 @@ impl HostPattern {
 }
 
 /// A range of addresses, `address/bits`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Range {
     base: IpAddr,
     bits: u8,
@@ -169,12 +171,48 @@ impl FromStr for Range {
             text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
         let base: IpAddr = address.parse().map_err(|_| HostError::Range)?;
         let most = if base.is_ipv4() { 32 } else { 128 };
+        let plain = bits.is_none_or(|bits| bits.bytes().all(|byte| byte.is_ascii_digit()));
         let bits = bits.map_or(Ok(most), str::parse).map_err(|_| HostError::Range)?;
-        if bits <= most { Ok(Self { base, bits }) } else { Err(HostError::Range) }
+        if plain && bits <= most { Ok(Self { base, bits }) } else { Err(HostError::Range) }
+    }
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.base, self.bits)
+    }
+}
+
+impl From<IpAddr> for Range {
+    /// The range of this one address.
+    fn from(base: IpAddr) -> Self {
+        Self { base, bits: if base.is_ipv4() { 32 } else { 128 } }
     }
 }
 
 impl Range {
+    /// Its first address, when it has no bits beyond its prefix.
+    #[must_use]
+    pub fn base(&self) -> IpAddr {
+        self.base
+    }
+
+    /// Length of its prefix.
+    #[must_use]
+    pub fn bits(&self) -> u8 {
+        self.bits
+    }
+
+    /// Whether the address has bits beyond the prefix: then it is perhaps not the range that was meant.
+    #[must_use]
+    pub fn has_bits_beyond(&self) -> bool {
+        let bits = u32::from(self.bits);
+        match self.base {
+            IpAddr::V4(base) => base.to_bits().checked_shl(bits).unwrap_or(0) != 0,
+            IpAddr::V6(base) => base.to_bits().checked_shl(bits).unwrap_or(0) != 0,
+        }
+    }
+
     /// Whether `address` lies in the range; families are not mixed.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {

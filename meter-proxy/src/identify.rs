@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use crate::Meter;
 use crate::bottles::{Bottle, Standing};
 use crate::controller::ControllerError;
+use crate::egress::EgressMode;
 use crate::protocol::Refusal;
 
 /// A connection's client. Its place among the connections is free again when the last holder is gone.
@@ -19,6 +21,8 @@ pub struct Client {
     pub name: String,
     /// Where it meant to connect, when the kernel redirected it from another place.
     pub original: Option<SocketAddr>,
+    /// What it may reach besides its providers.
+    pub egress: EgressMode,
     _places: [OwnedSemaphorePermit; 2],
 }
 
@@ -41,7 +45,7 @@ pub enum Answer {
     Client(Arc<Client>),
     /// It belongs to none; its place among all connections.
     Unattached(OwnedSemaphorePermit),
-    /// Its bottle has as many connections as it may.
+    /// Its bottle has as many connections as it may, and that is audited.
     TooMany,
 }
 
@@ -56,15 +60,20 @@ pub async fn identify(
     listener: u32,
     place: OwnedSemaphorePermit,
 ) -> Result<Answer, ControllerError> {
-    let Some(known) = meter.controller.identify(peer, local, listener).await? else {
+    let since = Instant::now();
+    let known = meter.controller.identify(peer, local, listener).await?;
+    tracing::debug!(took_us = since.elapsed().as_micros(), "a connection was identified");
+    let Some(known) = known else {
         return Ok(Answer::Unattached(place));
     };
     let Ok(own_place) = Arc::clone(&known.bottle.connections).try_acquire_owned() else {
+        let what = format!("{} has as many connections as it may; more are closed", known.identity.name);
+        meter.controller.notice_once(&known.bottle, &what);
         return Ok(Answer::TooMany);
     };
     let settings = Arc::clone(&meter.settings.borrow());
     let meant_meter = |original: &SocketAddr| *original == local || settings.addresses.is_own(*original);
     let original = known.identity.original.filter(|original| !meant_meter(original));
-    let (bottle, name) = (known.bottle, known.identity.name);
-    Ok(Answer::Client(Arc::new(Client { bottle, name, original, _places: [place, own_place] })))
+    let (bottle, name, egress) = (known.bottle, known.identity.name, known.identity.egress);
+    Ok(Answer::Client(Arc::new(Client { bottle, name, original, egress, _places: [place, own_place] })))
 }

@@ -12,6 +12,7 @@ use crate::Meter;
 use crate::dial::{self, Chosen, DialError};
 use crate::hosts::{Authority, HTTPS, Host};
 use crate::identify::Client;
+use crate::reach;
 use crate::refuse::{self, Reason, Refused};
 use crate::route::Entrance;
 use crate::tail::AnswerBody;
@@ -51,6 +52,7 @@ pub async fn connect(
             return Err(Refused::plain(Reason::Forbidden(what)));
         }
         (_, None) => {
+            reach::check(client, &settings, &authority)?;
             if let Some(refusal) = client.refusal_when_cut() {
                 return Err(Refused::by_controller(refusal, None));
             }

@@ -4,7 +4,10 @@
 //! stage by stage. The meter opens no ledger, holds no key and reads no settings file.
 #![forbid(unsafe_code)]
 
+pub mod egress;
+pub mod hosts;
 pub mod protocol;
+pub mod text;
 pub mod tokens;
 
 #[cfg(feature = "proxy")]
@@ -15,8 +18,6 @@ pub mod estimate;
 pub mod exchange;
 #[cfg(feature = "proxy")]
 pub mod facts;
-#[cfg(feature = "proxy")]
-pub mod hosts;
 #[cfg(feature = "proxy")]
 pub mod privileges;
 #[cfg(feature = "proxy")]
@@ -39,9 +40,13 @@ mod controller;
 #[cfg(feature = "proxy")]
 mod dial;
 #[cfg(feature = "proxy")]
+mod extensions;
+#[cfg(feature = "proxy")]
 mod forward;
 #[cfg(feature = "proxy")]
 mod gate;
+#[cfg(feature = "proxy")]
+mod handshake;
 #[cfg(feature = "proxy")]
 mod hello;
 #[cfg(feature = "proxy")]
@@ -49,7 +54,13 @@ mod identify;
 #[cfg(feature = "proxy")]
 mod intercept;
 #[cfg(feature = "proxy")]
+mod listeners;
+#[cfg(feature = "proxy")]
 mod lock;
+#[cfg(feature = "proxy")]
+mod peers;
+#[cfg(feature = "proxy")]
+mod reach;
 #[cfg(feature = "proxy")]
 mod redirected;
 #[cfg(feature = "proxy")]
@@ -65,8 +76,6 @@ mod shutdown;
 #[cfg(feature = "proxy")]
 mod tail;
 #[cfg(feature = "proxy")]
-mod text;
-#[cfg(feature = "proxy")]
 mod tunnel;
 
 #[cfg(feature = "proxy")]
@@ -75,7 +84,7 @@ use {
     hyper::body::Incoming,
     std::os::fd::OwnedFd,
     std::sync::Arc,
-    tokio::sync::watch,
+    tokio::sync::{mpsc, watch},
 };
 
 /// What every stage may ask.
@@ -96,26 +105,21 @@ struct Meter {
 pub async fn run(socket: OwnedFd) -> Result<std::convert::Infallible, controller::ControllerError> {
     let signals = shutdown::Signals::take().map_err(protocol::ProtocolError::Io)?;
     let mut link = controller::Link::new(socket)?;
-    let (listeners, config) = link.beginning().await?;
-    let own: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
+    let (beginning, config) = link.beginning().await?;
+    let own = listeners::own_addresses(&beginning);
     let (apply, settings) = watch::channel(Arc::new(settings::Settings::apply(config, &own)?));
     let places = accept::Places::of_this_process();
     let bottles = bottles::Bottles::new(settings.clone(), places.most_of_one_bottle());
     let (controller, inbox, outbox) = link.split();
     let mut telling = tokio::spawn(outbox.run());
     let meter = Arc::new(Meter { controller, settings, certs: certs::Certs::default() });
-    let mut accepting = tokio::task::JoinSet::new();
-    for listener in listeners {
-        accepting.spawn(accept::run(Arc::clone(&meter), listener, places.clone()));
-    }
+    let (listening, orders) = mpsc::unbounded_channel();
+    let accepting = listeners::Listeners::start(Arc::clone(&meter), places, beginning);
     meter.controller.ready().await?;
     tokio::select! {
-        gone = inbox.run(&bottles, &meter.certs, &apply, &own) => Err(gone),
+        gone = inbox.run(&bottles, &meter.certs, &apply, &own, &listening) => Err(gone),
         gone = &mut telling => Err(gone.unwrap_or(controller::ControllerError::Gone)),
-        Some(ended) = accepting.join_next() => {
-            let error = ended.map_err(std::io::Error::other).and_then(|ended| ended).err();
-            Err(controller::ControllerError::Listener(error.unwrap_or_else(|| std::io::ErrorKind::Other.into())))
-        }
+        broken = accepting.run(orders) => Err(broken),
         () = addresses::keep_fresh(meter.settings.clone()) => Err(controller::ControllerError::Gone),
         never = signals.ignore() => match never {},
     }
@@ -139,7 +143,7 @@ async fn answer(
     })
 }
 
-/// The life of a request: a tunnel, or route → gate → forward → tail. The connection was accepted and identified
+/// The life of a request: a tunnel, or route → reach → gate → forward → tail. The connection was accepted and identified
 /// before; the settlement comes when the tail has ended.
 #[cfg(feature = "proxy")]
 async fn life_of_a_request(
@@ -154,7 +158,7 @@ async fn life_of_a_request(
         return intercept::connect(meter, client, entrance, head).await;
     }
     let settings = Arc::clone(&meter.settings.borrow());
-    let destination = route::find(&settings, entrance, &head)?;
+    let destination = reach::judge(client, &settings, route::find(&settings, entrance, &head)?)?;
     let (leave, body) = gate::admit(meter, client, &destination, &head, body).await?;
     let flight = flights.begin();
     let (leave, answer) = forward::forward(leave, &client.bottle.upstreams, &destination, head, body).await?;

@@ -1,8 +1,8 @@
 //! The messages between the meter and the controller, and the socket that carries them.
 //!
 //! One `SOCK_SEQPACKET` pair, one postcard-encoded message a packet, descriptors by `SCM_RIGHTS`. The
-//! controller uses this module (and [`crate::tokens`]) and nothing else of the meter. Not here: what either
-//! side does with a message.
+//! controller uses this module (with [`crate::tokens`] and [`crate::text`]) and nothing else of the meter. Not
+//! here: what either side does with a message.
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
@@ -14,6 +14,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::egress::{EgressMode, EgressRule};
 use crate::tokens::{Ending, Provenance, Tokens};
 
 /// Longest message in bytes; a longer one is an error at the sender. Below the kernel's default for one packet.
@@ -22,6 +23,19 @@ pub const MAX_MESSAGE_BYTES: usize = 160 * 1024;
 pub const MAX_RAW_BYTES: usize = 64 * 1024;
 /// Most descriptors in one message.
 pub const MAX_DESCRIPTORS: usize = 8;
+/// Id of the listening sockets in the meter's own network namespace.
+pub const OWN_LISTENER: u32 = 1;
+/// Most listening sockets of one id: one of IPv4, one of IPv6.
+pub const MAX_SOCKETS_OF_LISTENER: usize = 2;
+/// Most network namespaces with listening sockets, beside the meter's own.
+const MAX_NAMESPACES: usize = 2_048;
+
+/// How many network namespaces may have listening sockets where a process may open so many descriptors: at either
+/// end of the socket those take a quarter of them at most.
+#[must_use]
+pub fn namespaces_within(descriptors: usize) -> usize {
+    (descriptors / 4 / MAX_SOCKETS_OF_LISTENER).min(MAX_NAMESPACES)
+}
 
 /// A bottle as the kernel knows it. Slot 0 is the host itself (`unattached: meter`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -41,6 +55,8 @@ pub struct Identity {
     pub name: String,
     /// Where the program meant to connect, when the kernel redirected it.
     pub original: Option<SocketAddr>,
+    /// What it may reach besides its providers: its own mode, or a closer one of a bottle around it.
+    pub egress: EgressMode,
 }
 
 /// How a provider reports usage.
@@ -83,6 +99,8 @@ pub struct Config {
     pub settle_timeout_ms: u64,
     /// CIDRs in private, loopback and metadata ranges that client-chosen names may resolve to.
     pub allow_private: Vec<String>,
+    /// What bottles in mode `allowlist` may reach beside their providers.
+    pub allow: Vec<EgressRule>,
 }
 
 /// A request for leave to forward one billing request.
@@ -265,13 +283,26 @@ impl std::fmt::Display for Refusal {
 /// From the controller to the meter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToMeter {
-    /// Listening sockets come with the message, in the order of these ids; sent once, first.
+    /// Listening sockets come with the message, in the order of these ids. Sent first, as often as it takes; the
+    /// first configuration ends them.
     Listeners {
-        /// Ids of the sockets.
+        /// Ids of the sockets; one that has two sockets stands there twice.
         ids: Vec<u32>,
     },
     /// Replaces the configuration.
     Config(Config),
+    /// Accept connections from the sockets that come with the message too: those of a network namespace. Nobody
+    /// answers: a connection made before this is read waits in its socket's queue.
+    Listen {
+        /// Their id; new.
+        id: u32,
+    },
+    /// Give the sockets of this id up, if there are any: until then they keep their namespace alive. Connections
+    /// taken from them go on.
+    Unlisten {
+        /// Their id.
+        id: u32,
+    },
     /// Answer to `Identify`; `None`: no attached bottle.
     Identified {
         /// The question's number.
@@ -412,6 +443,13 @@ mod tests {
         let (got, fds) = receive::<ToMeter>(theirs.as_fd(), &mut Vec::new()).unwrap().unwrap();
         assert_eq!(got, sent);
         assert_eq!(fds.len(), 1);
+    }
+
+    #[test]
+    fn listening_sockets_leave_most_descriptors_to_connections() {
+        for (descriptors, namespaces) in [(0, 0), (1_024, 128), (16_384, 2_048), (usize::MAX, 2_048)] {
+            assert_eq!(namespaces_within(descriptors), namespaces, "{descriptors}");
+        }
     }
 
     #[test]

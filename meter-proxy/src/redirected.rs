@@ -1,8 +1,8 @@
 //! Redirected connections: the kernel sent them here, and the client believes that it speaks to `original`.
 //!
 //! The client's first words decide: TLS for a metered name is opened by our own certificate, plain HTTP is
-//! served, all else is spliced to the original address, unless a metered host was found there. While the client
-//! is silent its server may speak first. Not here: how the kernel does it.
+//! served, all else is spliced to the original address, unless a metered host was found there or may be. While
+//! the client is silent its server may speak first. Not here: how the kernel does it.
 use std::io::Cursor;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::hello::{Opening, Speech};
 use crate::hosts::{Authority, HTTPS, Host};
 use crate::identify::Client;
 use crate::route::Entrance;
-use crate::{Meter, accept, hello, tunnel};
+use crate::{Meter, accept, hello, reach, tunnel};
 
 /// A client that is silent for this long may be waiting for its server to speak.
 const SERVER_FIRST_AFTER: Duration = Duration::from_millis(300);
@@ -43,7 +43,7 @@ pub async fn serve(meter: Arc<Meter>, client: Arc<Client>, original: SocketAddr,
     let stream = from_the_beginning(bytes, stream);
     match speech {
         Speech::Http => accept::serve(meter, client, Entrance::redirected(original), stream).await,
-        Speech::Tls(Some(name)) if meter.settings.borrow().provider_at(&name).is_some() => {
+        Speech::Tls { name: Some(name), .. } if meter.settings.borrow().provider_at(&name).is_some() => {
             open(meter, client, there, name, stream).await;
         }
         other => pass(&meter, &client, &there, &other, stream).await,
@@ -62,6 +62,7 @@ async fn server_that_speaks_first(
         return None;
     }
     let settings = Arc::clone(&meter.settings.borrow());
+    reach::check(client, &settings, there).ok()?;
     let server_speaks = async {
         let server = dial::connect(there, Chosen::ByClient, &settings, &client.bottle.lookups).await;
         let server =
@@ -69,11 +70,14 @@ async fn server_that_speaks_first(
         speaks(&server).await;
         Some(server)
     };
-    tokio::select! {
-        biased;
-        () = speaks(stream) => None,
-        server = tunnel::while_open(&client.bottle, server_speaks) => server.flatten(),
-    }
+    let one_speaks = async {
+        tokio::select! {
+            biased;
+            () = speaks(stream) => None,
+            server = tunnel::while_open(&client.bottle, server_speaks) => server.flatten(),
+        }
+    };
+    timeout(tunnel::MAX_IDLE, one_speaks).await.unwrap_or(None)
 }
 
 /// Waits until the other side has said something, or has ended, and leaves it unread. Readiness alone would not
@@ -106,10 +110,12 @@ where
     } else {
         format!("it is metered, and reached on port {HTTPS} only")
     };
-    refuse(&meter, &client, &there, &Speech::Tls(Some(name)), &closed, stream).await;
+    let speech = Speech::Tls { name: Some(name), hides: false };
+    refuse(&meter, &client, &there, &speech, &closed, stream).await;
 }
 
-/// Splices to the original address, as if nobody stood in between, if it may be reached.
+/// Splices to the original address, as if nobody stood in between, if it may be reached; or to the name that the
+/// client asks for, if only that may.
 async fn pass<S>(meter: &Meter, client: &Client, there: &Authority, speech: &Speech, stream: S)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -118,8 +124,15 @@ where
         return;
     }
     let settings = Arc::clone(&meter.settings.borrow());
-    match dial::connect(there, Chosen::ByClient, &settings, &client.bottle.lookups).await {
-        Ok(server) => tunnel::splice(meter, client, there, stream, server).await,
+    let Some(dialled) = reach::redirected(client, &settings, there, speech.name()) else {
+        return refuse(meter, client, there, speech, &reach::why(client, there), stream).await;
+    };
+    settings.metered_addresses.resolved_once().await;
+    if let Some(why) = tunnel::objection(&settings, &dialled, speech) {
+        return refuse(meter, client, there, speech, &why, stream).await;
+    }
+    match dial::connect(&dialled, Chosen::ByClient, &settings, &client.bottle.lookups).await {
+        Ok(server) => tunnel::splice(meter, client, &dialled, stream, server).await,
         Err(error @ (DialError::Forbidden(_) | DialError::Metered { .. })) => {
             refuse(meter, client, there, speech, &error.to_string(), stream).await;
         }
@@ -140,7 +153,7 @@ async fn refuse<S>(
 {
     let what = format!("a connection to {there} that speaks {speech} was closed: {why}");
     meter.controller.notice_once(&client.bottle, &what);
-    if matches!(speech, Speech::Tls(_) | Speech::BrokenTls)
+    if matches!(speech, Speech::Tls { .. } | Speech::BrokenTls)
         && let Err(error) = stream.write_all(&ACCESS_DENIED).await
     {
         tracing::debug!(%error, "a refused client had left");

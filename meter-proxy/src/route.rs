@@ -286,6 +286,7 @@ mod tests {
             hold_ms: 1,
             settle_timeout_ms: 1,
             allow_private: Vec::new(),
+            allow: Vec::new(),
         };
         Settings::apply(config, &[LOCAL.parse().unwrap()]).unwrap()
     }

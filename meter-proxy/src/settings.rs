@@ -1,6 +1,7 @@
 //! The configuration that the controller pushed, parsed and ready to be asked.
 //!
 //! Not here: the settings file (the controller reads it), and any default of it.
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 use crate::addresses::MeteredAddresses;
+use crate::egress::EgressRule;
 use crate::hosts::{AddressPolicy, Authority, Host, HostError, HostPattern};
 use crate::protocol::{Config, Dialect, Provider};
 
@@ -70,6 +72,8 @@ pub struct Settings {
     pub settle_timeout: Duration,
     /// What names chosen by clients may lead to.
     pub addresses: AddressPolicy,
+    /// What bottles in mode `allowlist` may reach beside their providers.
+    pub allow: Vec<EgressRule>,
     /// Where metered hosts were found.
     pub metered_addresses: Arc<MeteredAddresses>,
 }
@@ -81,7 +85,7 @@ impl Settings {
     /// When any part of it cannot be read; nothing is applied then.
     pub fn apply(config: Config, own: &[SocketAddr]) -> Result<Self, SettingsError> {
         let allow_private = config.allow_private.iter().map(|range| named(range, range.parse()));
-        Ok(Self {
+        let applied = Self {
             tls: Arc::new(upstream_tls(&config.extra_roots_pem)?),
             addresses: AddressPolicy {
                 allow_private: allow_private.collect::<Result<_, _>>()?,
@@ -91,14 +95,23 @@ impl Settings {
             hold: Duration::from_millis(config.hold_ms),
             settle_timeout: Duration::from_millis(config.settle_timeout_ms),
             providers: config.providers.into_iter().map(metered).collect::<Result<_, _>>()?,
+            allow: config.allow,
             metered_addresses: Arc::default(),
-        })
+        };
+        Ok(applied.expecting())
     }
 
     /// Takes over what was found out under the configuration before.
     #[must_use]
     pub fn succeeding(self, before: &Self) -> Self {
-        Self { metered_addresses: Arc::clone(&before.metered_addresses), ..self }
+        Self { metered_addresses: Arc::clone(&before.metered_addresses), ..self }.expecting()
+    }
+
+    /// Says which names have to be found, before the first connection is served under this configuration. Only
+    /// those that are dialled: where an upstream stands for a name, the name itself need not exist.
+    fn expecting(self) -> Self {
+        self.metered_addresses.expect(self.dialled_names());
+        self
     }
 
     /// The provider whose name the gateway's path begins with.
@@ -127,15 +140,31 @@ impl Settings {
         self.provider_at(&authority.host).or_else(|| self.providers.iter().find(is_upstream))
     }
 
-    /// The metered names that are dialled and known beforehand: no patterns, and in place of the names of a
-    /// provider with an upstream that upstream's name.
+    /// The metered names that are known beforehand: all but patterns, and those of upstreams.
     #[must_use]
-    pub fn dialled_names(&self) -> Vec<Authority> {
-        let names = self.providers.iter().flat_map(|provider| match &provider.upstream {
-            Some(base) => vec![base.authority.clone()],
-            None => provider.hosts.iter().filter_map(HostPattern::only_name).map(Authority::https).collect(),
-        });
-        names.filter(|authority| self.provider_at(&authority.host).is_some()).collect()
+    pub fn metered_names(&self) -> HashSet<Authority> {
+        self.providers.iter().flat_map(|provider| provider.names().chain(provider.upstream_name())).collect()
+    }
+
+    /// Those of them that are dialled: in place of the names of a provider with an upstream, that upstream's.
+    fn dialled_names(&self) -> impl Iterator<Item = Host> {
+        let own = |provider: &&Arc<Metered>| provider.upstream.is_none();
+        let own = self.providers.iter().filter(own).flat_map(|provider| provider.names());
+        let upstreams = self.providers.iter().filter_map(|provider| provider.upstream_name());
+        own.chain(upstreams).map(|authority| authority.host)
+    }
+}
+
+impl Metered {
+    /// Its hosts that are one name each.
+    fn names(&self) -> impl Iterator<Item = Authority> {
+        self.hosts.iter().filter_map(HostPattern::only_name).map(Authority::https)
+    }
+
+    /// Its upstream, when that is named.
+    fn upstream_name(&self) -> Option<Authority> {
+        let authority = self.upstream.as_ref().map(|base| &base.authority);
+        authority.filter(|authority| matches!(authority.host, Host::Name(_))).cloned()
     }
 }
 
@@ -211,6 +240,7 @@ mod tests {
             hold_ms: 1,
             settle_timeout_ms: 1,
             allow_private: vec!["10.0.0.0/8".into()],
+            allow: Vec::new(),
         }
     }
 
@@ -243,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn the_names_that_are_dialled_are_known_beforehand() {
+    fn names_are_known_beforehand_and_those_that_are_dialled_are_waited_for() {
         let mut config = config();
         let provider = |name: &str, hosts: &[&str], upstream: Option<&str>| Provider {
             name: name.into(),
@@ -254,8 +284,12 @@ mod tests {
         config.providers.push(provider("open", &["a.test", "*.b.test"], None));
         config.providers.push(provider("elsewhere", &["c.test"], Some("http://gateway.test:8080")));
         let settings = Settings::apply(config, &[]).unwrap();
-        let names: Vec<String> = settings.dialled_names().iter().map(ToString::to_string).collect();
-        assert_eq!(names, ["api.anthropic.com:443", "a.test:443", "gateway.test:8080"]);
+        let mut names: Vec<String> = settings.metered_names().iter().map(ToString::to_string).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["a.test:443", "api.anthropic.com:443", "c.test:443", "gateway.test:8080"]);
+        let names: Vec<String> = settings.dialled_names().map(|name| name.to_string()).collect();
+        assert_eq!(names, ["a.test", "api.anthropic.com", "gateway.test"]);
+        assert_eq!(settings.metered_addresses.missing().unwrap().to_string(), "a.test");
     }
 
     #[test]

@@ -1,13 +1,14 @@
-//! Foreign text made harmless: for messages, headers, the ledger and the log.
+//! Foreign text made harmless: for messages, headers, the ledger, the log and the controller's terminals.
 //!
-//! Not here: what is said.
+//! The one place that says which characters are hostile. Not here: what is said.
 
 /// Most characters of a message.
 const MAX_MESSAGE_CHARS: usize = 1_024;
 
 /// Whether a character could steer a terminal or lie about the order of text: C0, C1, DEL, bidirectional
 /// controls, line and paragraph separators, characters without width.
-pub(crate) fn is_hostile(c: char) -> bool {
+#[must_use]
+pub fn is_hostile(c: char) -> bool {
     c.is_control()
         || matches!(c,
             '\u{061c}' | '\u{200b}' | '\u{200e}' | '\u{200f}'   // zero-width space, direction marks
@@ -19,13 +20,13 @@ pub(crate) fn is_hostile(c: char) -> bool {
 
 /// The text with what is hostile replaced by `U+FFFD`, cut at the length of a message.
 #[must_use]
-pub(crate) fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     printable_within(text, MAX_MESSAGE_CHARS)
 }
 
 /// The text with what is hostile replaced by `U+FFFD`, at most `most_chars` of it.
 #[must_use]
-pub(crate) fn printable_within(text: &str, most_chars: usize) -> String {
+pub fn printable_within(text: &str, most_chars: usize) -> String {
     let harmless = |c| if is_hostile(c) { char::REPLACEMENT_CHARACTER } else { c };
     text.chars().take(most_chars).map(harmless).collect()
 }

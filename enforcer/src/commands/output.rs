@@ -1,10 +1,11 @@
 //! What commands print: text that survives a closed pipe, JSON, words on stderr, aligned tables.
 use std::io::{self, Write};
 
+use meter_proxy::text::is_hostile;
 use serde::Serialize;
 
 use crate::error::{Exit, Failure};
-use crate::text::{is_hostile, scrub};
+use crate::text::scrub;
 
 /// Writes to stdout. Ends the process, with success, when the reader has gone (`| head`): it has what it
 /// wanted, and a command that only prints has nothing else to do.

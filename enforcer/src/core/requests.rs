@@ -3,6 +3,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use enforcer_ebpf::LISTENER_HOST;
 use meter_proxy::protocol::{
     BottleRef, Identity, Notice, Refusal, Reserve, Settle, ToController, ToMeter, Upstream,
 };
@@ -148,7 +149,8 @@ impl Core {
                 original: original(&flow, local),
             });
         }
-        (self.settings.unattached == Unattached::Meter).then(|| Identity {
+        // other listeners stand where bottles live: whoever is not known there is no process of the host
+        (self.settings.unattached == Unattached::Meter && listener == LISTENER_HOST).then(|| Identity {
             bottle: BottleRef { slot: HOST_SLOT, generation: 0 },
             name: "host".into(),
             original: None,

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 
+use enforcer_ebpf::LISTENER_HOST;
 use meter_proxy::protocol::{BottleRef, Refusal, Reserve, Settle, Upstream};
 use meter_proxy::tokens::{Ending, Provenance, Tokens};
 
@@ -224,6 +225,21 @@ fn a_connection_is_identified_with_where_it_was_going_when_it_was_redirected() {
         bench.kernel.connect(bottle.slot, peer, local, asked);
         let identity = identified(&bench, peer).unwrap();
         assert_eq!((identity.bottle, identity.name.as_str(), identity.original), (bottle, "b1", original));
+    }
+}
+
+#[test]
+fn a_peer_of_no_bottle_is_the_host_at_its_own_listener_alone() {
+    let bench = Bench::new("unattached: meter");
+    let (peer, local) = ("127.0.0.1:40000".parse().unwrap(), meter_address());
+    for (listener, name) in [(LISTENER_HOST, Some("host")), (LISTENER_HOST + 1, None)] {
+        bench.say(ToController::Identify { question: 7, peer, local, listener });
+        match bench.order() {
+            ToMeter::Identified { question: 7, identity } => {
+                assert_eq!(identity.map(|host| host.name).as_deref(), name, "listener {listener}");
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }
 

@@ -2,27 +2,41 @@
 //!
 //! Real sockets on loopback, the real binary as the user `nobody`; no part of the meter is linked in but the
 //! protocol. Everything ends with the values that hold it, also after a panic.
-#![allow(clippy::unwrap_used, dead_code, reason = "helpers of tests: a failure here is a failed test")]
-use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure here is a failed test")]
+mod config;
+mod resolver;
+mod tls;
+mod upstream;
+mod wire;
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+pub use config::{config, far, localhost_is_metered, loopback_is_open, nowhere};
+use meter_proxy::egress::EgressMode;
 use meter_proxy::protocol::{
-    self, BottleRef, Config, Dialect, Identity, Leaf, Provider, Refusal, Reserve, Settle, ToController,
-    ToMeter,
+    self, BottleRef, Config, Identity, Refusal, Reserve, Settle, ToController, ToMeter,
 };
+pub use resolver::resolving;
 use rustls_pki_types::{CertificateDer, ServerName};
+use tls::Authority;
+pub use tls::{careless_tls, client_tls, client_tls_of, greasing_tls, hidden_behind};
+pub use upstream::{Deaf, Upstream, next_at, nobody_comes};
+pub use wire::{ACCESS_DENIED, Answer, chunk, json_answer, post, read_chunk, rest_of, until_closed};
 
 /// The bottle that every connection belongs to, unless told otherwise.
 pub const BOTTLE: BottleRef = BottleRef { slot: 7, generation: 3 };
+
 /// Another one.
 pub const OTHER: BottleRef = BottleRef { slot: 8, generation: 1 };
+
 /// Longest wait for anything that must come.
 pub const SOON: Duration = Duration::from_secs(10);
+
 const NOBODY: &str = "65534";
 
 /// How the played controller answers.
@@ -32,6 +46,8 @@ pub struct Manner {
     pub bottle: BottleRef,
     /// Where every client meant to connect, when it was redirected.
     pub original: Option<SocketAddr>,
+    /// What every bottle may reach.
+    pub egress: EgressMode,
     pub refusal: Option<Refusal>,
     pub permits: bool,
     pub settles: bool,
@@ -44,12 +60,6 @@ struct Shared {
     authority: Authority,
 }
 
-/// A certificate authority of the test's own.
-struct Authority {
-    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
-    certificate: CertificateDer<'static>,
-}
-
 /// The running meter.
 pub struct Rig {
     pub address: SocketAddr,
@@ -58,38 +68,23 @@ pub struct Rig {
     child: Child,
 }
 
-/// A configuration with one Anthropic and one OpenAI provider, both served by `upstream`.
-pub fn config(upstream: SocketAddr) -> Config {
-    let provider = |name: &str, dialect, host: &str| Provider {
-        name: name.into(),
-        dialect,
-        hosts: vec![host.into()],
-        upstream: Some(format!("http://{upstream}")),
-    };
-    Config {
-        providers: vec![
-            provider("claude", Dialect::Anthropic, "api.anthropic.com"),
-            provider("codex", Dialect::Openai, "api.openai.com"),
-        ],
-        extra_roots_pem: String::new(),
-        midstream: true,
-        hold_ms: 60_000,
-        settle_timeout_ms: 5_000,
-        allow_private: Vec::new(),
-    }
-}
-
 impl Rig {
     /// Starts the meter and waits until it is ready.
     pub fn start(config: Config) -> Self {
+        Self::start_by(&["env", "ENFORCER_LOG=warn"], config)
+    }
+
+    /// The same by a program that becomes the meter: its arguments, the meter's own following them.
+    pub fn start_by(launcher: &[&str], config: Config) -> Self {
         assert!(
             rustix::process::geteuid().is_root(),
             "the meter is started as root, to drop it: run as root"
         );
         let (ours, theirs) = protocol::pair().unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_meter-proxy"))
+        let child = Command::new(launcher[0])
+            .args(&launcher[1..])
+            .arg(env!("CARGO_BIN_EXE_meter-proxy"))
             .args(["--uid", NOBODY, "--gid", NOBODY])
-            .env("ENFORCER_LOG", "warn")
             .stdin(Stdio::from(theirs))
             .spawn()
             .unwrap();
@@ -102,6 +97,7 @@ impl Rig {
                 attached: true,
                 bottle: BOTTLE,
                 original: None,
+                egress: EgressMode::Open,
                 refusal: None,
                 permits: true,
                 settles: true,
@@ -209,9 +205,14 @@ impl Rig {
         stream: TcpStream,
         name: &str,
     ) -> rustls::StreamOwned<rustls::ClientConnection, TcpStream> {
-        let tls = client_tls(vec![self.shared.authority.certificate.clone()]);
+        let tls = client_tls(self.roots());
         let name = ServerName::try_from(name.to_owned()).unwrap();
         rustls::StreamOwned::new(rustls::ClientConnection::new(tls, name).unwrap(), stream)
+    }
+
+    /// Whom clients trust that trust the played controller's authority.
+    pub fn roots(&self) -> Vec<CertificateDer<'static>> {
+        vec![self.shared.authority.certificate.clone()]
     }
 
     /// A connection that the kernel redirected from `original`.
@@ -302,7 +303,12 @@ fn answer(message: &ToController, shared: &Shared) -> Option<ToMeter> {
     let manner = shared.manner.lock().unwrap();
     match message {
         ToController::Identify { question, .. } => {
-            let identity = Identity { bottle: manner.bottle, name: "b1".into(), original: manner.original };
+            let identity = Identity {
+                bottle: manner.bottle,
+                name: "b1".into(),
+                original: manner.original,
+                egress: manner.egress,
+            };
             Some(ToMeter::Identified { question: *question, identity: manner.attached.then_some(identity) })
         }
         ToController::Reserve(reserve) => match &manner.refusal {
@@ -319,229 +325,6 @@ fn answer(message: &ToController, shared: &Shared) -> Option<ToMeter> {
     }
 }
 
-impl Authority {
-    fn new() -> Self {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut parameters = rcgen::CertificateParams::default();
-        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let certificate = parameters.self_signed(&key).unwrap().der().clone();
-        Self { issuer: rcgen::Issuer::new(parameters, key), certificate }
-    }
-
-    fn sign(&self, host: &str) -> Leaf {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let parameters = rcgen::CertificateParams::new(vec![host.to_owned()]).unwrap();
-        let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
-        Leaf { chain: vec![certificate.der().to_vec()], key: key.serialize_der() }
-    }
-}
-
-/// TLS towards a server that one of `roots` signed.
-pub fn client_tls(roots: Vec<CertificateDer<'static>>) -> Arc<rustls::ClientConfig> {
-    let mut store = rustls::RootCertStore::empty();
-    store.add_parsable_certificates(roots);
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider);
-    let builder = builder.with_safe_default_protocol_versions().unwrap();
-    Arc::new(builder.with_root_certificates(store).with_no_client_auth())
-}
-
-/// An answer as it came over the wire.
-#[derive(Debug, Clone)]
-pub struct Answer {
-    pub head: String,
-    pub body: Vec<u8>,
-}
-
-impl Answer {
-    /// Reads one answer: its head, then its body by `Content-Length`, chunks, or the end.
-    ///
-    /// # Errors
-    /// When the connection ends, or breaks, before the answer does.
-    pub fn read(stream: &mut impl Read) -> std::io::Result<Self> {
-        let mut answer = Self::read_head(stream)?;
-        if let Some(length) = answer.header("content-length") {
-            answer.body = vec![0; length.parse().unwrap()];
-            stream.read_exact(&mut answer.body)?;
-        } else if answer.header("transfer-encoding").is_some() {
-            while let Some(chunk) = read_chunk(stream)? {
-                answer.body.extend(chunk);
-            }
-        }
-        Ok(answer)
-    }
-
-    /// Reads the head alone.
-    ///
-    /// # Errors
-    /// When the connection ends before it.
-    pub fn read_head(stream: &mut impl Read) -> std::io::Result<Self> {
-        let mut head = Vec::new();
-        let mut byte = [0];
-        while !head.ends_with(b"\r\n\r\n") {
-            stream.read_exact(&mut byte)?;
-            head.push(byte[0]);
-        }
-        Ok(Self { head: String::from_utf8(head).unwrap(), body: Vec::new() })
-    }
-
-    pub fn status(&self) -> u16 {
-        self.head.split(' ').nth(1).unwrap().parse().unwrap()
-    }
-
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().find_map(|line| {
-            let (key, value) = line.split_once(':')?;
-            key.eq_ignore_ascii_case(name).then_some(value.trim())
-        })
-    }
-
-    pub fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body).unwrap()
-    }
-}
-
-/// The next chunk of a chunked body; `None` at its end.
-///
-/// # Errors
-/// When the connection ends before it.
-pub fn read_chunk(stream: &mut impl Read) -> std::io::Result<Option<Vec<u8>>> {
-    let mut size = Vec::new();
-    let mut byte = [0];
-    while !size.ends_with(b"\r\n") {
-        stream.read_exact(&mut byte)?;
-        size.push(byte[0]);
-    }
-    let length = usize::from_str_radix(std::str::from_utf8(&size).unwrap().trim(), 16).unwrap();
-    let mut chunk = vec![0; length + 2];
-    stream.read_exact(&mut chunk)?;
-    chunk.truncate(length);
-    Ok((length > 0).then_some(chunk))
-}
-
-/// A provider that the test plays, on loopback.
-pub struct Upstream {
-    pub address: SocketAddr,
-    seen: Arc<Seen>,
-}
-
-#[derive(Default)]
-struct Seen {
-    heads: Mutex<Vec<String>>,
-    body_bytes: AtomicUsize,
-    ended: AtomicUsize,
-}
-
-impl Upstream {
-    /// Serves every request with `serve`, which gets the connection after the request was read.
-    pub fn start(serve: impl Fn(&mut TcpStream) -> std::io::Result<()> + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let seen = Arc::new(Seen::default());
-        let (serve, kept) = (Arc::new(serve), Arc::clone(&seen));
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (mut stream, serve, seen) = (stream.unwrap(), Arc::clone(&serve), Arc::clone(&seen));
-                std::thread::spawn(move || {
-                    while take_request(&mut stream, &seen).and_then(|()| serve(&mut stream)).is_ok() {}
-                    seen.ended.fetch_add(1, Ordering::SeqCst);
-                    // The other side may have closed it already.
-                    drop(stream.shutdown(Shutdown::Both));
-                });
-            }
-        });
-        Self { address, seen: kept }
-    }
-
-    /// Serves every request with these bytes.
-    pub fn saying(answer: impl Into<Vec<u8>>) -> Self {
-        let answer = answer.into();
-        Self::start(move |stream| stream.write_all(&answer))
-    }
-
-    /// Heads of the requests so far.
-    pub fn heads(&self) -> Vec<String> {
-        self.seen.heads.lock().unwrap().clone()
-    }
-
-    pub fn body_bytes(&self) -> usize {
-        self.seen.body_bytes.load(Ordering::SeqCst)
-    }
-
-    /// Waits until a connection has ended; how long that took.
-    pub fn ended(&self) -> Duration {
-        let since = Instant::now();
-        while self.seen.ended.load(Ordering::SeqCst) == 0 {
-            assert!(since.elapsed() < SOON, "the connection to upstream should have been closed");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        since.elapsed()
-    }
-}
-
-/// A listening socket whose queue is full: who connects to it waits.
-pub struct Deaf {
-    pub address: SocketAddr,
-    _held: (OwnedFd, Vec<TcpStream>),
-}
-
-impl Deaf {
-    pub fn listen() -> Self {
-        use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};
-        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
-        bind(&socket, &"127.0.0.1:0".parse::<SocketAddr>().unwrap()).unwrap();
-        listen(&socket, 0).unwrap();
-        let address = SocketAddr::try_from(getsockname(&socket).unwrap()).unwrap();
-        let mut queue = Vec::new();
-        while let Ok(queued) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
-            queue.push(queued);
-        }
-        Self { address, _held: (socket, queue) }
-    }
-}
-
-fn take_request(stream: &mut TcpStream, seen: &Seen) -> std::io::Result<()> {
-    let head = Answer::read_head(stream)?;
-    seen.heads.lock().unwrap().push(head.head.clone());
-    let mut left = head.header("content-length").map_or(0, |length| length.parse::<usize>().unwrap());
-    let mut buffer = vec![0; 64 * 1024];
-    while left > 0 {
-        let most = left.min(buffer.len());
-        let read = stream.read(&mut buffer[..most])?;
-        if read == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
-        }
-        seen.body_bytes.fetch_add(read, Ordering::SeqCst);
-        left -= read;
-    }
-    Ok(())
-}
-
-/// Waits until the other side closes.
-///
-/// # Errors
-/// Always: the connection is over.
-pub fn until_closed(stream: &mut TcpStream) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(SOON))?;
-    while stream.read(&mut [0; 64])? > 0 {}
-    Err(std::io::ErrorKind::UnexpectedEof.into())
-}
-
-/// A JSON answer with a length.
-pub fn json_answer(status: &str, body: &str) -> String {
-    let length = body.len();
-    format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}")
-}
-
-/// One chunk.
-pub fn chunk(text: &str) -> String {
-    format!("{:x}\r\n{text}\r\n", text.len())
-}
-
-/// A request to a gateway path.
-pub fn post(path: &str, body: &str) -> String {
-    let length = body.len();
-    format!(
-        "POST {path} HTTP/1.1\r\nHost: meter\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
-    )
+pub fn is_notice(message: &ToController, words: &str) -> bool {
+    matches!(message, ToController::Notice(notice) if notice.bottle == Some(BOTTLE) && notice.detail.contains(words))
 }

@@ -1,0 +1,170 @@
+//! Requests at a gateway path, their answers and settlements.
+use std::io::Write;
+use std::net::TcpListener;
+
+use meter_proxy::protocol::{Refusal, ToController, ToMeter, Upstream as Towards};
+use meter_proxy::tokens::{Ending, Provenance};
+
+use crate::rig::{Answer, BOTTLE, Rig, Upstream, config, json_answer, post};
+use crate::words::{ASK, JSON, MESSAGES, is_settle};
+
+#[test]
+fn root_a_json_answer_arrives_byte_for_byte_and_is_settled_as_reported() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    let request = post(&format!("{MESSAGES}?beta=true"), ASK).replace(
+        "Host: meter\r\n",
+        "Host: meter\r\nAccept-Encoding: gzip\r\nx-api-key: k\r\nProxy-Authorization: Basic x\r\nConnection: x-mine\r\nX-Mine: 1\r\n",
+    );
+    let answer = rig.ask(&request);
+    assert_eq!((answer.status(), answer.body.as_slice()), (200, JSON.as_bytes()));
+    let head = upstream.heads().remove(0).to_lowercase();
+    assert!(head.starts_with("post /v1/messages?beta=true http/1.1"), "{head}");
+    assert!(head.contains(&format!("host: {}\r\n", upstream.address)), "{head}");
+    assert!(head.contains("accept-encoding: gzip\r\n") && head.contains("x-api-key: k\r\n"), "{head}");
+    assert!(!head.contains("proxy-authorization") && !head.contains("x-mine"), "{head}");
+    let settle = rig.settlement();
+    assert_eq!((settle.tokens.input, settle.tokens.output), (10, 5));
+    assert_eq!((settle.provenance, settle.ending), (Provenance::Reported, Ending::Completed));
+    assert_eq!((settle.http_status, settle.model.as_deref()), (Some(200), Some("claude-x")));
+    let reserve = rig.reservation();
+    assert_eq!((reserve.provider.as_str(), reserve.endpoint.as_str()), ("claude", "/v1/messages"));
+    assert_eq!((reserve.bottle, reserve.exchange), (BOTTLE, settle.exchange));
+    assert!(reserve.tokens >= 100, "{reserve:?}");
+}
+
+#[test]
+fn root_an_answer_without_a_body_is_settled_too() {
+    let upstream = Upstream::saying("HTTP/1.1 500 Oh\r\ncontent-length: 0\r\n\r\n");
+    let rig = Rig::start(config(upstream.address));
+    assert_eq!(rig.ask(&post(MESSAGES, ASK)).status(), 500);
+    assert_eq!(rig.settlement().ending, Ending::UpstreamError);
+
+    let mut settings = config(upstream.address);
+    settings.settle_timeout_ms = 100;
+    let rig = Rig::start(settings);
+    rig.manner(|manner| manner.settles = false);
+    let answer = rig.ask(&post(MESSAGES, ASK));
+    assert_eq!(answer.status(), 402, "what is not durable is not delivered");
+    assert!(answer.json()["error"]["message"].as_str().unwrap().contains("recorded"));
+}
+
+#[test]
+fn root_refusals_come_in_the_shape_of_the_provider() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    rig.manner(|manner| {
+        manner.refusal = Some(Refusal::Budget {
+            bottle: "b1".into(),
+            provider: "claude".into(),
+            scope: "bottle".into(),
+            owner: "b1".into(),
+            limit: 10,
+            used: 11,
+            reserved: 0,
+            window: "total".into(),
+        });
+    });
+    let claude = rig.ask(&post(MESSAGES, ASK));
+    assert_eq!((claude.status(), claude.header("x-should-retry")), (402, Some("false")));
+    assert_eq!(claude.json()["error"]["type"], "billing_error");
+    let codex = rig.ask(&post("/codex/v1/responses", "{}"));
+    assert_eq!((codex.status(), codex.header("x-should-retry")), (429, Some("false")));
+    assert_eq!(codex.json()["error"]["type"], "usage_limit_reached");
+    assert!(codex.header("x-codex-promo-message").unwrap().contains("11 of 10"));
+    assert_eq!(codex.header("retry-after"), None);
+    assert!(upstream.heads().is_empty(), "nothing refused may leave");
+    assert_eq!(rig.count(is_settle), 0);
+}
+
+#[test]
+fn root_an_upstream_that_is_down_costs_nothing() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let rig = Rig::start(config(nobody));
+    let answer = rig.ask(&post(MESSAGES, ASK));
+    assert_eq!((answer.status(), answer.header("x-should-retry")), (502, None));
+    assert_eq!(answer.json()["error"]["type"], "api_error");
+    let settle = rig.settlement();
+    assert_eq!((settle.ending, settle.tokens.total()), (Ending::Unsent, 0));
+}
+
+#[test]
+fn root_free_endpoints_need_no_permit_but_an_open_bottle() {
+    let upstream = Upstream::saying(json_answer("200 OK", "{}"));
+    let rig = Rig::start(config(upstream.address));
+    let models = "GET /claude/v1/models HTTP/1.1\r\nHost: m\r\n\r\n";
+    assert_eq!(rig.ask(models).status(), 200);
+    assert_eq!(rig.count(|message| matches!(message, ToController::Reserve(_))), 0);
+    let mut client = rig.connect();
+    client.write_all(models.as_bytes()).unwrap();
+    assert_eq!(Answer::read(&mut client).unwrap().status(), 200);
+    rig.send(&ToMeter::Cut { bottle: BOTTLE, upstream: Towards::Close });
+    rig.taken_in();
+    client.write_all(models.as_bytes()).unwrap();
+    assert_eq!(Answer::read(&mut client).unwrap().status(), 402);
+    rig.send(&ToMeter::Open { bottle: BOTTLE });
+    rig.taken_in();
+    client.write_all(models.as_bytes()).unwrap();
+    let again = Answer::read(&mut client).unwrap();
+    assert_eq!(again.status(), 200, "an idle connection serves the next request after a restore");
+}
+
+#[test]
+fn root_an_unlisted_endpoint_passes_is_tailed_and_noticed_once() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    for _ in 0..2 {
+        assert_eq!(rig.ask(&post("/claude/v9/surprise", ASK)).body, JSON.as_bytes());
+    }
+    assert_eq!(rig.reservation().tokens, 0);
+    assert_eq!(rig.count(is_settle), 2);
+    let is_notice = |message: &ToController| matches!(message, ToController::Notice(notice) if notice.detail.contains("/v9/surprise"));
+    rig.heard(is_notice);
+    assert_eq!(rig.count(is_notice), 1);
+}
+
+#[test]
+fn root_an_offer_of_another_protocol_is_not_taken_up() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    let offer = "Host: meter\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x";
+    assert_eq!(rig.ask(&post(MESSAGES, ASK).replace("Host: meter", offer)).body, JSON.as_bytes());
+    assert!(!upstream.heads()[0].to_lowercase().contains("upgrade"));
+}
+
+#[test]
+fn root_a_long_path_is_told_in_short_and_harmless() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    let path = format!("/claude/v9/\u{202e}{}", "x".repeat(8_000));
+    rig.ask(&post(&path, ASK));
+    let told = rig.reservation().endpoint;
+    assert!(told.chars().count() == 256 && !told.contains('\u{202e}'), "{told}");
+}
+
+#[test]
+fn root_a_background_response_is_refused() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    let zipped =
+        post("/codex/v1/responses", "{}").replace("Host: meter", "Host: meter\r\nContent-Encoding: secret");
+    for request in [post("/codex/v1/responses", r#"{"background":true,"input":"hi"}"#), zipped] {
+        let answer = rig.ask(&request);
+        assert_eq!((answer.status(), answer.header("x-should-retry")), (400, Some("false")));
+        let error = &answer.json()["error"];
+        assert_eq!(error["type"], "invalid_request_error");
+        assert!(error["message"].as_str().unwrap().contains("background"), "{error}");
+    }
+    assert!(upstream.heads().is_empty());
+    let large = format!(r#"{{"input":"{}"}}"#, "x ".repeat(3 * 1024 * 1024));
+    assert_eq!(rig.ask(&post("/codex/v1/responses", &large)).status(), 200, "long ones are read whole");
+}
+
+#[test]
+fn root_an_encoded_path_is_metered_as_what_it_means() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    assert_eq!(rig.ask(&post("/claude/v1/%6dessages", ASK)).body, JSON.as_bytes());
+    assert!(rig.reservation().tokens >= 100);
+    assert!(upstream.heads()[0].starts_with("POST /v1/%6dessages "), "what passes is untouched");
+}

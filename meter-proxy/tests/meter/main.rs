@@ -1,0 +1,23 @@
+//! The built meter, spoken to as its controller, its clients and its upstreams do.
+#![allow(clippy::unwrap_used, reason = "tests say what they expect by unwrapping")]
+
+mod absolute;
+mod addresses;
+mod bounds;
+mod connect;
+mod egress;
+mod floods;
+mod gateway;
+mod hellos;
+mod interception;
+mod leaving;
+mod names;
+mod process;
+mod redirected;
+mod resolution;
+mod rig;
+mod streams;
+mod uploads;
+mod upstreams;
+mod verdicts;
+mod words;
