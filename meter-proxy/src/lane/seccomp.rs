@@ -18,7 +18,6 @@ const ALLOWED: &[i64] = &[
     libc::SYS_sendto,
     libc::SYS_sendmsg,
     libc::SYS_read,
-    libc::SYS_readv,
     libc::SYS_write,
     libc::SYS_writev,
     libc::SYS_shutdown,
