@@ -21,6 +21,18 @@ pub fn is_redirected(ip: &[u32; 4]) -> bool {
     !is_unspecified_or_loopback && !is_local6(u32::from_be(a))
 }
 
+/// Whether a call to this address stays on loopback: 127/8 (v4-mapped too), `::1`, and the unspecified addresses,
+/// which connect() takes for them.
+#[inline(always)]
+#[must_use]
+pub fn is_loopback(ip: &[u32; 4]) -> bool {
+    let [a, b, c, d] = *ip;
+    if a == 0 && b == 0 && c == MAPPED {
+        return is_in(u32::from_be(d), 0x7f00_0000, 8) || d == 0;
+    }
+    a == 0 && b == 0 && c == 0 && u32::from_be(d) <= 1
+}
+
 /// IPv4 in host byte order.
 #[inline(always)]
 fn is_local4(ip: u32) -> bool {
@@ -198,6 +210,18 @@ mod tests {
         }
         for ip in ["10.0.0.2", "127.0.0.2", "::2", "::", "0.0.0.0"] {
             assert!(!is_endpoint_anywhere(&words(ip), 7080, &host), "{ip}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_known_in_all_its_forms() {
+        for ip in ["127.0.0.1", "127.255.255.255", "0.0.0.0", "::1", "::", "::ffff:127.0.0.53"] {
+            assert!(is_loopback(&words(ip)), "{ip}");
+        }
+        for ip in
+            ["126.255.255.255", "128.0.0.0", "0.0.0.1", "10.0.0.1", "::2", "::7f00:1", "fe80::1", "1::1"]
+        {
+            assert!(!is_loopback(&words(ip)), "{ip}");
         }
     }
 

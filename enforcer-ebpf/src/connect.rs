@@ -9,7 +9,7 @@ use enforcer_ebpf::{Bottle, Endpoint, FLAG_REDIRECT, MAPPED, Original, Place};
 
 use crate::sock_addr::{ALLOW, Destination, REFUSE, miss, refuse, set_ip4, set_ip6, set_port};
 use crate::state::{self, State};
-use crate::{BOTTLES, endpoint, flows, is_web, lane, originals, place, read, slot};
+use crate::{BOTTLES, egress, endpoint, flows, is_web, lane, originals, place, read, slot};
 
 /// What becomes of a connection.
 pub enum Way {
@@ -78,6 +78,9 @@ fn way(socket: &SockAddrContext, to: &Destination, slot: u32, bottle: &Bottle) -
 /// As [`way`] for a bottle that is open. Remembers in the socket whose it is and where it was going.
 #[inline(always)]
 fn open_way(socket: &SockAddrContext, to: &Destination, slot: u32, bottle: &Bottle) -> Way {
+    if !egress::may_connect(socket, bottle, slot, to) {
+        return Way::Refused;
+    }
     if !to.is_tcp() || originals::is_owned_inside(socket, slot) {
         return Way::Straight;
     }

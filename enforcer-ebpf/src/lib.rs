@@ -10,7 +10,7 @@
 pub mod address;
 
 /// Version of this ABI: the maps' shapes and which hooks a bottle has. What another version has pinned is refused
-/// at adoption. (2: the redirect's hooks and `ORIGINALS`. 3: places, lease, events, allow-list.)
+/// at adoption. (2: the redirect's hooks and `ORIGINALS`. 3: places, lease, events, allow-list, homes.)
 pub const ABI_VERSION: u32 = 3;
 
 /// Entries of `BOTTLES`; slot 0 is never live, so a hook whose slot is not written yet drops.
@@ -39,13 +39,11 @@ pub const MAPPED: u32 = 0xffff_0000;
 
 /// [`Bottle::flags`]: the slot is in use. Without it everything is dropped.
 pub const FLAG_LIVE: u32 = 1;
-/// [`Bottle::flags`]: only the meter and the allow-list are reachable.
+/// [`Bottle::flags`]: only the meter, the allow-list and the bottle's own loopback are reachable.
 pub const FLAG_LOCKDOWN: u32 = 1 << 1;
 /// [`Bottle::flags`]: TCP :80 and :443 to the addresses of [`address::is_redirected`] are sent to the meter, and
 /// what goes there in another way (UDP :443 too) is dropped.
 pub const FLAG_REDIRECT: u32 = 1 << 2;
-/// [`Bottle::flags`]: loopback stays reachable under lockdown (the bottle has its own network namespace).
-pub const FLAG_LOOPBACK: u32 = 1 << 3;
 
 /// [`Bottle::cut`]: packets pass.
 pub const OPEN: u32 = 0;
@@ -69,7 +67,7 @@ pub const EVENT_RULE: u32 = 3;
 /// [`Event::kind`]: refused because this network namespace has no [`Place`] yet. Not counted with the drops.
 pub const EVENT_NAMESPACE: u32 = 4;
 
-/// [`AllowPorts::flags`]: every TCP port, whatever is listed.
+/// [`AllowPorts::flags`]: every port, whatever is listed.
 pub const ALLOW_ANY_PORT: u32 = 1;
 /// [`AllowPorts::flags`]: port 53, by TCP and UDP: the address is a resolver's.
 pub const ALLOW_DNS: u32 = 1 << 1;
@@ -130,7 +128,7 @@ pub struct Place {
 
 /// A destination: the data of a key of `ALLOW`, behind the prefix length (32 bits of slot, then the address's).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct AllowKey {
     /// The bottle's slot.
     pub slot: u32,
@@ -146,7 +144,7 @@ pub struct AllowPorts {
     pub flags: u32,
     /// How many of `ports` are set, from the first.
     pub count: u32,
-    /// TCP ports, host byte order.
+    /// Ports of TCP and UDP, host byte order.
     pub ports: [u16; ALLOW_PORTS],
 }
 

@@ -12,15 +12,19 @@ compile_error!("the programs are built for bpfel-unknown-none, by enforcer/build
 
 mod bind;
 mod connect;
+mod egress;
 mod events;
 mod flows;
 mod getpeername;
+mod homes;
 mod lane;
+mod lsm;
 mod originals;
 mod place;
 mod sendmsg;
 mod skb;
 mod sock_addr;
+mod sock_create;
 mod sock_ops;
 mod state;
 
@@ -28,9 +32,9 @@ use core::arch::asm;
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::SkStorage;
-use aya_ebpf::macros::{btf_map, cgroup_skb, cgroup_sock_addr, map, sock_ops};
+use aya_ebpf::macros::{btf_map, cgroup_skb, cgroup_sock, cgroup_sock_addr, lsm_cgroup, map, sock_ops};
 use aya_ebpf::maps::{Array, CgroupStorage, HashMap, LpmTrie, PerCpuArray, RingBuf};
-use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockOpsContext};
+use aya_ebpf::programs::{LsmContext, SkBuffContext, SockAddrContext, SockContext, SockOpsContext};
 use enforcer_ebpf::address::{is_endpoint, is_redirected};
 use enforcer_ebpf::{
     ALLOW as ALLOW_ENTRIES, AllowKey, AllowPorts, Bottle, Counters, EVENT_BYTES, Endpoint, EventState,
@@ -81,6 +85,10 @@ static EVENT_STATES: Array<EventState> = Array::pinned(SLOTS, 0);
 /// Where each redirected socket was going, in the socket itself.
 #[btf_map]
 static ORIGINALS: SkStorage<Original> = SkStorage::new();
+
+/// In which network namespace each socket of a confined bottle was made, by its cookie, in the socket itself.
+#[btf_map]
+static HOMES: homes::Homes = homes::Homes::new();
 
 /// A packet leaves a socket of the bottle: 1 lets it pass, 0 drops it.
 #[cgroup_skb(egress)]
@@ -149,6 +157,18 @@ pub fn enforcer_bind4(socket: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(bind6)]
 pub fn enforcer_bind6(socket: SockAddrContext) -> i32 {
     bind::bind(&socket)
+}
+
+/// A socket of IPv4 or IPv6 is made in the bottle: 0 refuses it.
+#[cgroup_sock(sock_create)]
+pub fn enforcer_sock_create(socket: SockContext) -> i32 {
+    sock_create::create(&socket)
+}
+
+/// A socket of any family is made in the bottle: 0 refuses it. Optional: not every kernel takes it.
+#[lsm_cgroup(hook = "socket_create")]
+pub fn enforcer_socket_create(call: LsmContext) -> i32 {
+    lsm::socket_create(&call)
 }
 
 /// The slot this program runs for.

@@ -4,7 +4,7 @@ use aya_ebpf::programs::SockAddrContext;
 
 use crate::sock_addr::{ALLOW, Destination, REFUSE, refuse};
 use crate::state::{self, State};
-use crate::{BOTTLES, goes_around, slot};
+use crate::{BOTTLES, egress, goes_around, slot};
 
 /// An IPv4 socket sends.
 #[inline(always)]
@@ -22,7 +22,9 @@ pub fn sendmsg6(socket: &SockAddrContext) -> i32 {
 fn judge(socket: &SockAddrContext, to: &Destination) -> i32 {
     let slot = slot();
     let Some(bottle) = BOTTLES.get(slot) else { return REFUSE };
-    let pass =
-        slot != 0 && state::of(bottle) == State::Open && !goes_around(bottle, &to.ip, to.port, to.protocol);
+    let pass = slot != 0
+        && state::of(bottle) == State::Open
+        && !goes_around(bottle, &to.ip, to.port, to.protocol)
+        && egress::may_send(socket, bottle, slot, to);
     if pass { ALLOW } else { refuse(socket, to, slot, bottle) }
 }

@@ -4,13 +4,13 @@
 //! from before pass it by. So what leaves is looked at too, where the redirect is on.
 use aya_ebpf::programs::SkBuffContext;
 use enforcer_ebpf::address::{is_endpoint_anywhere, is_endpoint_ip_anywhere, is_redirected};
-use enforcer_ebpf::{Bottle, FLAG_REDIRECT, MAPPED};
+use enforcer_ebpf::{Bottle, FLAG_LOCKDOWN, FLAG_REDIRECT, MAPPED};
 
 use crate::events::{self, Subject};
 use crate::lane::is_far_end;
 use crate::sock_addr::{TCP, UDP};
 use crate::state::{self, State};
-use crate::{BOTTLES, COUNTERS, endpoint, goes_around, read, slot};
+use crate::{BOTTLES, COUNTERS, egress, endpoint, goes_around, read, slot};
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
@@ -48,7 +48,7 @@ fn judge(packet: &SkBuffContext, direction: Direction) -> i32 {
     let state = state::of(bottle);
     let pass = match state {
         _ if slot == 0 => false,
-        State::Open => direction == Direction::In || is_let_out(packet, bottle),
+        State::Open => direction == Direction::In || is_let_out(packet, bottle, slot),
         State::Answered => is_of_lane(packet, direction, bottle),
         State::Cut | State::Leaseless => false,
     };
@@ -73,16 +73,21 @@ fn tell(packet: &SkBuffContext, slot: u32, bottle: &Bottle, state: State, direct
     events::dropped(slot, bottle, state.drop_kind(), || subject(packet, direction));
 }
 
-/// Whether a packet of an open bottle may leave.
+/// Whether a packet of an open bottle may leave. One that cannot be read may not, where anything is to be judged.
 #[inline(always)]
-fn is_let_out(packet: &SkBuffContext, bottle: &Bottle) -> bool {
-    read(&bottle.flags) & FLAG_REDIRECT == 0 || is_not_around_meter(packet, bottle)
+fn is_let_out(packet: &SkBuffContext, bottle: &Bottle, slot: u32) -> bool {
+    let flags = read(&bottle.flags);
+    if flags & (FLAG_REDIRECT | FLAG_LOCKDOWN) == 0 {
+        return true;
+    }
+    let Some(header) = Header::read(packet) else { return false };
+    (flags & FLAG_REDIRECT == 0 || is_not_around_meter(packet, &header, bottle))
+        && (flags & FLAG_LOCKDOWN == 0 || egress::may_leave(packet, &header, bottle, slot))
 }
 
-/// Whether a packet neither goes around the meter nor speaks as the meter or the lane. One that cannot be read does.
+/// Whether a packet neither goes around the meter nor speaks as the meter or the lane.
 #[inline(always)]
-fn is_not_around_meter(packet: &SkBuffContext, bottle: &Bottle) -> bool {
-    let Some(header) = Header::read(packet) else { return false };
+fn is_not_around_meter(packet: &SkBuffContext, header: &Header, bottle: &Bottle) -> bool {
     let redirected = is_redirected(&header.destination);
     if header.hides_ports {
         return !redirected;
@@ -125,20 +130,20 @@ fn subject(packet: &SkBuffContext, direction: Direction) -> Subject {
 }
 
 /// The network header of a packet, as far as the rules look at it.
-struct Header {
+pub struct Header {
     source: [u32; 4],
-    destination: [u32; 4],
-    protocol: u32,
+    pub destination: [u32; 4],
+    pub protocol: u32,
     /// Bytes up to the transport header.
     length: usize,
     /// The ports are elsewhere: behind an extension header, or in another fragment. The kernel fragments after
     /// this hook, so a fragment here was forged by its sender.
-    hides_ports: bool,
+    pub hides_ports: bool,
 }
 
 impl Header {
     #[inline(always)]
-    fn read(packet: &SkBuffContext) -> Option<Self> {
+    pub fn read(packet: &SkBuffContext) -> Option<Self> {
         // by what the packet is sent as: a raw socket can write any version into its header
         // SAFETY: the kernel's context of this program.
         match u16::from_be(read(unsafe { &(*packet.skb.skb).protocol }) as u16) {
@@ -150,13 +155,13 @@ impl Header {
 
     /// Whether the transport header begins with ports.
     #[inline(always)]
-    fn has_ports(&self) -> bool {
+    pub fn has_ports(&self) -> bool {
         self.protocol == TCP || self.protocol == UDP
     }
 
     /// Source and destination port, host byte order.
     #[inline(always)]
-    fn ports(&self, packet: &SkBuffContext) -> Option<(u32, u32)> {
+    pub fn ports(&self, packet: &SkBuffContext) -> Option<(u32, u32)> {
         let [source, destination] = packet.load::<[u16; 2]>(self.length).ok()?;
         Some((u32::from(u16::from_be(source)), u32::from(u16::from_be(destination))))
     }

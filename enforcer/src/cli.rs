@@ -10,8 +10,9 @@ use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use jiff::{SignedDuration, Timestamp, civil};
 
 use crate::control::env::Shell;
+use crate::escape::sender::Order;
 use crate::ledger::{GroupBy, UnixMs};
-use crate::settings::{check_name, parse_tokens};
+use crate::settings::{self, check_name, parse_tokens};
 
 /// The brake for coding agents: meters what providers report, and cuts in the kernel.
 #[derive(Debug, Parser)]
@@ -91,7 +92,7 @@ pub enum Command {
     /// The certificate authority that bottles trust
     #[command(subcommand)]
     Ca(Ca),
-    /// Say whether this kernel and host can do it
+    /// Say whether this kernel and host can do it, and try to get out of a bottle in every way there is
     Doctor(Json),
     /// The settings file
     #[command(subcommand)]
@@ -106,6 +107,9 @@ pub enum Command {
         /// The directory; it must exist
         dir: PathBuf,
     },
+    /// What `doctor` starts inside the bottle of its self-test: not for people, and without effect elsewhere
+    #[command(hide = true)]
+    ProbeSender(Order),
 }
 
 /// `top`.
@@ -145,7 +149,7 @@ pub struct Guarding {
     /// What a crossed budget does (only cutoff in this version)
     #[arg(long, value_enum)]
     pub policy: Option<Policy>,
-    /// What the bottle may reach besides the meter (only open in this version)
+    /// What the bottle may reach besides the meter: everything, what the settings allow, or nothing
     #[arg(long, value_enum)]
     pub egress: Option<Egress>,
 }
@@ -166,6 +170,16 @@ pub enum Egress {
     Open,
     Allowlist,
     Metered,
+}
+
+impl From<Egress> for settings::Egress {
+    fn from(word: Egress) -> Self {
+        match word {
+            Egress::Open => Self::Open,
+            Egress::Allowlist => Self::Allowlist,
+            Egress::Metered => Self::Metered,
+        }
+    }
 }
 
 /// `run`.

@@ -3,9 +3,10 @@
 //! Order: what can be refused without a trace first (settings, state, lock, listener, ledger), then the kernel,
 //! the core (which takes over what is there), the meter, and last the control socket, so that whoever gets an
 //! answer gets a whole controller. Stopping goes the other way and opens nothing.
-use std::os::fd::AsFd as _;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use meter_proxy::protocol::Config;
@@ -14,18 +15,22 @@ use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use crate::bottle::awaited::Awaited;
+use crate::bottle::events;
 use crate::bottle::home::Home;
+use crate::bottle::namespaces::{self, Namespaces, Watched};
 use crate::bottle::registry::{self, Registry};
 use crate::ca::{self, Ca};
+use crate::control::api::Problem;
 use crate::control::server;
 use crate::core::{self, CoreHandle, Listener, Message};
+use crate::egress::{Confined, Keeper};
 use crate::error::{Exit, Failure};
+use crate::kernel::Kernel;
 use crate::kernel::loader::Loader;
-use crate::kernel::{Kernel, Place, namespace_cookie};
 use crate::ledger::Ledger;
 use crate::ledger::sqlite::{self, SqliteLedger};
 use crate::ledger::writer::Writer;
-use crate::meter::{self, Meter};
+use crate::meter::{self, HostListeners, Meter};
 use crate::settings::Settings;
 use crate::state::StateDir;
 
@@ -82,11 +87,8 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     let run_dir = state.run_dir()?;
     let control = server::Server::bind(socket, control_group()?)?;
     let extra_roots_pem = extra_roots(&settings)?;
-    let tcp = meter::listen(settings.listen)?;
-    let listener = Listener {
-        address: tcp.local_addr().map_err(|error| Failure::io("the listening socket", &error))?,
-        id: enforcer_ebpf::LISTENER_HOST,
-    };
+    let HostListeners { address, beside, cookie, sockets } = meter::listen(settings.listen)?;
+    let listener = Listener { address, beside, id: enforcer_ebpf::LISTENER_HOST };
     let ca = Arc::new(Ca::load_or_create(state)?);
     let ca_certificate = ca.publish(&run_dir)?;
     let ca_bundle = run_dir.join(ca::BUNDLE_FILE);
@@ -96,10 +98,14 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     let reader = ledger.reader()?;
     let home = Home::enter(state.instance(), is_managed())?;
     let kernel: Arc<dyn Kernel> = Arc::new(Loader::open(state.instance())?);
-    let here = namespace_cookie(tcp.as_fd())
-        .map_err(|error| Failure::io("the network namespace of the listening socket", &error))?;
-    kernel.set_place(here, &Place::new(listener.id, listener.address))?;
+    kernel.set_place(cookie, &listener.place())?;
 
+    let egress = Arc::new(Keeper::new(kernel.clone(), settings.allow.clone(), settings.resolvers.clone()));
+    egress.take_over(snapshot.attachments.iter().map(|(attachment, _)| Confined {
+        slot: attachment.slot,
+        name: attachment.name.clone(),
+        mode: attachment.egress,
+    }))?;
     let (writer, writing) = Writer::spawn(Box::new(ledger));
     let (changes, changed) = broadcast::channel(CHANGES_KEPT);
     let parts = core::Parts { settings: settings.clone(), kernel: kernel.clone(), writer, listener, changes };
@@ -109,15 +115,18 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
         program,
         cgroup_procs: Some(home.meter_procs()),
         config: meter_config(&settings, extra_roots_pem),
-        listener: (tcp, listener.id),
+        sockets,
     };
     let meter = Arc::new(Meter::start(meter_options, core.clone(), ca)?);
+    let (namespaces, looking) = look_after_namespaces(&kernel, &meter, &core, listener).await?;
     let parts = registry::Parts {
         core: core.clone(),
         kernel,
+        egress: egress.clone(),
         settings,
         listener,
         meter: meter.clone(),
+        namespaces: namespaces.clone(),
         bottles_dir: home.bottles(),
         ca_certificate,
         ca_bundle,
@@ -127,12 +136,16 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     awaited.look().await;
     let stop = CancellationToken::new();
     let awaiting = awaited.start(stop.clone());
+    let audit = core.clone();
+    tokio::spawn(egress.keep_fresh(stop.clone(), move |detail| {
+        audit.tell(Message::Warn { bottle: None, detail, failed: false });
+    }));
     let answering = tokio::spawn(control.serve(registry, stop.clone()));
     wait_for_meter(&meter).await;
     tell_service_manager(&[sd_notify::NotifyState::Ready]);
     tracing::info!(socket = %socket.display(), listen = %listener.address, "the daemon serves");
 
-    asked_to_stop(&[&deciding, &writing]).await?;
+    asked_to_stop(&[&deciding, &writing, &looking]).await?;
     tracing::info!("stopping; cut bottles stay cut");
     tell_service_manager(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
@@ -142,12 +155,40 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
         }
     }
     settle_all(&core).await;
+    namespaces.stop();
+    join("namespaces", looking).await;
     join("meter's", std::thread::spawn(move || meter.stop())).await;
     core.tell(Message::Stop);
     join("core", deciding).await;
     join("writer", writing).await;
     drop(home);
     Ok(())
+}
+
+/// Serves the network namespaces that the bottles taken over are in, and looks for others from then on.
+async fn look_after_namespaces(
+    kernel: &Arc<dyn Kernel>,
+    meter: &Arc<Meter>,
+    core: &CoreHandle,
+    listener: Listener,
+) -> Result<(Arc<Namespaces>, JoinHandle<()>), Failure> {
+    let told = kernel.events()?;
+    let (bottles, _) = core.ask(|reply| Message::View { reply }).await.map_err(Problem::from)?;
+    let parts = namespaces::Parts {
+        kernel: kernel.clone(),
+        meter: meter.clone(),
+        core: core.clone(),
+        listen: listener.address,
+    };
+    let started = tokio::task::spawn_blocking(move || {
+        let bottles = bottles.iter().filter_map(|bottle| Watched::if_there(&bottle.attachment)).collect();
+        let (namespaces, looking) = Namespaces::start(parts, bottles)?;
+        let namespaces = Arc::new(namespaces);
+        events::follow(told, namespaces.clone())?;
+        Ok((namespaces, looking))
+    });
+    let started = started.await.map_err(io::Error::other).and_then(|started| started);
+    started.map_err(|error| Failure::io("network namespaces cannot be looked after", &error))
 }
 
 /// Bottles can be cut while the meter is still starting; the service manager is told when it serves.
@@ -169,6 +210,7 @@ fn meter_config(settings: &Settings, extra_roots_pem: String) -> Config {
         hold_ms: millis(settings.hold),
         settle_timeout_ms: millis(SETTLE_TIMEOUT),
         allow_private: settings.allow_private.clone(),
+        allow: settings.allow.clone(),
     }
 }
 
@@ -192,7 +234,7 @@ async fn settle_all(core: &CoreHandle) {
     tracing::warn!("some exchanges did not settle in time; they are charged as estimated");
 }
 
-async fn join(name: &str, thread: std::thread::JoinHandle<()>) {
+async fn join(name: &str, thread: JoinHandle<()>) {
     let joined = tokio::task::spawn_blocking(move || thread.join()).await;
     if !matches!(joined, Ok(Ok(()))) {
         tracing::error!("the {name} thread panicked");
@@ -201,7 +243,7 @@ async fn join(name: &str, thread: std::thread::JoinHandle<()>) {
 
 /// Returns when the operator wants it to end; fails when a thread that decides or records has ended by itself:
 /// without it nothing may pass, and the meter ends with this process.
-async fn asked_to_stop(threads: &[&std::thread::JoinHandle<()>]) -> Result<(), Failure> {
+async fn asked_to_stop(threads: &[&JoinHandle<()>]) -> Result<(), Failure> {
     let listen_for = |kind| signal(kind).map_err(|error| Failure::io("signals cannot be received", &error));
     let (mut term, mut int) = (listen_for(SignalKind::terminate())?, listen_for(SignalKind::interrupt())?);
     let mut health = tokio::time::interval(HEALTH_CHECK);

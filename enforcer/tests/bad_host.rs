@@ -24,7 +24,7 @@ use support::host::{Host, SLOT, no_meter};
 use support::sender::{Receiver, Sender};
 
 /// Every map that is pinned.
-const MAPS: [&str; 11] = [
+const MAPS: [&str; 12] = [
     "ALLOW",
     "BOTTLES",
     "CG",
@@ -34,6 +34,7 @@ const MAPS: [&str; 11] = [
     "FLOWS",
     "FLOW_COUNTS",
     "HEART",
+    "HOMES",
     "NAMESPACES",
     "ORIGINALS",
 ];

@@ -79,8 +79,6 @@ fn what_comes_later_says_so() {
         &["cut", "b1", "--hard"],
         &["run", "--policy", "freeze", "--", "true"],
         &["attach", "b1", "--pid", "1", "--policy", "kill"],
-        &["run", "--egress", "metered", "--", "true"],
-        &["run", "--egress", "allowlist", "--", "true"],
         &["settings", "check", "--apply"],
     ] {
         assert_fails(arguments, 2, "not yet in this version");

@@ -374,7 +374,7 @@ fn root_cgroups_are_checked_and_list_their_processes() {
 fn root_every_probe_succeeds_here_and_leaves_nothing() {
     assert!(nix::unistd::geteuid().is_root(), "this test loads kernel programs: run it as root");
     for probe in probes() {
-        assert!(probe.ok, "{probe:?}");
+        assert!(probe.ok || !probe.required, "{probe:?}");
     }
     let name = format!("enforcer-doctor-{}", std::process::id());
     assert!(!Path::new("/sys/fs/bpf").join(&name).exists());

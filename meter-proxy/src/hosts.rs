@@ -197,6 +197,15 @@ impl Range {
         self.base
     }
 
+    /// Every address of the family that this one is of.
+    #[must_use]
+    pub fn all_of(family: IpAddr) -> Self {
+        match family {
+            IpAddr::V4(_) => Self { base: Ipv4Addr::UNSPECIFIED.into(), bits: 0 },
+            IpAddr::V6(_) => Self { base: Ipv6Addr::UNSPECIFIED.into(), bits: 0 },
+        }
+    }
+
     /// Length of its prefix.
     #[must_use]
     pub fn bits(&self) -> u8 {

@@ -135,10 +135,10 @@ fn pids(path: &Path) -> Vec<u32> {
     text.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
-/// Where cgroup v2 is mounted, by `/proc/self/mountinfo`. Panics where it is not.
+/// Where cgroup v2 is mounted for the calling thread, by its mountinfo. Panics where it is not.
 #[must_use]
 pub fn mount_point() -> PathBuf {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("procfs is mounted");
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").expect("procfs is mounted");
     let found = mounts.lines().find_map(|line| {
         let (mount, source) = line.split_once(" - ")?;
         let point = mount.split(' ').nth(4)?;

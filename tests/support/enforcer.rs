@@ -217,15 +217,23 @@ impl Daemon {
         certificate.parent().expect("the certificate lies in a directory").to_owned()
     }
 
-    /// Notes the meter, and the cgroups that it and the controller moved to (never the test's own), for the end.
+    /// Notes the meter, and the cgroups that it and the controller moved to (never the test's own), with the one for
+    /// bottles beside them, for the end.
     fn remember(&mut self) {
         let own = cgroup::of_process(std::process::id());
         let meter = self.status_if_any()["daemon"]["meter"]["pid"].as_u64();
         let meter = meter.and_then(|pid| u32::try_from(pid).ok());
         self.meters.extend(meter.and_then(Seen::now));
         for pid in [Some(self.pid()), meter].into_iter().flatten() {
-            let path = cgroup::of_process(pid).filter(|path| Some(path) != own.as_ref());
-            self.own_cgroups.extend(path.filter(|path| !self.own_cgroups.contains(path)));
+            let Some(path) = cgroup::of_process(pid).filter(|path| Some(path) != own.as_ref()) else {
+                continue;
+            };
+            let bottles = path.with_file_name("bottles");
+            for path in [path, bottles].into_iter().filter(|path| path.exists()) {
+                if !self.own_cgroups.contains(&path) {
+                    self.own_cgroups.push(path);
+                }
+            }
         }
     }
 
@@ -279,7 +287,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Removes the controller's and the meter's cgroups and what they were made in, where nothing is in them any more.
+/// Removes the daemon's own cgroups and what they were made in, where nothing is in them any more.
 fn remove_left(cgroups: &[PathBuf]) {
     let top = cgroup::mount_point();
     for group in cgroups {

@@ -7,10 +7,16 @@
 )]
 
 pub mod agent;
+pub mod capture;
 pub mod cgroup;
 pub mod clock;
+pub mod container;
+pub mod dns;
 pub mod encoding;
 pub mod enforcer;
+pub mod inmate;
+pub mod mounts;
+pub mod namespace;
 pub mod network;
 pub mod process;
 pub mod provider;

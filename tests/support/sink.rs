@@ -45,7 +45,13 @@ impl Sink {
     /// Receives datagrams on a free port of `ip` (127.0.0.1 or ::1).
     #[must_use]
     pub fn udp(ip: IpAddr) -> Self {
-        let socket = UdpSocket::bind((ip, 0)).expect("a UDP port");
+        Self::udp_at((ip, 0).into())
+    }
+
+    /// Receives datagrams at this address.
+    #[must_use]
+    pub fn udp_at(address: SocketAddr) -> Self {
+        let socket = UdpSocket::bind(address).expect("a UDP port");
         socket.set_read_timeout(Some(TICK)).expect("a socket takes a timeout");
         let sink = Self::at(socket.local_addr().expect("a bound socket has an address"));
         let shared = Arc::clone(&sink.shared);
@@ -56,7 +62,13 @@ impl Sink {
     /// Accepts connections on a free port of `ip` and reads them all.
     #[must_use]
     pub fn tcp(ip: IpAddr) -> Self {
-        let listener = TcpListener::bind((ip, 0)).expect("a TCP port");
+        Self::tcp_at((ip, 0).into())
+    }
+
+    /// Accepts connections at this address and reads them all.
+    #[must_use]
+    pub fn tcp_at(address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).expect("a TCP port");
         listener.set_nonblocking(true).expect("a socket can be made non-blocking");
         let sink = Self::at(listener.local_addr().expect("a bound socket has an address"));
         let shared = Arc::clone(&sink.shared);

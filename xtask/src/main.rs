@@ -5,7 +5,9 @@ mod demo;
 #[allow(dead_code, reason = "the build script of `enforcer` uses the other half of this file")]
 mod ebpf;
 mod setup;
+mod tally;
 mod test;
+mod vm;
 mod watch;
 
 use std::process::ExitCode;

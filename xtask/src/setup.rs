@@ -8,13 +8,19 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::ebpf::{self, Compiler, LINKER_VERSION, Toolchain};
 
+/// Where Debian and Ubuntu install packages with.
+const APT: &str = "/usr/bin/apt-get";
 /// The compiler with `core` for eBPF, and the LLVM that bpf-linker is built on: the same as that compiler's.
 const COMPILER_PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
 const LINKER_PACKAGES: [&str; 4] = ["llvm-22-dev", "libpolly-22-dev", "zlib1g-dev", "libzstd-dev"];
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 const LLVM_FEATURES: [&str; 3] = ["--no-default-features", "--features", "llvm-22"];
-/// What the build and the tests call, and the package it comes from.
-const HOST_TOOLS: [(&str, &str); 3] = [("cc", "gcc"), ("c++", "g++"), ("ip", "iproute2")];
+/// A program, and the Debian package that it comes from.
+pub type Tool = (&'static str, &'static str);
+/// What the build and the tests call.
+const HOST_TOOLS: [Tool; 3] = [("cc", "gcc"), ("c++", "g++"), ("ip", "iproute2")];
+/// What some end-to-end tests call besides: an agent's own tools, and an engine to put it into a container.
+const TEST_TOOLS: [Tool; 3] = [("runc", "runc"), ("nft", "nftables"), ("node", "nodejs")];
 
 /// What has to be done, in order.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -32,7 +38,7 @@ struct Plan {
 /// # Errors
 /// When something is missing and cannot be installed from here; the message says what to run.
 pub fn run() -> Result<()> {
-    let debian = Path::new("/usr/bin/apt-get").is_file();
+    let debian = Path::new(APT).is_file();
     let installs = debian && is_root()?;
     let mut plan = plan(debian);
     if installs && !plan.packages.is_empty() && !available(&plan.packages)? {
@@ -57,10 +63,49 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
+/// Installs, as root on Debian and Ubuntu, the programs that only tests need; elsewhere names what is missing. It
+/// stops no test run: a test that needs one of them fails and says which.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn for_tests() -> Result<()> {
+    let missing = missing(&TEST_TOOLS);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !Path::new(APT).is_file() || !is_root()? {
+        println!("setup: some tests need what is not installed here: {}", missing.join(", "));
+    } else if let Err(error) = install_packages(&missing) {
+        println!("setup: {error:#}; the tests that need one of {} will fail", missing.join(", "));
+    }
+    Ok(())
+}
+
+/// As [`run`], for programs that one task alone calls.
+///
+/// # Errors
+/// As [`run`].
+pub fn need(tools: &[Tool]) -> Result<()> {
+    let packages = missing(tools);
+    if packages.is_empty() {
+        return Ok(());
+    }
+    ensure!(
+        Path::new(APT).is_file() && is_root()?,
+        "{packages:?} are missing: as root on Debian or Ubuntu this command installs them"
+    );
+    install_packages(&packages)
+}
+
+/// Packages of the programs that the path has not.
+fn missing(tools: &[Tool]) -> Vec<&'static str> {
+    tools.iter().filter(|(tool, _)| find(tool).is_none()).map(|(_, package)| *package).collect()
+}
+
 /// Compares what is here with what is needed.
 fn plan(debian: bool) -> Plan {
     let mut plan = Plan::default();
-    plan.packages.extend(HOST_TOOLS.iter().filter(|(tool, _)| !on_path(tool)).map(|(_, package)| package));
+    plan.packages.extend(missing(&HOST_TOOLS));
     let mut compiler = ebpf::find_compiler();
     if compiler.is_none() {
         if debian {
@@ -164,7 +209,7 @@ fn apt_install(packages: &[&str]) -> Command {
 }
 
 /// Says what is run, runs it, and fails when it fails.
-fn announce(command: &mut Command) -> Result<()> {
+pub fn announce(command: &mut Command) -> Result<()> {
     let line = line(command);
     println!("setup: {line}");
     let status = command.status().with_context(|| format!("cannot start `{line}`"))?;
@@ -187,11 +232,12 @@ fn describe(tools: &Toolchain) -> String {
     format!("{compiler}, {}", tools.linker.display())
 }
 
-/// Whether the path has this program.
-fn on_path(program: &str) -> bool {
+/// Where on the path this program is.
+pub fn find(program: &str) -> Option<PathBuf> {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    std::env::split_paths(&paths).chain(usual).any(|directory| directory.join(program).is_file())
+    let mut files = std::env::split_paths(&paths).chain(usual).map(|directory| directory.join(program));
+    files.find(|file| file.is_file())
 }
 
 /// Whether this process may install and load: its effective user is root.

@@ -350,8 +350,15 @@ fn remove_tree(directory: &Path) -> Result<(), CgroupError> {
     }
 }
 
-/// The directories in a directory; none when it is gone.
+/// The directories in a directory; none when it is gone. Its count of links says without reading it whether there
+/// are any: two are its own, as on every file system that counts them.
 fn children(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    match fs::metadata(directory) {
+        Ok(metadata) if metadata.nlink() == 2 => return Ok(Vec::new()),
+        Err(error) if is_gone(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+        Ok(_) => {}
+    }
     let entries = match fs::read_dir(directory) {
         Err(error) if is_gone(&error) => return Ok(Vec::new()),
         entries => entries?,

@@ -1,8 +1,9 @@
 //! Launches a command inside a bottle's cgroup as an ordinary user, and waits for it.
 //!
-//! The child has joined before it runs its first instruction of the command, can gain no privileges and
-//! inherits nothing but the three standard descriptors. It stays in this process's session and process group,
-//! so Ctrl-C, Ctrl-Z and `fg` work as without us. Not here: making the cgroup, asking the daemon.
+//! The child has joined before it runs its first instruction of the command, can gain no privileges, opens no
+//! socket that a bottle's hooks do not see (`seccomp`) and inherits nothing but the three standard descriptors. It
+//! stays in this process's session and process group, so Ctrl-C, Ctrl-Z and `fg` work as without us. Not here:
+//! making the cgroup, asking the daemon.
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -16,6 +17,8 @@ use std::process::{Child, Command, ExitStatus};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Gid, Uid, User as Account};
+
+use super::seccomp::Filter;
 
 /// `SI_KERNEL` of asm-generic/siginfo.h: the kernel sent the signal (the terminal's keys, a hang-up), and it
 /// sent it to the whole process group.
@@ -209,6 +212,7 @@ struct Identity {
     gid: Gid,
     groups: Vec<Gid>,
     become_user: bool,
+    filter: Filter,
     signal_mask: SigSet,
 }
 
@@ -223,10 +227,12 @@ impl Identity {
         let workdir = launch.workdir.map(workdir_name).transpose()?;
         let User { uid, gid, groups, .. } = launch.user;
         let become_user = nix::unistd::geteuid().is_root();
-        Ok(Self { procs, workdir, uid: *uid, gid: *gid, groups: groups.clone(), become_user, signal_mask })
+        let filter = Filter::build().map_err(|error| io_error("the system call filter")(error.into()))?;
+        let (uid, gid, groups) = (*uid, *gid, groups.clone());
+        Ok(Self { procs, workdir, uid, gid, groups, become_user, filter, signal_mask })
     }
 
-    /// Joins the cgroup, becomes the user, gives up what is left. Async-signal-safe.
+    /// Joins the cgroup, becomes the user, gives up what is left; the filter is for root as well. Async-signal-safe.
     fn assume(&mut self) -> io::Result<()> {
         nix::unistd::write(self.procs.as_fd(), b"0")?;
         if self.become_user {
@@ -235,6 +241,7 @@ impl Identity {
             nix::unistd::setresuid(self.uid, self.uid, self.uid)?;
         }
         nix::sys::prctl::set_no_new_privs()?;
+        self.filter.apply()?;
         if let Some(workdir) = &self.workdir {
             nix::unistd::chdir(workdir.as_c_str())?;
         }

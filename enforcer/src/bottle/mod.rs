@@ -1,8 +1,12 @@
-//! Bottles: their cgroups, their launch, the registry of attached ones.
+//! Bottles: their cgroups, their network namespaces, their launch, the registry of attached ones.
 pub mod awaited;
 pub mod cgroup;
 pub mod engine;
+pub mod events;
 pub mod home;
 pub mod launch;
+pub mod namespace;
+pub mod namespaces;
 pub mod registry;
+pub mod seccomp;
 pub mod sockets;

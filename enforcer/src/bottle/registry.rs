@@ -11,16 +11,18 @@ use tokio::sync::{broadcast, oneshot};
 
 use super::cgroup::{self, Cgroup, CgroupError};
 use super::engine::{self, Engine};
+use super::namespaces::{Namespaces, Watched};
 use super::sockets;
 use crate::audit;
 use crate::control::api::{self, Problem};
 use crate::control::{Controller, Event, env, events};
 use crate::core::{Admission, BottleModel, Change, CoreHandle, Listener, Message};
+use crate::egress::{Confined, Keeper, packets};
 use crate::error::Failure;
 use crate::kernel::Kernel;
 use crate::ledger::{Attachment, FlowRow, LedgerError, Reader, UsageQuery, UsageRow};
 use crate::meter::Meter;
-use crate::settings::{self, Policy, Settings};
+use crate::settings::{self, Egress, Policy, Settings};
 
 /// What the registry works with.
 pub struct Parts {
@@ -28,12 +30,16 @@ pub struct Parts {
     pub core: CoreHandle,
     /// Hooks and counters.
     pub kernel: Arc<dyn Kernel>,
+    /// What confined bottles reach.
+    pub egress: Arc<Keeper>,
     /// Defaults.
     pub settings: Arc<Settings>,
     /// Where bottles are sent.
     pub listener: Listener,
     /// The meter process.
     pub meter: Arc<Meter>,
+    /// The meter in other network namespaces.
+    pub namespaces: Arc<Namespaces>,
     /// The cgroup below which `run` makes bottles.
     pub bottles_dir: PathBuf,
     /// The public CA certificate.
@@ -157,13 +163,47 @@ impl Registry {
         }
     }
 
-    /// Hooks on, recorded, open; or nothing. Says what was found of sockets that were there before; with `hard`,
-    /// those of them that were made outside are aborted.
+    fn egress(&self, attach: &api::Attach) -> Result<Egress, Problem> {
+        let set = self.parts.settings.bottles.get(&attach.name).and_then(|bottle| bottle.egress);
+        match attach.egress.as_deref() {
+            None => Ok(set.unwrap_or(self.parts.settings.egress)),
+            Some(word) => Egress::from_word(word).ok_or_else(|| {
+                Problem::usage(format!("{word} is no egress mode"))
+                    .with_hint("egress modes: open, allowlist, metered")
+            }),
+        }
+    }
+
+    /// Refuses to confine processes that could send past every hook; warns of what cannot be known. `run` keeps its
+    /// command from it by itself.
+    fn check_confinement(&self, attach: &api::Attach, pids: &[u32]) -> Result<Option<String>, Problem> {
+        let mode = self.egress(attach)?;
+        if mode == Egress::Open || attach.create || self.parts.kernel.refuses_packet_sockets() {
+            return Ok(None);
+        }
+        let (name, mode) = (&attach.name, mode.as_str());
+        match packets::holder(pids) {
+            Some(holder) => Err(Problem::host(format!(
+                "{name} cannot be confined (egress {mode}): {holder}, and this kernel has no hook on packet sockets"
+            ))
+            .with_hint("start it with enforcer run, or without the capability (docker run --cap-drop NET_RAW)")),
+            None if pids.is_empty() => Ok(Some(format!(
+                "{name} has no processes yet: one that comes with CAP_NET_RAW could send past egress {mode} by packet \
+                 sockets, on which this kernel has no hook"
+            ))),
+            None => Ok(None),
+        }
+    }
+
+    /// Hooks on, its network namespaces served, what it may reach written, recorded, open; or nothing. Says what the
+    /// operator should know: sockets that were there before (with `hard`, those of them that were made outside are
+    /// aborted), what cannot be confined, namespaces that stay closed, names that lead nowhere yet.
     async fn guard(
         &self,
         attachment: &Attachment,
         cgroup: Cgroup,
         hard: bool,
+        unconfined: Option<String>,
         by: &str,
     ) -> Result<Vec<String>, Problem> {
         let guard = attachment.guard(self.parts.listener);
@@ -171,29 +211,51 @@ impl Registry {
         let forget = Message::Forget { attachment: attachment.id };
         let guarded = blocking(move || {
             kernel.attach(&name, &cgroup, guard).map_err(problem)?;
-            Ok(sockets::examine(&cgroup, hard).lines(&name))
+            let found = sockets::examine(&cgroup, hard).lines(&name);
+            Ok((cgroup, found))
         });
-        let found = match guarded.await? {
-            Ok(found) => found,
+        let (cgroup, mut found) = match guarded.await? {
+            Ok(guarded) => guarded,
             Err(problem) => {
                 // nothing is attached or pinned; what is pinned under this name is another's
                 self.parts.core.tell(forget);
                 return Err(problem);
             }
         };
-        let (id, by, said) = (attachment.id, by.to_owned(), found.clone());
-        let recorded = self.ask(|reply| Message::Guarded { attachment: id, by, found: said, reply }).await;
+        found.extend(unconfined);
+        let recorded = self.complete(attachment, cgroup, found, by).await;
         if recorded.is_err() {
             // a slot whose hooks are still on is not given away: it stays closed, and taken
             self.take_off(attachment).await?;
             self.parts.core.tell(forget);
         }
-        recorded.map(|()| found)
+        recorded
+    }
+
+    /// What follows once the hooks are on and drop everything. `found` grows by what is found meanwhile.
+    async fn complete(
+        &self,
+        attachment: &Attachment,
+        cgroup: Cgroup,
+        mut found: Vec<String>,
+        by: &str,
+    ) -> Result<Vec<String>, Problem> {
+        let Attachment { slot, generation, name, .. } = attachment.clone();
+        let confined = Confined { slot, name: name.clone(), mode: attachment.egress };
+        found.extend(self.parts.egress.confine(confined).await.map_err(problem)?);
+        found.extend(self.parts.namespaces.watch(Watched { slot, generation, name, cgroup }).await);
+        let (attachment, by, said) = (attachment.id, by.to_owned(), found.clone());
+        self.ask(|reply| Message::Guarded { attachment, by, found: said, reply }).await?;
+        Ok(found)
     }
 
     async fn take_off(&self, attachment: &Attachment) -> Result<(), Problem> {
-        let (kernel, name, slot) = (self.parts.kernel.clone(), attachment.name.clone(), attachment.slot);
-        blocking(move || kernel.detach(&name, slot).map_err(problem)).await?
+        let (kernel, egress) = (self.parts.kernel.clone(), self.parts.egress.clone());
+        let (name, slot) = (attachment.name.clone(), attachment.slot);
+        blocking(move || kernel.detach(&name, slot).and_then(|()| egress.release(slot)).map_err(problem))
+            .await??;
+        self.parts.namespaces.forget(slot);
+        Ok(())
     }
 
     async fn admit(&self, attach: &api::Attach, cgroup: &Cgroup) -> Result<Attachment, Problem> {
@@ -205,6 +267,7 @@ impl Registry {
             cgroup_id: cgroup.id(),
             owns_cgroup: attach.create,
             policy: self.policy(attach)?.as_str().into(),
+            egress: self.egress(attach)?,
             launch_budget: attach.budget.clone(),
         };
         self.ask(|reply| Message::Admit { admission, reply }).await
@@ -213,14 +276,16 @@ impl Registry {
     async fn attach_whole(&self, attach: api::Attach, by: &str) -> Result<api::Attached, Problem> {
         check_names(&attach)?;
         check_tokens(&attach.budget)?;
-        check_egress(attach.egress.as_deref())?;
         self.policy(&attach)?;
+        self.egress(&attach)?;
         self.end_if_gone(&attach.name).await?;
         let (cgroup, made) = self.find_cgroup(&attach).await?;
+        let pids = cgroup.pids().map_err(problem)?;
+        let unconfined = self.check_confinement(&attach, &pids)?;
         // one that was there already may be another bottle's: it is left alone
         let made = made.then(|| cgroup.path().to_owned());
         let outcome = match self.admit(&attach, &cgroup).await {
-            Ok(attachment) => self.guard(&attachment, cgroup, attach.hard, by).await,
+            Ok(attachment) => self.guard(&attachment, cgroup, attach.hard, unconfined, by).await,
             Err(problem) => Err(problem),
         };
         let mut warnings = match outcome {
@@ -396,6 +461,7 @@ impl Controller for Registry {
     async fn environment(&self, name: &str) -> Result<api::Environment, Problem> {
         self.bottle(name).await?;
         let Parts { listener, ca_certificate, ca_bundle, .. } = self.parts.as_ref();
+        // right in every network namespace: the hooks send who asks for this address to the meter that is there
         Ok(api::Environment { variables: env::variables(listener.address, ca_certificate, ca_bundle) })
     }
 
@@ -454,7 +520,7 @@ fn show(kernel: &dyn Kernel, model: BottleModel) -> api::Bottle {
         face: cause.is_some().then(|| "silent".into()),
         cause,
         policy: attachment.policy,
-        egress: "open".into(),
+        egress: attachment.egress.as_str().into(),
         usage,
         budget,
         kernel: api::Packets {
@@ -522,16 +588,6 @@ fn check_tokens(budget: &BTreeMap<String, u64>) -> Result<(), Problem> {
     budget.iter().try_for_each(|(provider, &tokens)| {
         settings::check_tokens(tokens).map_err(|error| Problem::usage(format!("{provider}: {error}")))
     })
-}
-
-fn check_egress(egress: Option<&str>) -> Result<(), Problem> {
-    match egress {
-        None | Some("open") => Ok(()),
-        Some(word @ ("allowlist" | "metered")) => Err(not_yet(&format!("egress {word}"))),
-        Some(other) => {
-            Err(Problem::usage(format!("{other} is no egress mode")).with_hint("egress modes: open"))
-        }
-    }
 }
 
 fn check_cut(cut: &api::Cut) -> Result<(), Problem> {

@@ -20,10 +20,11 @@ mod usage;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::cli::{Cli, Command, Egress, Global, Guarding, Policy, by_provider};
+use crate::cli::{Cli, Command, Global, Guarding, Policy, by_provider};
 use crate::control::api;
 use crate::control::client::{Blocking, Client};
 use crate::error::{Exit, Failure};
+use crate::escape::sender;
 use crate::state::control_socket;
 
 /// Does what the command line says. The code is not always success: `run` ends with its command's.
@@ -53,6 +54,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Settings(settings) => settings::run(global, &settings),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { dir } => manual::pages(&dir),
+        Command::ProbeSender(order) => sender::run(&order).map_err(|error| Failure::io("the sender", &error)),
     }?;
     Ok(ExitCode::SUCCESS)
 }
@@ -74,18 +76,13 @@ fn attach_request(name: &str, guarding: &Guarding) -> Result<api::Attach, Failur
         Some(Policy::Freeze) => return Err(Failure::not_yet("--policy freeze")),
         Some(Policy::Kill) => return Err(Failure::not_yet("--policy kill")),
     }
-    match guarding.egress {
-        None | Some(Egress::Open) => {}
-        Some(Egress::Allowlist) => return Err(Failure::not_yet("--egress allowlist")),
-        Some(Egress::Metered) => return Err(Failure::not_yet("--egress metered")),
-    }
     Ok(api::Attach {
         name: name.to_owned(),
         agent: guarding.agent.clone(),
         parent: guarding.parent.clone(),
         budget: tokens_by_provider("--budget", &guarding.budget)?,
         policy: guarding.policy.map(|_| "cutoff".to_owned()),
-        egress: guarding.egress.map(|_| "open".to_owned()),
+        egress: guarding.egress.map(|egress| crate::settings::Egress::from(egress).as_str().to_owned()),
         ..api::Attach::default()
     })
 }

@@ -38,9 +38,11 @@ fn page(status: &api::Status) -> String {
 
 /// A table with one row for each bottle and provider, and a line for each cause.
 fn bottles(bottles: &[api::Bottle]) -> String {
-    const HEADING: [&str; 10] =
-        ["BOTTLE", "STATE", "PIDS", "PROVIDER", "USED", "LIMIT", "LEFT", "SCOPE", "PASSED", "DROPPED"];
-    let mut table = Table::new(&HEADING, [2, 4, 5, 6, 8, 9]);
+    const HEADING: [&str; 11] = [
+        "BOTTLE", "STATE", "EGRESS", "PIDS", "PROVIDER", "USED", "LIMIT", "LEFT", "SCOPE", "PASSED",
+        "DROPPED",
+    ];
+    let mut table = Table::new(&HEADING, [3, 5, 6, 7, 9, 10]);
     for bottle in bottles {
         let mut providers: Vec<&String> = bottle.budget.keys().chain(bottle.usage.keys()).collect();
         providers.sort_unstable();
@@ -59,13 +61,14 @@ fn bottles(bottles: &[api::Bottle]) -> String {
     table.render() + &causes.collect::<String>()
 }
 
-fn row(bottle: &api::Bottle, provider: Option<&str>) -> [String; 10] {
+fn row(bottle: &api::Bottle, provider: Option<&str>) -> [String; 11] {
     let budget = provider.and_then(|provider| bottle.budget.get(provider));
     let own = provider.and_then(|provider| bottle.usage.get(provider)).map_or(0, |usage| usage.total);
     let of_budget = |figure: fn(&api::Budget) -> u64| or_dash(budget.map(figure).map(short).as_deref());
     [
         bottle.name.clone(),
         bottle.state.as_str().to_owned(),
+        bottle.egress.clone(),
         bottle.pids.to_string(),
         or_dash(provider),
         provider.map_or_else(|| or_dash(None), |_| short(budget.map_or(own, |budget| budget.used))),
@@ -126,9 +129,9 @@ mod tests {
     #[test]
     fn a_table_shows_budgets_usage_and_the_cause() {
         insta::assert_snapshot!(bottles(&[bottle()]), @r#"
-        BOTTLE  STATE  PIDS  PROVIDER  USED  LIMIT  LEFT  SCOPE      PASSED  DROPPED
-        b1      cut       3  claude    201k   200k     0  launch:b1      10        2
-        b1      cut       3  codex        5      -     -  -              10        2
+        BOTTLE  STATE  EGRESS  PIDS  PROVIDER  USED  LIMIT  LEFT  SCOPE      PASSED  DROPPED
+        b1      cut    open       3  claude    201k   200k     0  launch:b1      10        2
+        b1      cut    open       3  codex        5      -     -  -              10        2
         b1: 201500 of 200000 claude tokens used (budget of scope launch, owner b1), exchange 7, 2026-01-31T12:00:00.000Z
         "#);
     }

@@ -220,7 +220,7 @@ pub struct Attach {
     /// `cutoff`; the settings' without it.
     #[serde(default)]
     pub policy: Option<String>,
-    /// `open`; the settings' without it.
+    /// `open`, `allowlist` or `metered`; the settings' without it.
     #[serde(default)]
     pub egress: Option<String>,
     /// Abort the sockets that were made outside its cgroup.

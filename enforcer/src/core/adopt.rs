@@ -15,6 +15,7 @@ use crate::bottle::cgroup::{self, Cgroup, CgroupError};
 use crate::clock::now_ms;
 use crate::kernel::{KernelError, Pinned};
 use crate::ledger::{Attachment, Entry, Owner, Reservation, Snapshot, Sum, Verdict};
+use crate::settings::Egress;
 
 /// What can go wrong while an earlier controller's state is taken over.
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +141,8 @@ impl Core {
             slot: pinned.slot,
             generation: pinned.generation,
             policy: "cutoff".into(),
+            // what it was to reach is not known either
+            egress: Egress::Metered,
             launch_budget: Vec::new(),
             attached_at: now_ms(),
         };

@@ -195,6 +195,12 @@ impl Core {
         self.submit_done(vec![Entry::Action(action)], After::Nothing);
     }
 
+    /// Writes a warning into the audit.
+    pub(super) fn warn(&mut self, bottle: Option<String>, detail: String, failed: bool) {
+        let row = action(ActionKind::Warn, bottle, None, "controller");
+        self.record(Action { done: !failed, detail: Some(detail), ..row });
+    }
+
     /// Tells whoever listens that something changed; nobody may.
     pub(super) fn publish(&self, change: Change) {
         // an error only says that nobody listens

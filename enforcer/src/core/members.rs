@@ -15,6 +15,7 @@ use crate::clock::now_ms;
 use crate::control::api::Problem;
 use crate::kernel::Guard;
 use crate::ledger::{Attachment, AttachmentId, Entry, Verdict};
+use crate::settings::Egress;
 
 /// Most bottles below one another; deeper chains in the settings are an error there.
 const MAX_ANCESTORS: usize = 64;
@@ -39,6 +40,8 @@ pub struct Admission {
     pub owns_cgroup: bool,
     /// Policy (`cutoff`).
     pub policy: String,
+    /// What it may reach.
+    pub egress: Egress,
     /// Launch-time budgets, tokens by provider.
     pub launch_budget: BTreeMap<String, u64>,
 }
@@ -47,7 +50,9 @@ impl Attachment {
     /// What the kernel's entry for this attachment holds besides the verdict.
     #[must_use]
     pub fn guard(&self, listener: Listener) -> Guard {
-        Guard::new(self.slot, self.generation, listener.address)
+        let (meter, meter_ip6) = listener.endpoints();
+        let lockdown = self.egress != Egress::Open;
+        Guard { meter_ip6, lockdown, ..Guard::new(self.slot, self.generation, meter) }
     }
 }
 
@@ -76,6 +81,7 @@ impl Core {
             slot,
             generation: self.last_generation,
             policy: admission.policy,
+            egress: admission.egress,
             launch_budget: admission.launch_budget.into_iter().collect(),
             attached_at: now_ms(),
         };

@@ -18,13 +18,13 @@ mod verdicts;
 mod view;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use meter_proxy::protocol::{ToController, ToMeter};
+use meter_proxy::protocol::{Notice, ToController, ToMeter};
 use tokio::sync::{broadcast, oneshot};
 
 pub use self::adopt::AdoptError;
@@ -33,10 +33,10 @@ use self::lease::Heart;
 pub use self::members::Admission;
 use self::requests::{Live, RowLimit, Waiting};
 pub use self::view::BottleModel;
-use crate::audit::Cause;
+use crate::audit::{ActionKind, Cause};
 use crate::budget::{AccountId, Accounts, Path};
 use crate::control::api::{self, Problem};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Place};
 use crate::ledger::writer::Writer;
 use crate::ledger::{Attachment, AttachmentId, Entry, ExchangeId, Owner, UsageRow};
 use crate::settings::Settings;
@@ -61,13 +61,34 @@ pub enum Change {
     Audit,
 }
 
-/// Where the meter listens.
+/// Where the meter listens in the host's network namespace.
 #[derive(Clone, Copy, Debug)]
 pub struct Listener {
-    /// Address and port.
+    /// Address and port, as set.
     pub address: SocketAddr,
+    /// Loopback of the other family at the same port, where it could be had.
+    pub beside: Option<SocketAddr>,
     /// Id in the kernel's entries and flows.
     pub id: u32,
+}
+
+impl Listener {
+    /// As the kernel's entries hold it: the IPv4 one, where there is one, and the IPv6 one beside it.
+    #[must_use]
+    pub fn endpoints(&self) -> (SocketAddr, Option<Ipv6Addr>) {
+        match (self.address, self.beside) {
+            (SocketAddr::V4(_), Some(SocketAddr::V6(ip6))) => (self.address, Some(*ip6.ip())),
+            (SocketAddr::V6(ip6), Some(ip4 @ SocketAddr::V4(_))) => (ip4, Some(*ip6.ip())),
+            _ => (self.address, None),
+        }
+    }
+
+    /// What the kernel is told of the host's network namespace.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        let (meter, meter_ip6) = self.endpoints();
+        Place { meter_ip6, ..Place::new(self.id, meter) }
+    }
 }
 
 /// What the core is told and asked. Answers go to the `reply` that comes with a question.
@@ -95,6 +116,8 @@ pub enum Message {
     },
     /// The core's own heartbeat has come through its queue.
     Beat,
+    /// Something of a bottle stays closed, and the operator should read why.
+    Closed(Notice),
     /// The writer is done with a submission.
     Committed(Committed),
     /// May this bottle be attached? Gives it a slot.
@@ -163,6 +186,15 @@ pub enum Message {
         by: String,
         /// Done.
         reply: oneshot::Sender<Result<(), Problem>>,
+    },
+    /// Something that the operator should read in the audit.
+    Warn {
+        /// Whom it concerns.
+        bottle: Option<String>,
+        /// One line.
+        detail: String,
+        /// Whether it is something that did not work.
+        failed: bool,
     },
     /// What is attached and in which state?
     View {
@@ -357,6 +389,7 @@ impl Core {
             Message::Meter { epoch, message, received } => self.meter_said(epoch, message, received),
             Message::MeterLost { epoch } => self.meter_lost(epoch),
             Message::Beat => self.beat(),
+            Message::Closed(notice) => self.notice(ActionKind::Refuse, notice),
             Message::Committed(committed) => self.answered(committed),
             Message::Admit { admission, reply } => answer(reply, self.admit(admission)),
             Message::Guarded { attachment, by, found, reply } => self.guarded(attachment, &by, &found, reply),
@@ -369,6 +402,7 @@ impl Core {
                 self.cut_by_order(&name, order, by, received, reply)
             }
             Message::Restore { name, order, by, reply } => self.restore(&name, &order, by, reply),
+            Message::Warn { bottle, detail, failed } => self.warn(bottle, detail, failed),
             Message::View { reply } => {
                 let closed = self.behind().or_else(|| self.closed.clone());
                 answer(reply, (self.view(), closed));

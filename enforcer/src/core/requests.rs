@@ -17,7 +17,7 @@ use crate::clock::now_ms;
 use crate::control::api::Problem;
 use crate::kernel::Flow;
 use crate::ledger::{Attachment, Entry, ExchangeId, Reservation, Settlement, UsageRow};
-use crate::settings::{Gate, Unattached};
+use crate::settings::{Egress, Gate, Unattached};
 
 /// How long a request waits at the gate when only reservations of others stand in its way. Longer than most
 /// non-streamed answers take, shorter than any client's own time limit.
@@ -133,7 +133,7 @@ impl Core {
             ToController::Withdraw { exchange } => self.withdraw(exchange),
             ToController::Progress { exchange, tokens } => self.progress(exchange, tokens, received),
             ToController::Settle(settle) => self.settle(epoch, settle, received),
-            ToController::Notice(notice) => self.notice(notice),
+            ToController::Notice(notice) => self.notice(ActionKind::Meter, notice),
             // answered before the core, by the room that owns the socket
             ToController::Ready { .. } | ToController::Sign { .. } => {}
         }
@@ -147,6 +147,7 @@ impl Core {
                 bottle,
                 name: found.attachment.name.clone(),
                 original: original(&flow, local),
+                egress: self.egress_around(&found.attachment.cgroup),
             });
         }
         // other listeners stand where bottles live: whoever is not known there is no process of the host
@@ -154,7 +155,16 @@ impl Core {
             bottle: BottleRef { slot: HOST_SLOT, generation: 0 },
             name: "host".into(),
             original: None,
+            egress: Egress::Open,
         })
+    }
+
+    /// The closest mode of the bottles whose cgroups hold this one: as the kernel, all of them must let it pass.
+    fn egress_around(&self, cgroup: &str) -> Egress {
+        let inner = std::path::Path::new(cgroup);
+        let around = self.bottles.values().map(|outer| &outer.attachment);
+        let around = around.filter(|outer| inner.starts_with(&outer.cgroup));
+        around.map(|outer| outer.egress).max().unwrap_or(Egress::Metered)
     }
 
     fn reserve(&mut self, mut request: Reserve) {
@@ -381,11 +391,12 @@ impl Core {
         usage.charge(&settlement.tokens, settlement.provenance);
     }
 
-    fn notice(&mut self, notice: Notice) {
+    /// Records what was noticed, within bounds.
+    pub(super) fn notice(&mut self, kind: ActionKind, notice: Notice) {
         let bottle = notice.bottle.map(|bottle| self.name_of(bottle.slot));
         let about = bottle.as_deref().unwrap_or_default();
         let Some(left_out) = self.rows.count(about, "notice", NOTICES, Instant::now()) else { return };
-        let mut row = action(ActionKind::Meter, bottle, None, "controller");
+        let mut row = action(kind, bottle, None, "controller");
         row.detail = Some(match left_out {
             0 => notice.detail,
             more => format!("{} ({more} more notices since the last row)", notice.detail),

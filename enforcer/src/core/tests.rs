@@ -15,6 +15,7 @@ use crate::kernel::Pinned;
 use crate::kernel::fake::FakeKernel;
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::{FlowRow, Ledger, LedgerError, Reader, Snapshot, UsageQuery};
+use crate::settings::Egress;
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -74,7 +75,7 @@ impl Bench {
         let moody = Moody { ledger, refusing: refusing.clone(), silent: silent.clone() };
         let (writer, _thread) = Writer::spawn(Box::new(moody));
         let kernel = Arc::new(kernel);
-        let listener = Listener { address: meter_address(), id: 1 };
+        let listener = Listener { address: meter_address(), beside: None, id: 1 };
         let (changes, _) = broadcast::channel(16);
         let parts =
             Parts { settings: Arc::new(settings(yaml)), kernel: kernel.clone(), writer, listener, changes };
@@ -106,13 +107,14 @@ impl Bench {
             cgroup_id: cgroup.bytes().map(u64::from).sum(),
             owns_cgroup: false,
             policy: "cutoff".into(),
+            egress: Egress::Open,
             launch_budget: launch_budget
                 .iter()
                 .map(|(provider, tokens)| ((*provider).into(), *tokens))
                 .collect(),
         };
         let attachment = self.ask(|reply| Message::Admit { admission, reply }).unwrap();
-        let listener = Listener { address: meter_address(), id: 1 };
+        let listener = Listener { address: meter_address(), beside: None, id: 1 };
         self.kernel.attach_id(name, attachment.cgroup_id, attachment.guard(listener));
         attachment
     }
@@ -581,6 +583,7 @@ fn no_bottle_is_its_own_ancestor() {
         cgroup_id: 9,
         owns_cgroup: false,
         policy: "cutoff".into(),
+        egress: Egress::Open,
         launch_budget: BTreeMap::new(),
     };
     let problem = bench.ask(|reply| Message::Admit { admission, reply }).unwrap_err();
@@ -638,7 +641,7 @@ fn a_guard_that_holds_something_else_ends_the_start() {
     let snapshot = ledger.load().unwrap();
     let (writer, _thread) = Writer::spawn(Box::new(ledger));
     let (changes, _) = broadcast::channel(16);
-    let listener = Listener { address: meter_address(), id: 1 };
+    let listener = Listener { address: meter_address(), beside: None, id: 1 };
     let parts = Parts { settings: Arc::new(settings("")), kernel, writer, listener, changes };
     assert!(start(parts, snapshot).is_err());
 }

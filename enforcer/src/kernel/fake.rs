@@ -10,7 +10,9 @@ use enforcer_ebpf::LISTENER_HOST;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::table::address_words;
-use super::{Counters, Event, Events, Face, Flow, Guard, Kernel, KernelError, Pinned, Place, events};
+use super::{
+    Allowed, Counters, Event, Events, Face, Flow, Guard, Kernel, KernelError, Pinned, Place, events,
+};
 use crate::bottle::cgroup::Cgroup;
 
 /// What the fake knows of a slot.
@@ -35,6 +37,7 @@ struct State {
     slots: BTreeMap<u32, Slot>,
     flows: Vec<((SocketAddr, SocketAddr, u32), Flow)>,
     places: BTreeMap<u64, Place>,
+    allowed: BTreeMap<u32, Vec<Allowed>>,
     beats: u64,
     /// Where events are written, once somebody reads them.
     events: Option<PipeWriter>,
@@ -105,6 +108,12 @@ impl FakeKernel {
     #[must_use]
     pub fn beats(&self) -> u64 {
         self.state().beats
+    }
+
+    /// What the slot may reach under lockdown.
+    #[must_use]
+    pub fn allowed(&self, slot: u32) -> Vec<Allowed> {
+        self.state().allowed.get(&slot).cloned().unwrap_or_default()
     }
 
     /// Where the meter is in each network namespace, by cookie.
@@ -197,6 +206,15 @@ impl Kernel for FakeKernel {
     fn remove_place(&self, cookie: u64) -> Result<(), KernelError> {
         self.state().places.remove(&cookie);
         Ok(())
+    }
+
+    fn set_allowed(&self, slot: u32, allowed: &[Allowed]) -> Result<(), KernelError> {
+        self.state().allowed.insert(slot, allowed.to_vec());
+        Ok(())
+    }
+
+    fn refuses_packet_sockets(&self) -> bool {
+        false
     }
 
     fn events(&self) -> Result<Events, KernelError> {

@@ -26,7 +26,7 @@ pub struct Hook {
 }
 
 /// In the order in which they are attached.
-pub const HOOKS: [Hook; 11] = [
+pub const HOOKS: [Hook; 12] = [
     hook("egress", "enforcer_egress", 1),
     hook("ingress", "enforcer_ingress", 0),
     hook("sock_ops", "enforcer_sock_ops", 3),
@@ -36,6 +36,7 @@ pub const HOOKS: [Hook; 11] = [
     hook("sendmsg6", "enforcer_sendmsg6", 15),
     hook("bind4", "enforcer_bind4", 8),
     hook("bind6", "enforcer_bind6", 9),
+    hook("sock_create", "enforcer_sock_create", 2),
     Hook { slot: false, ..hook("getpeername4", "enforcer_getpeername4", 29) },
     Hook { slot: false, ..hook("getpeername6", "enforcer_getpeername6", 30) },
 ];
@@ -58,6 +59,7 @@ fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<ProgramFd, KernelError> {
         Program::CgroupSkb(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
         _ => Ok(()),
     };
     let what = format!("the kernel refuses the program {name}");

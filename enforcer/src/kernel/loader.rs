@@ -9,13 +9,15 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use aya::EbpfLoader;
 use aya::maps::{Array, IterableMap as _, MapData, RingBuf};
 use aya::programs::ProgramFd;
+use aya::{Btf, EbpfLoader};
 use enforcer_ebpf::{Bottle, FlowKey, SLOTS};
 
-use super::hooks::{HOOKS, OBJECT, check_unguarded, load_programs};
-use super::maps::{Namespaces, ORIGINALS, Readers, Slots, check_shapes, lock, take, words};
+use super::allow::{AllowList, Allowed};
+use super::families;
+use super::hooks::{HOOKS, Hook, OBJECT, check_unguarded, load_programs};
+use super::maps::{HOMES, Namespaces, ORIGINALS, Readers, Slots, check_shapes, lock, take, words};
 use super::pins::{self, Pins};
 use super::refusal::{failed, not_attached, refused};
 use super::table::{self, Table, address_words};
@@ -31,10 +33,13 @@ pub struct Loader {
     slots: Mutex<Slots>,
     readers: Readers,
     namespaces: Namespaces,
+    allowed: Mutex<AllowList>,
     /// Until they are taken.
     events: Mutex<Option<RingBuf<MapData>>>,
     /// In the order of `HOOKS`.
     programs: Vec<ProgramFd>,
+    /// The optional hook, or why there is none.
+    families: Result<ProgramFd, String>,
     adopted: Vec<Pinned>,
 }
 
@@ -66,12 +71,16 @@ impl Loader {
     /// Loads into the prepared directories.
     fn load(pins: Pins) -> Result<Self, KernelError> {
         check_shapes(&pins)?;
+        // aya reads it too, and keeps it to itself; the optional hook needs it
+        let btf = std::thread::spawn(|| Btf::from_sys_fs().ok());
         let mut ebpf = EbpfLoader::new()
             .default_map_pin_directory(pins.root())
             .map_pin_path(ORIGINALS, pins.root().join(ORIGINALS))
+            .map_pin_path(HOMES, pins.root().join(HOMES))
             .load(OBJECT)
             .map_err(|error| refused("cannot load the kernel programs", &error))?;
         let programs = load_programs(&mut ebpf)?;
+        let btf = btf.join().ok().flatten();
         let bottles = take::<Array<MapData, Bottle>>(&mut ebpf, "BOTTLES")?;
         let table = Table::map(bottles.map().fd().as_fd()).map_err(|source| KernelError::Io {
             what: "cannot map the table of bottles".to_owned(),
@@ -85,6 +94,8 @@ impl Loader {
             slots: Mutex::new(slots),
             readers: Readers::open(&pins)?,
             namespaces: Namespaces::take(&mut ebpf)?,
+            allowed: Mutex::new(AllowList::open(take(&mut ebpf, "ALLOW")?)?),
+            families: families::load(&mut ebpf, btf.as_ref()),
             events: Mutex::new(Some(take(&mut ebpf, "EVENTS")?)),
             pins,
             programs,
@@ -93,6 +104,18 @@ impl Loader {
         loader.adopted = loader.adopt()?;
         loader.pin_programs()?;
         Ok(loader)
+    }
+
+    /// Why bottles cannot be refused sockets of other families than the hooks see; none where they can.
+    #[must_use]
+    pub fn why_not_every_family(&self) -> Option<&str> {
+        self.families.as_ref().err().map(String::as_str)
+    }
+
+    /// What a bottle is given: each hook and its program.
+    fn hooks(&self) -> impl Iterator<Item = (&'static Hook, &ProgramFd)> {
+        let optional = self.families.as_ref().ok().map(|program| (&families::HOOK, program));
+        HOOKS.iter().zip(&self.programs).chain(optional)
     }
 
     /// Takes over every pinned guard.
@@ -131,8 +154,12 @@ impl Loader {
     fn adopt_bottle(&self, name: String, slot: u32) -> Result<Pinned, KernelError> {
         check_slot(slot)?;
         let mut cgroup_id = None;
-        for (hook, program) in HOOKS.iter().zip(&self.programs) {
+        for (hook, program) in self.hooks() {
             let path = self.pins.link(&name, hook.pin);
+            // the bottle may be older than the kernel's readiness for the optional hook
+            if hook.pin == families::HOOK.pin && !path.exists() {
+                continue;
+            }
             let wrong = |error: io::Error| KernelError::Pins { path: path.clone(), what: error.to_string() };
             let link = sys::open_pin(&path).map_err(wrong)?;
             if cgroup_id.is_none() {
@@ -152,7 +179,7 @@ impl Loader {
 
     /// Pins the programs in place of the earlier ones.
     fn pin_programs(&self) -> Result<(), KernelError> {
-        for (hook, program) in HOOKS.iter().zip(&self.programs) {
+        for (hook, program) in self.hooks() {
             let path = self.pins.program(hook.program);
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -174,7 +201,7 @@ impl Loader {
         slots: &mut Slots,
     ) -> Result<(), KernelError> {
         self.pins.add_bottle(name, slot)?;
-        for (hook, program) in HOOKS.iter().zip(&self.programs) {
+        for (hook, program) in self.hooks() {
             let link = sys::link_create(program.as_fd(), cgroup.as_fd(), hook.attach_type)
                 .map_err(|error| not_attached(cgroup.path(), error))?;
             if hook.slot {
@@ -189,7 +216,7 @@ impl Loader {
     /// Removes a bottle's hooks. Their storage outlives them while the cgroup does, so it forgets the slot first:
     /// else it would govern for a moment whoever is attached there next.
     fn remove_hooks(&self, name: &str, slots: &mut Slots) -> Result<(), KernelError> {
-        for hook in HOOKS.iter().filter(|hook| hook.slot) {
+        for hook in HOOKS.iter().chain([&families::HOOK]).filter(|hook| hook.slot) {
             let path = self.pins.link(name, hook.pin);
             let link = match sys::open_pin(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -222,6 +249,7 @@ impl Kernel for Loader {
         }
         self.table.prepare(&guard, cgroup.id());
         slots.clear(guard.slot)?;
+        lock(&self.allowed).set(guard.slot, &[])?;
         let attached = self.attach_hooks(name, cgroup, guard.slot, &mut slots);
         if attached.is_err() {
             self.table.retire(guard.slot);
@@ -239,6 +267,7 @@ impl Kernel for Loader {
         let mut slots = lock(&self.slots);
         self.table.retire(slot);
         self.remove_hooks(name, &mut slots)?;
+        lock(&self.allowed).set(slot, &[])?;
         slots.clear(slot)
     }
 
@@ -277,6 +306,15 @@ impl Kernel for Loader {
 
     fn remove_place(&self, cookie: u64) -> Result<(), KernelError> {
         self.namespaces.remove(cookie)
+    }
+
+    fn set_allowed(&self, slot: u32, allowed: &[Allowed]) -> Result<(), KernelError> {
+        check_slot(slot)?;
+        lock(&self.allowed).set(slot, allowed)
+    }
+
+    fn refuses_packet_sockets(&self) -> bool {
+        self.families.is_ok()
     }
 
     fn events(&self) -> Result<Events, KernelError> {

@@ -37,15 +37,19 @@ struct Shape {
 pub(super) const MMAPABLE: u32 = 1 << 10;
 /// `BPF_F_NO_PREALLOC`.
 const NO_PREALLOC: u32 = 1;
+/// `BPF_F_CLONE`.
+const CLONE: u32 = 1 << 9;
 /// Bytes before the data of an LPM trie's key: the prefix length.
 const PREFIX: usize = 4;
 /// `struct bpf_cgroup_storage_key`, with its padding.
 const STORAGE_KEY: usize = 16;
 
-/// The one map whose definition cannot say that it is pinned.
+/// The maps whose definitions cannot say that they are pinned.
 pub const ORIGINALS: &str = "ORIGINALS";
+/// As above.
+pub const HOMES: &str = "HOMES";
 
-const SHAPES: [Shape; 11] = [
+const SHAPES: [Shape; 12] = [
     shape("CG", MapType::CgroupStorage, STORAGE_KEY, size_of::<u32>(), 0, 0),
     shape("BOTTLES", MapType::Array, size_of::<u32>(), size_of::<Bottle>(), SLOTS, MMAPABLE),
     shape("COUNTERS", MapType::PerCpuArray, size_of::<u32>(), size_of::<Counters>(), SLOTS, 0),
@@ -64,6 +68,7 @@ const SHAPES: [Shape; 11] = [
     shape("EVENTS", MapType::RingBuf, 0, 0, EVENT_BYTES, 0),
     shape("EVENT_STATES", MapType::Array, size_of::<u32>(), size_of::<EventState>(), SLOTS, 0),
     shape(ORIGINALS, MapType::SkStorage, size_of::<i32>(), size_of::<Original>(), 0, NO_PREALLOC),
+    shape(HOMES, MapType::SkStorage, size_of::<i32>(), size_of::<u64>(), 0, NO_PREALLOC | CLONE),
 ];
 
 const fn shape(

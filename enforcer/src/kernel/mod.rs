@@ -2,8 +2,10 @@
 //!
 //! `loader` does it with eBPF; `fake` does it in memory for tests without root. Nothing outside this room
 //! knows of maps, pins or programs.
+mod allow;
 mod events;
 pub mod fake;
+mod families;
 mod hooks;
 pub mod loader;
 mod maps;
@@ -13,6 +15,7 @@ mod refusal;
 pub mod sock_diag;
 mod sys;
 mod table;
+pub mod throwaway;
 mod words;
 
 use std::net::{Ipv6Addr, SocketAddr};
@@ -21,6 +24,7 @@ use std::time::Duration;
 
 pub use enforcer_ebpf::{Counters, Event, Flow};
 
+pub use self::allow::{Allowed, AllowedPorts};
 pub use self::events::Events;
 pub use self::sys::namespace_cookie;
 
@@ -209,6 +213,17 @@ pub trait Kernel: Send + Sync {
     /// # Errors
     /// When they have been taken already, or cannot be read.
     fn events(&self) -> Result<Events, KernelError>;
+
+    /// Makes this what the slot may reach under lockdown besides the meter and its own loopback; nothing for an empty
+    /// list. What goes is taken away before anything is added.
+    ///
+    /// # Errors
+    /// When there is no room, or the list cannot be written: then the slot reaches no more than both lists say.
+    fn set_allowed(&self, slot: u32, allowed: &[Allowed]) -> Result<(), KernelError>;
+
+    /// Whether bottles under lockdown are refused sockets of every family whose packets the hooks do not see; found
+    /// out by making one.
+    fn refuses_packet_sockets(&self) -> bool;
 
     /// Packets and bytes of the slot so far, summed over CPUs.
     ///

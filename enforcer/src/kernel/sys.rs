@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::ptr::{self, NonNull};
 
+const PROG_LOAD: libc::c_int = 5;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const PROG_GET_FD_BY_ID: libc::c_int = 13;
@@ -95,6 +96,16 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     cgroup_id[..4].copy_from_slice(&info[4].to_ne_bytes());
     cgroup_id[4..].copy_from_slice(&info[5].to_ne_bytes());
     Ok(LinkInfo { program_id: info[2], cgroup_id: u64::from_ne_bytes(cgroup_id) })
+}
+
+/// Loads an LSM program that refuses, on the hook with this type id, for an attach type.
+pub fn load_lsm_refusal(hook: u32, attach_type: u32) -> io::Result<OwnedFd> {
+    /// `r0 = 0; exit`
+    const REFUSE: [u64; 2] = [0xb7, 0x95];
+    const TYPE_LSM: u32 = 29;
+    let mut load = Attributes::new([TYPE_LSM, 2]).address(2, REFUSE.as_ptr()).address(4, c"GPL".as_ptr());
+    (load.0[17], load.0[27]) = (attach_type, hook);
+    load.open(PROG_LOAD)
 }
 
 /// Pins an object at a path on bpffs.

@@ -9,6 +9,7 @@ use meter_proxy::tokens::{Ending, Provenance, Tokens};
 use serde::{Deserialize, Serialize};
 
 use crate::audit::Action;
+use crate::settings::Egress;
 
 /// What can go wrong in the ledger.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +66,8 @@ pub struct Attachment {
     pub generation: u32,
     /// Policy (`cutoff`).
     pub policy: String,
+    /// What it may reach.
+    pub egress: Egress,
     /// Launch-time budgets: provider and tokens.
     pub launch_budget: Vec<(String, u64)>,
     /// Start of the attachment.

@@ -1,8 +1,9 @@
 //! The meter as the controller sees it: a child process, its listeners and its socket.
 //!
-//! The controller holds the listening sockets and hands them over, so a restart of the meter refuses nobody. The
-//! child is watched: when it ends, the core settles what was under way, and another one is started. What its
+//! The controller holds the listening sockets (`listeners`) and hands them over, so a restart of the meter refuses
+//! nobody. The child is watched: when it ends, the core settles what was under way, and another one is started. What its
 //! messages mean is the core's business; only certificates are signed here, by `signer`.
+mod listeners;
 mod signer;
 
 use std::io;
@@ -16,8 +17,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use meter_proxy::protocol::{self, Config, ToController, ToMeter};
+use meter_proxy::protocol::{self, Config, ProtocolError, ToController, ToMeter};
 
+pub use self::listeners::{HostListeners, listen};
+use self::listeners::{Listeners, Sockets};
 use self::signer::Signer;
 use crate::ca::Ca;
 use crate::core::{CoreHandle, Message};
@@ -67,16 +70,8 @@ pub struct Options {
     pub cgroup_procs: Option<PathBuf>,
     /// What it is told first.
     pub config: Config,
-    /// The listening socket and its id.
-    pub listener: (TcpListener, u32),
-}
-
-/// Opens the meter's listening socket.
-///
-/// # Errors
-/// When the address is taken or cannot be bound.
-pub fn listen(address: SocketAddr) -> Result<TcpListener, MeterError> {
-    TcpListener::bind(address).map_err(|source| MeterError::Listen { address, source })
+    /// The listening sockets of the host's network namespace.
+    pub sockets: Vec<TcpListener>,
 }
 
 /// The meter's program: beside this one.
@@ -100,6 +95,7 @@ struct Shared {
     stopping: AtomicBool,
     /// The controller's end of the socket, for the stop to close.
     socket: Mutex<Option<Arc<OwnedFd>>>,
+    listeners: Listeners,
 }
 
 impl Shared {
@@ -118,12 +114,14 @@ impl Meter {
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(options: Options, core: CoreHandle, ca: Arc<Ca>) -> Result<Self, MeterError> {
+    pub fn start(mut options: Options, core: CoreHandle, ca: Arc<Ca>) -> Result<Self, MeterError> {
+        let sockets = std::mem::take(&mut options.sockets);
         let shared = Arc::new(Shared {
             standing: Mutex::default(),
             changed: Condvar::new(),
             stopping: AtomicBool::new(false),
             socket: Mutex::new(None),
+            listeners: Listeners::new(sockets),
         });
         let signer = Signer::start(ca, options.config.providers.clone())?;
         let supervised = shared.clone();
@@ -137,6 +135,17 @@ impl Meter {
     #[must_use]
     pub fn standing(&self) -> Standing {
         *self.shared.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has this meter and every later one accept from these sockets too, until [`Self::unlisten`]. A connection may
+    /// be made when this returns: it waits in its socket's queue until the meter has read that it is to take it.
+    pub fn listen(&self, id: u32, sockets: Vec<TcpListener>) {
+        self.shared.listeners.add(id, sockets);
+    }
+
+    /// Closes the sockets of this id, here and in the meter.
+    pub fn unlisten(&self, id: u32) {
+        self.shared.listeners.remove(id);
     }
 
     /// Waits until the meter serves; `false` when it does not within the time.
@@ -171,7 +180,7 @@ fn hang_up(socket: &OwnedFd) {
     }
 }
 
-fn supervise(options: &Options, core: &CoreHandle, signer: &Signer, shared: &Shared) {
+fn supervise(options: &Options, core: &CoreHandle, signer: &Signer, shared: &Arc<Shared>) {
     let mut wait = RESTART_WAIT.0;
     for epoch in 1.. {
         let started = Instant::now();
@@ -202,7 +211,7 @@ fn live(
     options: &Options,
     core: &CoreHandle,
     signer: &Signer,
-    shared: &Shared,
+    shared: &Arc<Shared>,
 ) -> Result<(), MeterError> {
     let (ours, theirs) = protocol::pair()?;
     let ours = Arc::new(ours);
@@ -212,12 +221,14 @@ fn live(
     if shared.stopping() {
         hang_up(&ours);
     }
-    let spoken = introduce(options, &ours).and_then(|()| start_sender(&ours));
-    let sender = spoken.map(|(link, sender)| {
+    let (link, orders) = channel();
+    let spoken = introduce(&options.config, &ours, &shared.listeners.begin(link.clone()))
+        .and_then(|()| start_sender(&ours, orders, shared));
+    let sender = spoken.inspect(|_| {
         core.tell(Message::MeterUp { epoch, link: link.clone() });
         Conversation { epoch, core, signer, shared, socket: &ours, link, pid: child.id() }.listen();
-        sender
     });
+    shared.listeners.end();
     shared.socket.lock().unwrap_or_else(PoisonError::into_inner).take();
     hang_up(&ours);
     reap(&mut child);
@@ -255,30 +266,44 @@ fn identity() -> (u32, u32) {
 }
 
 /// Hands over the listeners and the configuration.
-fn introduce(options: &Options, socket: &OwnedFd) -> Result<(), MeterError> {
-    let (listener, id) = &options.listener;
-    protocol::send(socket.as_fd(), &ToMeter::Listeners { ids: vec![*id] }, &[listener.as_fd()])
-        .and_then(|()| protocol::send(socket.as_fd(), &ToMeter::Config(options.config.clone()), &[]))
+fn introduce(config: &Config, socket: &OwnedFd, all: &[(u32, Sockets)]) -> Result<(), MeterError> {
+    listeners::hand_over(socket, all)
+        .and_then(|()| protocol::send(socket.as_fd(), &ToMeter::Config(config.clone()), &[]))
         .map_err(|error| io::Error::other(error).into())
 }
 
 /// A thread that sends what is put into the link, in order.
-fn start_sender(socket: &Arc<OwnedFd>) -> Result<(Sender<ToMeter>, JoinHandle<()>), MeterError> {
-    let (link, orders) = channel();
-    let socket = socket.clone();
-    let sender =
-        std::thread::Builder::new().name("meter-tx".into()).spawn(move || send_orders(&socket, &orders))?;
-    Ok((link, sender))
+fn start_sender(
+    socket: &Arc<OwnedFd>,
+    orders: Receiver<ToMeter>,
+    shared: &Arc<Shared>,
+) -> Result<JoinHandle<()>, MeterError> {
+    let (socket, shared) = (socket.clone(), shared.clone());
+    let sending = std::thread::Builder::new().name("meter-tx".into());
+    Ok(sending.spawn(move || send_orders(&socket, &orders, &shared.listeners))?)
 }
 
-fn send_orders(socket: &OwnedFd, orders: &Receiver<ToMeter>) {
+fn send_orders(socket: &OwnedFd, orders: &Receiver<ToMeter>, listeners: &Listeners) {
     for order in orders {
-        if let Err(error) = protocol::send(socket.as_fd(), &order, &[]) {
+        if let Err(error) = send_order(socket, &order, listeners) {
             tracing::debug!(%error, "an order did not reach the meter; its loss is about to be noticed");
             hang_up(socket);
             return;
         }
     }
+}
+
+/// Sends one order, a listener's with its sockets. One that was taken away again is not sent at all.
+fn send_order(socket: &OwnedFd, order: &ToMeter, listeners: &Listeners) -> Result<(), ProtocolError> {
+    let sockets = match order {
+        ToMeter::Listen { id } => match listeners.of(*id) {
+            Some(sockets) => sockets,
+            None => return Ok(()),
+        },
+        _ => Sockets::default(),
+    };
+    let sockets: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+    protocol::send(socket.as_fd(), order, &sockets)
 }
 
 /// What the supervisor hears from one meter process.

@@ -1,9 +1,11 @@
 //! Turns the file as written into [`Settings`]: refuses what has no effect in this version, checks what serde
 //! cannot, and merges the providers. Every refusal has its place.
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use meter_proxy::egress::{EgressRule, RuleError};
 use meter_proxy::protocol::{Dialect, Provider};
 
 use super::file::{
@@ -13,8 +15,8 @@ use super::file::{
 use super::values::{check_cidr, check_host, check_name, check_upstream, hosts_overlap};
 use super::yaml::{Fault, Places};
 use super::{
-    AgentSettings, BottleSettings, Budgets, Egress, Face, Gate, Policy, ScopeRule, Settings, Window,
-    built_in_providers,
+    AgentSettings, BottleSettings, Budgets, Face, Gate, MAX_PORTS, MAX_RESOLVERS, MAX_RULES, Policy,
+    ScopeRule, Settings, Window, built_in_providers,
 };
 
 /// Providers that are part of the design and not of this version.
@@ -43,6 +45,9 @@ pub(super) fn settings(file: File, places: &Places, cgroup_mount: Option<&Path>)
         hold: file.hold.map_or(default.hold, |hold| hold.0),
         lease: check.lease(file.lease, default.lease)?,
         unattached: file.unattached.unwrap_or(default.unattached),
+        egress: file.egress.unwrap_or(default.egress),
+        allow: check.rules(file.allow.unwrap_or_default())?,
+        resolvers: check.resolvers(file.resolvers.unwrap_or_default())?,
         allow_private: check.ranges(file.allow_private.unwrap_or_default())?,
         listen: match file.listen {
             Some(listen) => check.listen(&listen)?,
@@ -62,7 +67,7 @@ pub(super) fn settings(file: File, places: &Places, cgroup_mount: Option<&Path>)
 /// Refuses each value that the schema knows and that would do nothing yet.
 fn refuse_unsupported(file: &File, places: &Places) -> Result<(), Fault> {
     let weighed = |weights: &BTreeMap<String, f64>| weights.values().any(|&weight| weight != 1.0);
-    let unsupported: [(bool, &[&str], &str); 14] = [
+    let unsupported: [(bool, &[&str], &str); 11] = [
         (other(file.shutdown, Policy::Cutoff), &["shutdown"], "cutoff"),
         (other(file.window, Window::Total), &["window"], "total"),
         (other(file.scope_rule, ScopeRule::Nearest), &["scope_rule"], "nearest"),
@@ -71,9 +76,6 @@ fn refuse_unsupported(file: &File, places: &Places) -> Result<(), Fault> {
         (other(file.reopen, Reopen::Auto), &["reopen"], "auto"),
         (filled(file.warn_at.as_ref()), &["warn_at"], "[]"),
         (file.weights.as_ref().is_some_and(weighed), &["weights"], "1 for every class"),
-        (other(file.egress, Egress::Open), &["egress"], "open"),
-        (filled(file.allow.as_ref()), &["allow"], "[]"),
-        (filled(file.resolvers.as_ref()), &["resolvers"], "[]"),
         (file.retention.is_some(), &["retention"], "nothing: every row is kept"),
         (
             file.hooks.as_ref().is_some_and(|hooks| hooks.values().any(|argv| !argv.is_empty())),
@@ -247,7 +249,6 @@ impl Check<'_> {
         self.check_owner("bottle", name, &["bottles", name])?;
         let unsupported = [
             (other(entry.shutdown, Policy::Cutoff), "shutdown", "cutoff"),
-            (other(entry.egress, Egress::Open), "egress", "open"),
             (filled(entry.snapshot.as_ref()), "snapshot", "[]"),
         ];
         for (refused, key, supported) in unsupported {
@@ -358,6 +359,45 @@ impl Check<'_> {
             }
             Some(Lease::For(span)) => Ok(Some(span)),
         }
+    }
+
+    fn rules(&self, rules: Vec<String>) -> Result<Vec<EgressRule>, Fault> {
+        let mut ports = BTreeSet::new();
+        let read = |(index, rule): (usize, String)| {
+            let at = self.places.value(&["allow", &index.to_string()]);
+            if index == MAX_RULES {
+                return Err(Fault::new(at, format!("more than {MAX_RULES} rules in allow"))
+                    .hint("a range of addresses covers many hosts"));
+            }
+            let read: EgressRule = rule.parse().map_err(|error: RuleError| {
+                Fault::new(at, format!("{rule:?} is no rule of allow: {error}")).hint(error.hint())
+            })?;
+            ports.extend(read.port);
+            if ports.len() > MAX_PORTS {
+                return Err(Fault::new(at, format!("more than {MAX_PORTS} different ports in allow"))
+                    .hint("a rule without a port lets every port through"));
+            }
+            Ok(read)
+        };
+        rules.into_iter().enumerate().map(read).collect()
+    }
+
+    fn resolvers(&self, resolvers: Vec<String>) -> Result<Vec<IpAddr>, Fault> {
+        let read = |(index, resolver): (usize, String)| {
+            let fault = |what: String| {
+                Fault::new(self.places.value(&["resolvers", &index.to_string()]), what).hint(
+                    "resolvers are addresses of at most 8 DNS servers, asked at port 53: 10.0.0.53, fd00::53",
+                )
+            };
+            if index == MAX_RESOLVERS {
+                return Err(fault(format!("more than {MAX_RESOLVERS} resolvers")));
+            }
+            let address = resolver.parse().ok().map(|address: IpAddr| address.to_canonical());
+            address
+                .filter(|address| !address.is_unspecified() && !address.is_multicast())
+                .ok_or_else(|| fault(format!("{resolver:?} is no address of a DNS server")))
+        };
+        resolvers.into_iter().enumerate().map(read).collect()
     }
 
     fn listen(&self, listen: &str) -> Result<std::net::SocketAddr, Fault> {

@@ -15,11 +15,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Read};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use meter_proxy::egress::EgressMode as Egress;
+use meter_proxy::egress::EgressRule;
 use meter_proxy::protocol::{Dialect, Provider};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -33,6 +35,13 @@ use crate::bottle::cgroup;
 
 /// Longest settings file that is read, bytes.
 pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
+
+/// Most rules in `allow`: they travel to the meter in one message with the rest of its configuration.
+pub const MAX_RULES: usize = 128;
+/// Most different ports in `allow`: what one entry of the kernel's list holds, whatever covers it.
+pub const MAX_PORTS: usize = enforcer_ebpf::ALLOW_PORTS;
+/// Most servers in `resolvers`.
+pub const MAX_RESOLVERS: usize = 8;
 
 /// Tokens by provider.
 pub type Budgets = BTreeMap<String, u64>;
@@ -66,6 +75,10 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// What a bottle may reach unless its own settings say otherwise.
     pub egress: Egress,
+    /// What bottles in mode `allowlist` may reach beside their providers; at most [`MAX_RULES`].
+    pub allow: Vec<EgressRule>,
+    /// DNS servers (at port 53) that confined bottles and the controller ask; the host's when there are none.
+    pub resolvers: Vec<IpAddr>,
     /// Built-in providers and the file's, by name; no host belongs to two of them.
     pub providers: Vec<Provider>,
     /// PEM file of certificates trusted towards upstreams, beside the system's; absolute.
@@ -181,18 +194,6 @@ words! {
 }
 
 words! {
-    /// What a bottle may reach. Only `open` in this version.
-    Egress {
-        /// Everything; metered hosts through the meter.
-        Open = "open",
-        /// What is listed, and metered hosts.
-        Allowlist = "allowlist",
-        /// Metered hosts alone.
-        Metered = "metered",
-    }
-}
-
-words! {
     /// What becomes of a peer that belongs to no bottle.
     Unattached {
         /// It is refused.
@@ -218,6 +219,8 @@ impl Default for Settings {
             allow_private: Vec::new(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7080)),
             egress: Egress::Open,
+            allow: Vec::new(),
+            resolvers: Vec::new(),
             providers: built_in_providers(),
             extra_roots: None,
             bottles: BTreeMap::new(),

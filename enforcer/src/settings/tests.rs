@@ -48,11 +48,11 @@ lease: off
 reopen: auto
 warn_at: []
 weights: { input: 1, cache_write: 1.0, cache_read: 1, output: 1 }
-egress: open
-allow: []
+egress: allowlist
+allow: ["github.com:443", "10.0.0.0/8:5432", "[fd00::1]"]
 unattached: meter
 allow_private: ["10.0.0.0/8", "fd00::/8", "127.0.0.1/32"]
-resolvers: []
+resolvers: [10.0.0.53, "fd00::53"]
 listen: "[::1]:0"
 hooks: { warn: [], cut: [], freeze: [], kill: [] }
 providers:
@@ -61,7 +61,7 @@ providers:
   local: { dialect: openai-chat, hosts: ["*.llm.example.com"], upstream: "https://llm.example.com/v2" }
 tls: { extra_roots: /etc/roots.pem }
 bottles:
-  base: { shutdown: cutoff, egress: open, snapshot: [] }
+  base: { shutdown: cutoff, egress: metered, snapshot: [] }
   reviewer: { extends: base, budget: { claude: 300000 } }
 agents:
   implementer: { budget: { claude: 100000 } }
@@ -96,6 +96,13 @@ fn every_supported_value_arrives() {
         }
     );
     assert_eq!(settings.bottles["base"].shutdown, Some(Policy::Cutoff));
+    assert_eq!(settings.egress, Egress::Allowlist);
+    assert_eq!(settings.bottles["base"].egress, Some(Egress::Metered));
+    assert_eq!(settings.bottles["reviewer"].egress, None);
+    let rules: Vec<String> = settings.allow.iter().map(ToString::to_string).collect();
+    assert_eq!(rules, ["github.com:443", "10.0.0.0/8:5432", "[fd00::1/128]"]);
+    let resolvers: [IpAddr; 2] = ["10.0.0.53".parse().unwrap(), "fd00::53".parse().unwrap()];
+    assert_eq!(settings.resolvers, resolvers);
     assert_eq!(settings.agents["implementer"].budget, budget(&[("claude", 100_000)]));
 }
 
@@ -111,15 +118,11 @@ fn what_has_no_effect_yet_is_refused_with_its_place() {
         ("reopen: manual", "1:9", "reopen"),
         ("warn_at: [50]", "1:10", "warn_at"),
         ("weights: { output: 5 }", "1:10", "weights"),
-        ("egress: metered", "1:9", "egress"),
-        ("allow: ['github.com:443']", "1:8", "allow"),
-        ("resolvers: [10.0.0.1]", "1:12", "resolvers"),
         ("retention: 400d", "1:12", "retention"),
         ("hooks:\n  cut: [/bin/true]", "2:3", "hooks"),
         ("dlp: { mode: block }", "1:14", "dlp.mode"),
         ("providers:\n  g: { dialect: gemini, hosts: [g.example] }", "2:17", "providers.g.dialect"),
         ("bottles:\n  b: { shutdown: kill }", "2:18", "bottles.b.shutdown"),
-        ("bottles:\n  b: { egress: allowlist }", "2:16", "bottles.b.egress"),
         ("bottles:\n  b: { snapshot: [tar] }", "2:18", "bottles.b.snapshot"),
     ] {
         let words = refused(text);
@@ -200,6 +203,17 @@ fn errors_name_line_and_column_and_what_to_do() {
         "allow_private: [10.0.0.0/8, 10.0.0.0/33]",
         "allow_private: [10.0.0.1/8]",
         "allow_private: [10.0.0.1]",
+        "egress: closed",
+        "allow: github.com",
+        "allow: ['github.com:443', '*.github.com:443']",
+        "allow: ['fd00::1:443']",
+        "allow:\n  - 10.0.0.1/8",
+        "allow: ['github.com:https']",
+        "allow: ['a b']",
+        "resolvers: [dns.example]",
+        "resolvers: ['10.0.0.1:5353']",
+        "resolvers: [0.0.0.0]",
+        "bottles:\n  b: { egress: none }",
         "providers:\n  new: { hosts: [a.example] }",
         "providers:\n  new: { dialect: openai }",
         "providers:\n  ../x: { dialect: openai }",
@@ -326,6 +340,30 @@ fn errors_name_line_and_column_and_what_to_do() {
       => s.yml:1:17: "10.0.0.1/8" has bits beyond its prefix of 8
     allow_private: [10.0.0.1]
       => s.yml:1:17: "10.0.0.1" is no range of addresses (10.0.0.0/8, fd00::/8)
+    egress: closed
+      => s.yml:1:9: egress: unknown variant `closed`, expected one of `open`, `allowlist`, `metered`
+    allow: github.com
+      => s.yml:1:8: allow: invalid type: string "github.com", expected a sequence
+    allow: ['github.com:443', '*.github.com:443']
+      => s.yml:1:27: "*.github.com:443" is no rule of allow: a name with * has no addresses that could be looked up [list each name by itself: git.example.com:443]
+    allow: ['fd00::1:443']
+      => s.yml:1:9: "fd00::1:443" is no rule of allow: an IPv6 address without brackets could end in a port [write it as [fd00::1]:443]
+    allow:
+      - 10.0.0.1/8
+      => s.yml:2:5: "10.0.0.1/8" is no rule of allow: the range has bits beyond its prefix [a range starts where its prefix says: 10.0.0.0/8]
+    allow: ['github.com:https']
+      => s.yml:1:9: "github.com:https" is no rule of allow: the port is not one of 1 to 65535 [rules are host:port, 10.0.0.0/8:port, [fd00::1]:port, or any of these without a port]
+    allow: ['a b']
+      => s.yml:1:9: "a b" is no rule of allow: not a host name, an address or a range of addresses [rules are host:port, 10.0.0.0/8:port, [fd00::1]:port, or any of these without a port]
+    resolvers: [dns.example]
+      => s.yml:1:13: "dns.example" is no address of a DNS server [resolvers are addresses of at most 8 DNS servers, asked at port 53: 10.0.0.53, fd00::53]
+    resolvers: ['10.0.0.1:5353']
+      => s.yml:1:13: "10.0.0.1:5353" is no address of a DNS server [resolvers are addresses of at most 8 DNS servers, asked at port 53: 10.0.0.53, fd00::53]
+    resolvers: [0.0.0.0]
+      => s.yml:1:13: "0.0.0.0" is no address of a DNS server [resolvers are addresses of at most 8 DNS servers, asked at port 53: 10.0.0.53, fd00::53]
+    bottles:
+      b: { egress: none }
+      => s.yml:2:16: bottles.b.egress: unknown variant `none`, expected one of `open`, `allowlist`, `metered`
     providers:
       new: { hosts: [a.example] }
       => s.yml:2:3: provider "new" has no dialect [dialect anthropic, openai or openai-chat]
@@ -393,6 +431,20 @@ fn errors_name_line_and_column_and_what_to_do() {
     shutdown: "a\nb\e[31m"
       => s.yml:1:11: shutdown: unknown variant `a�b�[31m`, expected one of `cutoff`, `freeze`, `kill`
     "#);
+}
+
+#[test]
+fn rules_and_resolvers_are_bounded() {
+    let list = |item: &str, count: usize| vec![item; count].join(", ");
+    assert_eq!(parse(&format!("allow: [{}]", list("a.example", MAX_RULES))).unwrap().allow.len(), MAX_RULES);
+    let words = refused(&format!("allow: [{}]", list("a.example", MAX_RULES + 1)));
+    assert!(words.starts_with("s.yml:1:1417: more than 128 rules in allow ["), "{words}");
+    let rules: Vec<String> = (1..=17).map(|port| format!("a.example:{port}")).collect();
+    assert!(parse(&format!("allow: [{}]", rules[..16].join(", "))).is_ok());
+    let words = refused(&format!("allow: [{}]", rules.join(", ")));
+    assert!(words.starts_with("s.yml:1:224: more than 16 different ports in allow ["), "{words}");
+    let words = refused(&format!("resolvers: [{}]", list("10.0.0.1", MAX_RESOLVERS + 1)));
+    assert!(words.starts_with("s.yml:1:93: more than 8 resolvers ["), "{words}");
 }
 
 #[test]

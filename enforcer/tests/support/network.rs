@@ -70,7 +70,8 @@ pub fn switch_lo_on() -> io::Result<()> {
     control(&UdpSocket::bind("0.0.0.0:0")?, libc::SIOCSIFFLAGS, &up)
 }
 
-fn set_up() -> io::Result<()> {
+/// Switches `lo` on in the namespace of the calling thread, with the addresses above on it.
+pub fn set_up() -> io::Result<()> {
     switch_lo_on()?;
     let ip4 = UdpSocket::bind("0.0.0.0:0")?;
     for (label, ip) in [("lo:1", PUBLIC4), ("lo:2", PRIVATE4)] {

@@ -96,6 +96,7 @@ struct Held {
     socket: Option<UdpSocket>,
     listener: Option<TcpListener>,
     attempted: Option<OwnedFd>,
+    raw: Option<OwnedFd>,
     flood: Vec<TcpStream>,
 }
 
@@ -110,7 +111,9 @@ struct Held {
 /// - `listen ADDR` makes a TCP listener and answers its address;
 /// - `udp ADDR` sends a datagram, `bind ADDR` makes a socket that `receive` takes one from, `towards ADDR` connects
 ///   it and `send` uses it;
-/// - `raw ADDR HEX` sends a packet with its headers.
+/// - `raw ADDR HEX` sends a packet with its headers; `hold-raw 4` (or 6) keeps a socket for that, `send-raw ADDR HEX`
+///   uses it;
+/// - `socket FAMILY TYPE PROTOCOL` makes one, by number; another error than those with a name is told by its number.
 #[test]
 #[ignore = "not a test: the program that the tests put into a bottle"]
 fn in_the_bottle() {
@@ -204,7 +207,10 @@ fn obey(order: &str, rest: &str, held: &mut Held) -> std::io::Result<String> {
         "towards" => held.socket.as_ref().unwrap().connect(rest)?,
         "send" => drop(held.socket.as_ref().unwrap().send(b"x")?),
         "receive" => drop(held.socket.as_ref().unwrap().recv(&mut [0; 8])?),
-        "raw" => send_raw(rest)?,
+        "raw" => send_raw(&raw_socket(!rest.contains(':'))?, rest)?,
+        "hold-raw" => held.raw = Some(raw_socket(rest == "4")?),
+        "send-raw" => send_raw(held.raw.as_ref().unwrap(), rest)?,
+        "socket" => return make_socket(rest),
         other => panic!("{other}"),
     }
     Ok("ok".to_owned())
@@ -229,15 +235,30 @@ fn flood(held: &mut Held, count: usize, to: SocketAddr) -> std::io::Result<Strin
     Ok(held.flood.len().to_string())
 }
 
-fn send_raw(order: &str) -> std::io::Result<()> {
+fn raw_socket(ip4: bool) -> std::io::Result<OwnedFd> {
+    let family = if ip4 { AddressFamily::INET } else { AddressFamily::INET6 };
+    Ok(rustix::net::socket(family, SocketType::RAW, Some(ipproto::RAW))?)
+}
+
+fn send_raw(socket: &OwnedFd, order: &str) -> std::io::Result<()> {
     let (to, hex) = order.split_once(' ').unwrap();
     let packet: Vec<u8> =
         (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
-    let to = SocketAddr::new(to.parse().unwrap(), 0);
-    let family = if to.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
-    let socket = rustix::net::socket(family, SocketType::RAW, Some(ipproto::RAW))?;
-    rustix::net::sendto(&socket, &packet, SendFlags::empty(), &to)?;
+    rustix::net::sendto(socket, &packet, SendFlags::empty(), &SocketAddr::new(to.parse().unwrap(), 0))?;
     Ok(())
+}
+
+fn make_socket(order: &str) -> std::io::Result<String> {
+    let numbers: Vec<i32> = order.split(' ').map(|number| number.parse().unwrap()).collect();
+    // SAFETY: the call takes three numbers; the descriptor that it returns is closed by the line after it.
+    let made = unsafe { libc::socket(numbers[0], numbers[1], numbers[2]) };
+    if made < 0 {
+        let error = std::io::Error::last_os_error();
+        return Ok(error.raw_os_error().unwrap().to_string());
+    }
+    // SAFETY: as above: it is ours and nobody else's.
+    drop(unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(made) });
+    Ok("ok".to_owned())
 }
 
 /// A receiver of datagrams outside every bottle.

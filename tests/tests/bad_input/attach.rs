@@ -189,7 +189,6 @@ fn what_comes_later_says_so_and_does_nothing() {
         &["cut", "b1", "--hard"],
         &["cut", "b1", "--answered"],
         &["attach", "b1", "--pid", "1", "--policy", "kill"],
-        &["attach", "b1", "--pid", "1", "--egress", "metered"],
         &["run", "--policy", "freeze", "--", "true"],
         &["ca", "rotate"],
     ] {

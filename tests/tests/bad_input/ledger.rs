@@ -7,11 +7,12 @@ use std::time::Duration;
 use support::cgroup::TestCgroup;
 use support::clock::wait_until;
 use support::enforcer::Daemon;
+use support::mounts;
 use support::process;
 use support::provider::{Provider, Reply};
 use support::require_root;
 
-use crate::{FAILED, NOBODY, Place, SOON, namespace};
+use crate::{FAILED, NOBODY, Place, SOON};
 
 /// Room for the ledger and its log, and little more.
 const SMALL_BYTES: usize = 2 << 20;
@@ -82,18 +83,18 @@ fn root_a_damaged_page_is_found_at_the_start() {
 fn root_a_full_disk_opens_nothing_and_is_got_over() {
     require_root();
     let provider = Provider::start(Reply::default());
-    namespace::private(|| {
+    mounts::private(|| {
         let settings = format!("providers: {{ claude: {{ upstream: \"{}\" }} }}", provider.http_url());
         let mut daemon = Daemon::start("");
         daemon.stop();
-        namespace::mount_small(&daemon.state_dir(), SMALL_BYTES);
+        mounts::mount_small(&daemon.state_dir(), SMALL_BYTES);
         daemon.write_settings(&settings);
         daemon.restart();
         full_disk(&daemon, &provider);
         daemon.stop();
         // the directory must be free to be removed; what the daemon pinned goes by its own command first
         drop(daemon.ok(&["daemon", "--unpin-all"]));
-        namespace::unmount(&daemon.state_dir());
+        mounts::unmount(&daemon.state_dir());
     });
 }
 

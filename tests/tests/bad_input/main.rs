@@ -6,7 +6,6 @@ mod attach;
 mod control;
 mod ledger;
 mod listener;
-mod namespace;
 mod settings;
 mod start;
 mod words;

@@ -6,12 +6,12 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt as _;
 
 use support::enforcer::Daemon;
+use support::mounts;
 use support::process;
 use support::require_root;
 
 use crate::{
-    FAILED, NO_DAEMON, NOBODY, Place, REFUSED, SOON, UNSUPPORTED, assert_refused, enforcer, namespace,
-    unnamed,
+    FAILED, NO_DAEMON, NOBODY, Place, REFUSED, SOON, UNSUPPORTED, assert_refused, enforcer, unnamed,
 };
 
 #[test]
@@ -91,9 +91,9 @@ fn root_a_state_directory_that_others_could_change_is_refused() {
 fn root_without_cgroup_v2_nothing_starts() {
     require_root();
     let place = Place::new();
-    namespace::private(|| {
-        namespace::unmount(&support::cgroup::mount_point());
-        assert!(!namespace::mounts().contains(" - cgroup2 "), "the host has it in two places");
+    mounts::private(|| {
+        mounts::unmount(&support::cgroup::mount_point());
+        assert!(!mounts::mounts().contains(" - cgroup2 "), "the host has it in two places");
         let output = process::run(&mut place.daemon(), SOON);
         assert_refused(&output, UNSUPPORTED, "no cgroup v2 file system is mounted");
     });

@@ -38,8 +38,8 @@ pub(super) fn entry(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), 
 fn attach(transaction: &Transaction<'_>, attachment: &Attachment) -> Result<(), Refusal> {
     let mut insert = transaction.prepare_cached(
         "INSERT INTO bottles (id, name, agent, parent, ancestors_json, cgroup, cgroup_id, owns_cgroup, slot, \
-         generation, policy, launch_budget_json, attached_at_ms) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+         generation, policy, egress, launch_budget_json, attached_at_ms) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
     )?;
     insert.execute(params![
         attachment.id,
@@ -53,6 +53,7 @@ fn attach(transaction: &Transaction<'_>, attachment: &Attachment) -> Result<(), 
         attachment.slot,
         attachment.generation,
         attachment.policy,
+        attachment.egress.as_str(),
         serde_json::to_string(&attachment.launch_budget)?,
         attachment.attached_at,
     ])?;

@@ -7,6 +7,7 @@ use rusqlite::{Connection, Row};
 use super::{count, json, optional_json, unreadable};
 use crate::audit::Cause;
 use crate::ledger::{Attachment, Owner, Reservation, Snapshot, Sum};
+use crate::settings::Egress;
 
 pub(super) fn snapshot(connection: &Connection) -> rusqlite::Result<Snapshot> {
     let sums = sums(connection)?;
@@ -48,9 +49,16 @@ fn attachment(row: &Row<'_>) -> rusqlite::Result<Attachment> {
         slot: row.get("slot")?,
         generation: row.get("generation")?,
         policy: row.get("policy")?,
+        egress: egress(row)?,
         launch_budget: json(row, "launch_budget_json")?,
         attached_at: row.get("attached_at_ms")?,
     })
+}
+
+/// The mode; a word that this version does not know is taken for the most closed one.
+fn egress(row: &Row<'_>) -> rusqlite::Result<Egress> {
+    let word: String = row.get("egress")?;
+    Ok(Egress::from_word(&word).unwrap_or(Egress::Metered))
 }
 
 fn orphans(connection: &Connection) -> rusqlite::Result<Vec<(Reservation, Tokens)>> {

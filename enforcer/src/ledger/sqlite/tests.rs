@@ -52,6 +52,7 @@ fn attachment(id: i64, name: &str, ancestors: &[&str]) -> Attachment {
         slot: u32::MAX,
         generation: 7,
         policy: "cutoff".to_owned(),
+        egress: crate::settings::Egress::Allowlist,
         launch_budget: vec![("claude".to_owned(), 500_000)],
         attached_at: 1_000,
     }
@@ -155,7 +156,25 @@ fn opening_twice_migrates_once() {
         .connection
         .query_row("SELECT count(*) FROM refinery_schema_history", [], |row| row.get(0))
         .unwrap();
-    assert_eq!(steps, 1);
+    assert_eq!(steps, 2);
+}
+
+#[test]
+fn what_was_attached_before_there_were_modes_reaches_everything() {
+    let fixture = Fixture::new();
+    let connection = &fixture.ledger.connection;
+    connection.execute("ALTER TABLE bottles DROP COLUMN egress", []).unwrap();
+    connection.execute("DELETE FROM refinery_schema_history WHERE version = 2", []).unwrap();
+    connection
+        .execute(
+            "INSERT INTO bottles (id, name, ancestors_json, cgroup, cgroup_id, owns_cgroup, slot, generation, policy, \
+             launch_budget_json, attached_at_ms) VALUES (1, 'old', '[]', '/c', 7, 0, 1, 1, 'cutoff', '[]', 0)",
+            [],
+        )
+        .unwrap();
+    let mut fixture = fixture.reopened();
+    let snapshot = fixture.ledger.load().unwrap();
+    assert_eq!(snapshot.attachments[0].0.egress, crate::settings::Egress::Open);
 }
 
 #[test]
@@ -363,7 +382,7 @@ fn a_damaged_file_is_refused_and_left_as_it_is() {
 fn a_newer_or_another_schema_is_refused() {
     for (change, words) in [
         (
-            "INSERT INTO refinery_schema_history VALUES (2, 'later', '2026-01-31T12:00:00Z', '5')",
+            "INSERT INTO refinery_schema_history VALUES (9, 'later', '2026-01-31T12:00:00Z', '5')",
             "this version does not know",
         ),
         ("UPDATE refinery_schema_history SET checksum = '5'", "is not this version's"),

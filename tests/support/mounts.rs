@@ -23,6 +23,7 @@ pub fn unmount(point: &Path) {
 }
 
 /// The mounts of this namespace, as proc_pid_mountinfo(5) has them. `/proc/self` would show the process's.
+#[must_use]
 pub fn mounts() -> String {
     std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
 }
@@ -31,4 +32,14 @@ pub fn mounts() -> String {
 pub fn mount_small(point: &Path, bytes: usize) {
     let options = format!("size={bytes},mode=700");
     mount(Some("tmpfs"), point, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).unwrap();
+}
+
+/// Lets a file of the host's show another's content in this namespace.
+pub fn show_instead(file: &Path, content: &Path) {
+    mount(Some(content), file, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+}
+
+/// Mounts cgroup v2 at `point`, as a host without v1 has it.
+pub fn mount_cgroup2(point: &Path) {
+    mount(Some("cgroup2"), point, Some("cgroup2"), MsFlags::empty(), None::<&str>).unwrap();
 }

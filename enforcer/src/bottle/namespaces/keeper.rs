@@ -1,0 +1,364 @@
+//! The thread that serves namespaces: hears what is asked, and looks at every bottle in rounds.
+//!
+//! Not here: for how long a namespace is served and how many there may be (`known`).
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use enforcer_ebpf::LISTENER_HOST;
+use meter_proxy::protocol::{BottleRef, Notice, namespaces_within};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use super::known::{Full, Known, MAX_OF_BOTTLE, Served};
+use super::{Message, Parts, Watched};
+use crate::bottle::cgroup::{Cgroup, CgroupError};
+use crate::bottle::namespace::{self, Inside, Namespace, NamespaceError, NamespaceId};
+use crate::core::Message as CoreMessage;
+use crate::kernel::{Event, KernelError, Place};
+
+/// How often every bottle is looked at.
+const ROUND: Duration = Duration::from_millis(250);
+/// Rounds take no more than this part of one core: with many processes they come less often.
+const BUSY_PART: u32 = 20;
+/// A namespace that could not be served is tried again after this long.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// The namespaces that a bottle's processes are in, each with one of them. Those that end meanwhile are in none.
+fn found_in(cgroup: &Cgroup) -> Result<BTreeMap<NamespaceId, u32>, CgroupError> {
+    let of = |pid| NamespaceId::of_process(pid).ok().map(|id| (id, pid));
+    Ok(cgroup.pids()?.into_iter().filter_map(of).collect())
+}
+
+/// The thread's state.
+pub(super) struct Keeper {
+    parts: Parts,
+    own: NamespaceId,
+    bottles: BTreeMap<u32, Watched>,
+    known: Known,
+    last_listener: u32,
+    /// Not tried again before then.
+    retry: BTreeMap<NamespaceId, Instant>,
+    /// Slots of bottles of which it was said that they have too many, or use what cannot be served.
+    told: BTreeSet<u32>,
+    /// Slots whose refused connections have led to nothing new: not looked into again in this round.
+    in_vain: BTreeSet<u32>,
+    /// Slots that are still to be looked at in this round.
+    round: VecDeque<u32>,
+    busy: Duration,
+}
+
+impl Keeper {
+    /// Serves the namespaces that these bottles are in.
+    pub(super) fn of(parts: Parts, mut bottles: Vec<Watched>) -> io::Result<Self> {
+        let mut keeper = Self::new(parts)?;
+        bottles.sort_by_key(|bottle| Reverse(bottle.depth()));
+        for bottle in bottles {
+            keeper.watch(bottle);
+        }
+        Ok(keeper)
+    }
+
+    fn new(parts: Parts) -> io::Result<Self> {
+        let most = namespaces_within(raise_descriptor_limit()?);
+        Ok(Self {
+            parts,
+            own: NamespaceId::own()?,
+            bottles: BTreeMap::new(),
+            known: Known::new(most),
+            last_listener: LISTENER_HOST,
+            retry: BTreeMap::new(),
+            told: BTreeSet::new(),
+            in_vain: BTreeSet::new(),
+            round: VecDeque::new(),
+            busy: Duration::ZERO,
+        })
+    }
+
+    /// Between two looks at bottles whoever asks is heard first.
+    pub(super) fn run(mut self, inbox: &Receiver<Message>) {
+        let mut next_round = Instant::now() + ROUND;
+        loop {
+            let wait = next_round.saturating_duration_since(Instant::now());
+            match inbox.recv_timeout(wait) {
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(message) => self.handle(message),
+                Err(RecvTimeoutError::Timeout) if self.look_at_next() => {}
+                Err(RecvTimeoutError::Timeout) => next_round = self.end_round(),
+            }
+        }
+    }
+
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::Watch { bottle, reply } => {
+                if reply.send(self.watch(*bottle)).is_err() {
+                    tracing::debug!("nobody waits for a bottle's namespaces any more");
+                }
+            }
+            Message::Forget { slot } => self.forget(slot),
+            Message::Refused(event) => self.refused(&event),
+            Message::Stop => {}
+        }
+    }
+
+    fn watch(&mut self, bottle: Watched) -> Vec<String> {
+        let slot = bottle.slot;
+        self.forget(slot);
+        self.bottles.insert(slot, bottle);
+        self.look_at(slot)
+    }
+
+    fn forget(&mut self, slot: u32) {
+        self.bottles.remove(&slot);
+        self.told.remove(&slot);
+        self.in_vain.remove(&slot);
+        let gone = self.known.forget(slot);
+        self.give_up(gone);
+    }
+
+    /// Looks at one more bottle of this round; `false` when all have been.
+    fn look_at_next(&mut self) -> bool {
+        let Some(slot) = self.round.pop_front() else { return false };
+        let started = Instant::now();
+        self.look_at(slot);
+        self.busy += started.elapsed();
+        true
+    }
+
+    /// Ends the round; the instant at which the next begins. A bottle inside another comes first: what it is in
+    /// counts for it, not for the one around it.
+    fn end_round(&mut self) -> Instant {
+        let gone = self.known.end_round();
+        self.give_up(gone);
+        let now = Instant::now();
+        self.retry.retain(|_, until| *until > now);
+        self.in_vain.clear();
+        let mut slots: Vec<u32> = self.bottles.keys().copied().collect();
+        slots.sort_by_key(|slot| Reverse(self.bottles.get(slot).map(Watched::depth)));
+        self.round = slots.into();
+        now + ROUND.max(std::mem::take(&mut self.busy) * BUSY_PART)
+    }
+
+    /// Serves the namespaces that a bottle's processes are in now. One line for each that stays closed.
+    fn look_at(&mut self, slot: u32) -> Vec<String> {
+        let Some(bottle) = self.bottles.get(&slot) else { return Vec::new() };
+        let found = match found_in(&bottle.cgroup) {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!(bottle = bottle.name, %error, "its network namespaces cannot be told");
+                self.known.keep(slot);
+                return Vec::new();
+            }
+        };
+        let closed = found.into_iter().filter_map(|(id, pid)| self.meet(slot, id, pid)).collect();
+        self.look_for_threads(slot);
+        closed
+    }
+
+    /// A thread may be in another namespace than its process: those that were met are looked for by their own number.
+    fn look_for_threads(&mut self, slot: u32) {
+        let Some(bottle) = self.bottles.get(&slot) else { return };
+        for (id, witness) in self.known.missing(slot) {
+            if NamespaceId::of_process(witness).is_ok_and(|there| there == id)
+                && bottle.cgroup.contains(witness)
+            {
+                self.known.meet(slot, id);
+            }
+        }
+    }
+
+    /// A process of the bottle, or a thread, is in this namespace. What stays closed, in one line.
+    fn meet(&mut self, slot: u32, id: NamespaceId, pid: u32) -> Option<String> {
+        if id == self.own || self.known.meet(slot, id) {
+            return None;
+        }
+        if self.retry.get(&id).is_some_and(|until| *until > Instant::now()) {
+            self.known.close(slot, id);
+            return None;
+        }
+        match self.known.room_for(slot, id) {
+            Ok(()) => self.open(slot, id, pid),
+            Err(full) => self.full(slot, full),
+        }
+    }
+
+    fn open(&mut self, slot: u32, id: NamespaceId, pid: u32) -> Option<String> {
+        match self.serve(slot, pid) {
+            Ok(()) => {
+                self.told.remove(&slot);
+                None
+            }
+            // it has ended, or gone elsewhere
+            Err(Closed::Namespace(NamespaceError::Process { source, .. })) => {
+                tracing::debug!(pid, %source, "a process left its network namespace before it was served");
+                None
+            }
+            Err(closed) => {
+                self.retry.insert(id, Instant::now() + RETRY);
+                let line = format!("a network namespace (process {pid}) is closed: {closed}");
+                self.known.close(slot, id).then(|| self.say(slot, line))
+            }
+        }
+    }
+
+    /// Sockets first, then the meter, and the kernel last: what it sends there is accepted.
+    fn serve(&mut self, slot: u32, pid: u32) -> Result<(), Closed> {
+        let namespace = Namespace::of_process(pid)?;
+        if namespace.id() == self.own || self.known.meet(slot, namespace.id()) {
+            return Ok(());
+        }
+        let Inside { cookie, sockets, ip4, ip6, without_ip6 } = namespace.listen(self.parts.listen)?;
+        if let Some(error) = without_ip6 {
+            tracing::warn!(pid, %error, "sockets of that network namespace that take IPv6 alone are refused");
+        }
+        self.last_listener = self.last_listener.checked_add(1).ok_or(Closed::NoIds)?;
+        let listener = self.last_listener;
+        self.parts.meter.listen(listener, sockets);
+        let place = Place { meter_ip6: ip6, ..Place::new(listener, ip4) };
+        if let Err(error) = self.parts.kernel.set_place(cookie, &place) {
+            self.parts.meter.unlisten(listener);
+            return Err(error.into());
+        }
+        self.known.serve(slot, namespace.id(), listener, cookie, pid);
+        tracing::debug!(pid, listener, cookie, "a network namespace is served");
+        Ok(())
+    }
+
+    /// The kernel forgets the place first: nothing is sent to sockets that are about to close.
+    fn give_up(&self, gone: Vec<Served>) {
+        for Served { listener, cookie, .. } in gone {
+            if let Err(error) = self.parts.kernel.remove_place(cookie) {
+                tracing::error!(%error, cookie, "a network namespace without a meter is not forgotten");
+            }
+            self.parts.meter.unlisten(listener);
+            tracing::debug!(listener, cookie, "a network namespace is not served any more");
+        }
+    }
+
+    /// A connection was refused because the kernel knew no place. Any thread of the process may have made it; where
+    /// the process has ended, others of the bottle may be in the same namespace. A bottle that is refused again and
+    /// again is looked into once a round.
+    fn refused(&mut self, event: &Event) {
+        let slot = event.slot;
+        let current = self.bottles.get(&slot).is_some_and(|bottle| bottle.generation == event.generation);
+        if !current || self.known.has_cookie(event.cookie) || !self.in_vain.insert(slot) {
+            return;
+        }
+        let threads = namespace::of_threads(event.pid).unwrap_or_default();
+        for (id, thread) in &threads {
+            self.meet(slot, *id, *thread);
+        }
+        if threads.is_empty() {
+            self.look_at(slot);
+        }
+        if self.known.has_cookie(event.cookie) {
+            self.in_vain.remove(&slot);
+            return;
+        }
+        let all_served = threads.iter().all(|(id, _)| *id == self.own || self.known.meet(slot, *id));
+        if !threads.is_empty() && all_served && self.told.insert(slot) {
+            let line = format!(
+                "process {} uses a socket of a network namespace that it is not in: the meter cannot be reached by it",
+                event.pid
+            );
+            self.say(slot, line);
+        }
+    }
+
+    /// Says once of a bottle that it has too many.
+    fn full(&mut self, slot: u32, full: Full) -> Option<String> {
+        let line = match full {
+            Full::Bottle => {
+                format!("it is in more than {MAX_OF_BOTTLE} network namespaces: the others are closed")
+            }
+            Full::All => {
+                "bottles are in more network namespaces than can be served: the others are closed".into()
+            }
+        };
+        self.told.insert(slot).then(|| self.say(slot, line))
+    }
+
+    /// Has it recorded; the line.
+    fn say(&self, slot: u32, line: String) -> String {
+        if let Some(bottle) = self.bottles.get(&slot) {
+            tracing::warn!(bottle = bottle.name, "{line}");
+            let bottle = BottleRef { slot, generation: bottle.generation };
+            self.parts.core.tell(CoreMessage::Closed(Notice { bottle: Some(bottle), detail: line.clone() }));
+        }
+        line
+    }
+}
+
+/// Why a namespace stays closed.
+#[derive(Debug, thiserror::Error)]
+enum Closed {
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error("every id of listening sockets has been given once")]
+    NoIds,
+}
+
+/// Raises this process's limit of open descriptors as far as it goes; how many that is.
+fn raise_descriptor_limit() -> io::Result<usize> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    Ok(usize::try_from(most).unwrap_or(usize::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use super::*;
+    use crate::bottle::cgroup;
+
+    /// A cgroup with one process; both go with it.
+    struct Inhabited(Option<Cgroup>, Child);
+
+    impl Inhabited {
+        fn new(number: usize) -> Self {
+            let name = format!("enforcer-test-round-{}-{number}", std::process::id());
+            let cgroup = Cgroup::create(&cgroup::mount().unwrap().join(name)).unwrap();
+            let child = Command::new("sleep").arg("1000").spawn().unwrap();
+            std::fs::write(cgroup.path().join("cgroup.procs"), child.id().to_string()).unwrap();
+            Self(Some(cgroup), child)
+        }
+    }
+
+    impl Drop for Inhabited {
+        fn drop(&mut self) {
+            self.1.kill().unwrap();
+            self.1.wait().unwrap();
+            let cgroup = self.0.take().unwrap();
+            while cgroup.populated().unwrap() {
+                std::thread::yield_now();
+            }
+            cgroup.remove().unwrap();
+        }
+    }
+
+    /// `ENFORCER_TEST_FULL=1`: 1,000 bottles instead of 50.
+    #[test]
+    fn root_a_round_finds_the_namespace_of_every_bottle_quickly() {
+        assert!(nix::unistd::geteuid().is_root(), "this test makes cgroups: run it as root");
+        let many = if std::env::var_os("ENFORCER_TEST_FULL").is_some() { 1_000 } else { 50 };
+        let bottles: Vec<Inhabited> = (0..many).map(Inhabited::new).collect();
+        let own = NamespaceId::own().unwrap();
+        let mut rounds = Vec::new();
+        for _ in 0..20 {
+            let started = Instant::now();
+            for Inhabited(cgroup, child) in &bottles {
+                let found = found_in(cgroup.as_ref().unwrap()).unwrap();
+                assert_eq!(found, BTreeMap::from([(own, child.id())]));
+            }
+            rounds.push(started.elapsed());
+        }
+        rounds.sort();
+        println!("{many} bottles with a process each: a round takes {:?} (median of 20)", rounds[10]);
+        assert!(rounds[0] < Duration::from_micros(500) * many.try_into().unwrap(), "{rounds:?}");
+    }
+}
