@@ -1,8 +1,11 @@
 //! The messages between the meter and the controller, and the socket that carries them.
 //!
-//! One `SOCK_SEQPACKET` pair, one postcard-encoded message a packet, descriptors by `SCM_RIGHTS`. The
-//! controller uses this module (with [`crate::tokens`] and [`crate::text`]) and nothing else of the meter. Not
-//! here: what either side does with a message.
+//! One `SOCK_SEQPACKET` pair, one postcard-encoded message a packet, descriptors by `SCM_RIGHTS`; the refusal
+//! lane has a pair of its own, with its own messages (`lane`). The controller uses this module (with
+//! [`crate::tokens`] and [`crate::text`]) and nothing else of the meter. Not here: what either side does with a
+//! message.
+mod lane;
+
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
@@ -14,6 +17,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+pub use self::lane::{LaneAnswer, LaneConfig, LaneToController, MAX_LANE_SOCKETS, ToLane};
 use crate::egress::{EgressMode, EgressRule};
 use crate::tokens::{Ending, Provenance, Tokens};
 
@@ -357,13 +361,13 @@ pub enum ToMeter {
 #[derive(Debug, thiserror::Error)]
 pub enum ProtocolError {
     /// The operating system said no.
-    #[error("the socket between controller and meter: {0}")]
+    #[error("the socket between controller and child: {0}")]
     Io(#[from] io::Error),
     /// The other side sent something else than a message.
-    #[error("a message between controller and meter cannot be read: {0}")]
+    #[error("a message between controller and child cannot be read: {0}")]
     Malformed(#[from] postcard::Error),
     /// A message longer than [`MAX_MESSAGE_BYTES`].
-    #[error("a message of {0} bytes between controller and meter is longer than {MAX_MESSAGE_BYTES}")]
+    #[error("a message of {0} bytes between controller and child is longer than {MAX_MESSAGE_BYTES}")]
     TooLong(usize),
 }
 
