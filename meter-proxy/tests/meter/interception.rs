@@ -87,7 +87,7 @@ fn root_a_client_that_leaves_after_the_handshake_and_asks_nothing_is_audited_onc
 }
 
 #[test]
-fn root_clients_that_ask_or_break_off_before_our_certificate_are_not_audited() {
+fn root_clients_that_ask_or_break_off_before_our_certificate_are_not_said_to_distrust_it() {
     let upstream = Upstream::saying(json_answer("200 OK", JSON));
     let rig = Rig::start(config(upstream.address));
     for (_, connect) in WAYS {
@@ -99,7 +99,9 @@ fn root_clients_that_ask_or_break_off_before_our_certificate_are_not_audited() {
         connect(&rig).write_all(&hello(NAME, true)[..100]).unwrap();
     }
     rig.taken_in();
-    assert_eq!(rig.count(|message| matches!(message, ToController::Notice(_))), 0);
+    // half a hello may be said to be unreadable, by where it was going; that is another matter
+    let distrusts = |message: &ToController| matches!(message, ToController::Notice(said) if said.detail.contains("certificate"));
+    assert_eq!(rig.count(distrusts), 0);
 }
 
 /// Programs that people use, none of which trusts the authority of this test. What is not installed is named.
