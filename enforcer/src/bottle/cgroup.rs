@@ -263,6 +263,23 @@ pub fn path_of(pid: u32) -> Result<PathBuf, CgroupError> {
     Ok(mount()?.join(PathBuf::from(OsString::from_vec(below.to_vec()))))
 }
 
+/// How many processes are in the cgroup with this path and inode, and below it; `None` when it is gone. For showing:
+/// it asks for less than [`Cgroup::open`], and what cannot be read counts as none.
+#[must_use]
+pub fn count(path: &Path, id: u64) -> Option<usize> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.ino() != id => return None,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Ok(_) | Err(_) => {}
+    }
+    let mut pids = Vec::new();
+    match collect_pids(path, &mut pids) {
+        Ok(()) => {}
+        Err(error) => tracing::debug!(path = %path.display(), %error, "its processes cannot be counted"),
+    }
+    Some(pids.len())
+}
+
 /// The directory with this inode, wherever it is below the mount; `None` when there is none or it cannot be
 /// looked for.
 #[must_use]

@@ -19,6 +19,7 @@ mod view;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -200,6 +201,25 @@ pub enum Message {
     View {
         /// All bottles, by name, and why requests are refused although the meter serves.
         reply: oneshot::Sender<(Vec<BottleModel>, Option<String>)>,
+    },
+    /// The same of one bottle.
+    ViewOne {
+        /// Name.
+        name: String,
+        /// `None` when there is none of that name.
+        reply: oneshot::Sender<Option<BottleModel>>,
+    },
+    /// Which bottles are attached?
+    List {
+        /// Name and cgroup id of each.
+        reply: oneshot::Sender<Vec<(String, u64)>>,
+    },
+    /// Does a bottle hold this cgroup?
+    Holds {
+        /// Absolute path.
+        cgroup: PathBuf,
+        /// Whether it is a bottle's or below one's.
+        reply: oneshot::Sender<bool>,
     },
     /// Close the connections to providers of every bottle: the controller is about to stop.
     CloseUpstreams,
@@ -407,6 +427,9 @@ impl Core {
                 let closed = self.behind().or_else(|| self.closed.clone());
                 answer(reply, (self.view(), closed));
             }
+            Message::ViewOne { name, reply } => answer(reply, self.view_one(&name)),
+            Message::List { reply } => answer(reply, self.list()),
+            Message::Holds { cgroup, reply } => answer(reply, self.holds(&cgroup)),
             Message::CloseUpstreams => self.close_upstreams(),
             Message::UnderWay { reply } => answer(reply, self.exchanges.len()),
             Message::Stop => {}
