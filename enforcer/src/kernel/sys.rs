@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::ptr::{self, NonNull};
 
+const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const PROG_LOAD: libc::c_int = 5;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
@@ -128,6 +129,15 @@ pub fn attached_programs(cgroup: BorrowedFd<'_>, hook: u32) -> io::Result<Vec<u3
     query.call(PROG_QUERY)?;
     let count = usize::try_from(query.0[6]).unwrap_or(MAX_PROGRAMS).min(MAX_PROGRAMS);
     Ok(ids[..count].to_vec())
+}
+
+/// Adds up what each CPU has counted at one index of a per-CPU array of `N` 64-bit counters. `cpus`: all that the kernel
+/// could have, which is for how many it answers; both must be the map's own, for the kernel writes all of them.
+pub fn sum_per_cpu<const N: usize>(map: BorrowedFd<'_>, index: u32, cpus: usize) -> io::Result<[u64; N]> {
+    let mut counted = vec![[0u64; N]; cpus];
+    let lookup = Attributes::new([word(map)]).address(2, &raw const index);
+    lookup.address(4, counted.as_mut_ptr()).call(MAP_LOOKUP_ELEM)?;
+    Ok(std::array::from_fn(|at| counted.iter().map(|cpu| cpu[at]).sum()))
 }
 
 /// Memory shared with a map that can be mapped, from its first byte on.
