@@ -150,12 +150,24 @@ impl Core {
                 egress: self.egress_around(&found.attachment.cgroup),
             });
         }
-        // other listeners stand where bottles live: whoever is not known there is no process of the host
-        (self.settings.unattached == Unattached::Meter && listener == LISTENER_HOST).then(|| Identity {
+        self.is_of_host(peer, local, listener).then(|| Identity {
             bottle: BottleRef { slot: HOST_SLOT, generation: 0 },
             name: "host".into(),
             original: None,
             egress: Egress::Open,
+        })
+    }
+
+    /// Whether a connection that no hook remembers is one of the host's own that is to be metered. A bottle's may be
+    /// unknown too: made before the attach, or one more than are remembered; so its socket is looked at. What cannot be
+    /// told is nobody's. Other listeners stand where bottles live: no process of the host is known there.
+    fn is_of_host(&self, peer: SocketAddr, local: SocketAddr, listener: u32) -> bool {
+        if self.settings.unattached != Unattached::Meter || listener != LISTENER_HOST {
+            return false;
+        }
+        let cgroup = self.kernel.made_in(peer, local);
+        cgroup.is_some_and(|cgroup| {
+            !self.bottles.values().any(|bottle| cgroup.starts_with(&bottle.attachment.cgroup))
         })
     }
 

@@ -233,16 +233,32 @@ fn a_connection_is_identified_with_where_it_was_going_when_it_was_redirected() {
 #[test]
 fn a_peer_of_no_bottle_is_the_host_at_its_own_listener_alone() {
     let bench = Bench::new("unattached: meter");
-    let (peer, local) = ("127.0.0.1:40000".parse().unwrap(), meter_address());
-    for (listener, name) in [(LISTENER_HOST, Some("host")), (LISTENER_HOST + 1, None)] {
+    bench.attach("b1");
+    let local = meter_address();
+    let ask = |cgroup: Option<&str>, listener| {
+        let peer =
+            SocketAddr::from(([127, 0, 0, 1], 40000 + u16::try_from(cgroup.map_or(0, str::len)).unwrap()));
+        if let Some(cgroup) = cgroup {
+            bench.kernel.connect_unseen(cgroup.as_ref(), peer, local);
+        }
         bench.say(ToController::Identify { question: 7, peer, local, listener });
         match bench.order() {
-            ToMeter::Identified { question: 7, identity } => {
-                assert_eq!(identity.map(|host| host.name).as_deref(), name, "listener {listener}");
-            }
+            ToMeter::Identified { question: 7, identity } => identity.map(|host| host.name),
             other => panic!("{other:?}"),
         }
+    };
+    let host = Some("host".to_owned());
+    assert_eq!(ask(Some("/sys/fs/cgroup"), LISTENER_HOST), host);
+    assert_eq!(ask(Some("/sys/fs/cgroup/b10"), LISTENER_HOST), host, "not below b1");
+    assert_eq!(ask(Some("/sys/fs/cgroup"), LISTENER_HOST + 1), None);
+    for bottle in ["/sys/fs/cgroup/b1", "/sys/fs/cgroup/b1/below"] {
+        assert_eq!(
+            ask(Some(bottle), LISTENER_HOST),
+            None,
+            "{bottle}: no hook has seen it, and it is not the host's"
+        );
     }
+    assert_eq!(ask(None, LISTENER_HOST), None, "whose it is cannot be told");
 }
 
 #[test]

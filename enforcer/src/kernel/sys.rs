@@ -1,5 +1,5 @@
 //! bpf(2) for links, pins and queries: what aya has no call for, or ties to a handle that dies with the process.
-//! Beside it, memory shared with a map, and a socket's network namespace.
+//! Beside it, memory shared with a map, a socket's network namespace, and a cgroup by its id.
 //!
 //! Field offsets are those of `union bpf_attr` in the kernel's `linux/bpf.h`. Nothing here decides anything.
 use std::ffi::CString;
@@ -199,6 +199,29 @@ pub fn namespace_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
         )
     };
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Opens the cgroup with this id, without knowing its path. `mount`: a directory of cgroup v2.
+///
+/// # Errors
+/// ESTALE when there is none; EPERM without `CAP_DAC_READ_SEARCH`.
+pub fn open_cgroup(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd> {
+    /// `struct file_handle` with the kind `FILEID_KERNFS`.
+    #[repr(C)]
+    struct Handle {
+        bytes: u32,
+        kind: i32,
+        id: [u8; 8],
+    }
+    let mut handle = Handle { bytes: 8, kind: 0xfe, id: id.to_ne_bytes() };
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: the kernel reads a handle of `bytes` bytes after its head, which is what stands there.
+    let fd = unsafe { libc::open_by_handle_at(mount.as_raw_fd(), (&raw mut handle).cast(), flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Name of a loaded program; `None` when there is none of this id any more.
