@@ -282,10 +282,11 @@ pub struct Core {
     heart: Heart,
     /// What the writer has not answered yet.
     outstanding: Outstanding,
-    /// Entries that must become durable but were refused, oldest first; while there are any, nothing opens.
+    /// Entries that must become durable but were refused, oldest first, without those that are being tried; while
+    /// there are any of either, nothing opens.
     owed: VecDeque<Entry>,
-    /// Whether the owed entries are being tried.
-    paying: bool,
+    /// How many of the owed entries are being tried.
+    paying: usize,
     closed: Option<String>,
     last_exchange: ExchangeId,
     last_attachment: AttachmentId,
@@ -380,7 +381,7 @@ impl Core {
             heart: Heart::default(),
             outstanding: Outstanding::default(),
             owed: VecDeque::new(),
-            paying: false,
+            paying: 0,
             closed: None,
             last_exchange: 0,
             last_attachment: 0,
@@ -439,7 +440,7 @@ impl Core {
     fn tick(&mut self) {
         self.ask_for_beat();
         self.give_up_waiting();
-        self.rows.prune(Instant::now());
+        self.tell_left_out(Instant::now());
         self.pay_what_is_owed();
     }
 

@@ -1,4 +1,5 @@
 //! Attach and detach: whole or nothing, around the core's decisions.
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::asked::{check_names, check_tokens};
@@ -9,9 +10,10 @@ use crate::bottle::namespaces::Watched;
 use crate::bottle::sockets;
 use crate::control::Controller as _;
 use crate::control::api::{self, Problem};
-use crate::core::{Admission, Message};
+use crate::core::{Admission, Listener, Message};
 use crate::egress::Confined;
 use crate::ledger::Attachment;
+use crate::settings::Unattached;
 
 impl Registry {
     /// Hooks on, its network namespaces served, what it may reach written, recorded, open; or nothing. Says what the
@@ -28,9 +30,13 @@ impl Registry {
         let guard = attachment.guard(self.parts.listener);
         let (kernel, name) = (self.parts.kernel.clone(), attachment.name.clone());
         let forget = Message::Forget { attachment: attachment.id };
+        let Listener { address, beside, .. } = self.parts.listener;
+        let hosts = (self.parts.settings.unattached == Unattached::Meter)
+            .then(|| [Some(address), beside].into_iter().flatten().collect::<Vec<_>>());
         let guarded = blocking(move || {
             kernel.attach(&name, &cgroup, guard).map_err(problem)?;
-            let found = sockets::examine(&cgroup, hard).lines(&name);
+            let mut found = sockets::examine(&cgroup, hard).lines(&name);
+            found.extend(hosts.and_then(|meter| end_hosts(&cgroup, &meter)));
             Ok((cgroup, found))
         });
         let (cgroup, mut found) = match guarded.await? {
@@ -154,5 +160,16 @@ impl Registry {
             self.detach_whole(name.to_owned(), true, keep_cut, "controller".into()).await?;
         }
         Ok(())
+    }
+}
+
+/// Ends what the meter took for the host's; what the operator should know of it.
+fn end_hosts(cgroup: &Cgroup, meter: &[SocketAddr]) -> Option<String> {
+    match sockets::abort_hosts(cgroup, meter) {
+        Ok(0) => None,
+        Ok(many) => Some(format!("{many} connections to the meter that counted as the host's were aborted")),
+        Err(error) => Some(format!(
+            "connections to the meter that were there before may go on as the host's: they cannot be aborted: {error}"
+        )),
     }
 }
