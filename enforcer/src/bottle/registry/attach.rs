@@ -105,8 +105,13 @@ impl Registry {
         self.egress(&attach)?;
         self.end_if_gone(&attach.name).await?;
         let (cgroup, made) = self.find_cgroup(&attach).await?;
-        let pids = cgroup.pids().map_err(problem)?;
-        let unconfined = self.check_confinement(&attach, &pids)?;
+        let (registry, asked) = (self.clone(), attach.clone());
+        let judged = blocking(move || {
+            let pids = cgroup.pids().map_err(problem)?;
+            let unconfined = registry.check_confinement(&asked, &pids)?;
+            Ok::<_, Problem>((unconfined, cgroup))
+        });
+        let (unconfined, cgroup) = judged.await??;
         // one that was there already may be another bottle's: it is left alone
         let made = made.then(|| cgroup.path().to_owned());
         let outcome = match self.admit(&attach, &cgroup).await {
