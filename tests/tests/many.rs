@@ -19,7 +19,7 @@ impl Api {
         Self(BufReader::new(UnixStream::connect(daemon.socket()).unwrap()))
     }
 
-    /// Asks and has the document of the answer, which must be a success.
+    /// Asks and has the document of the answer (null for none), which must be a success.
     fn ask(&mut self, method: &str, path: &str, body: &Value) -> Value {
         let body = body.to_string();
         let head = format!(
@@ -42,7 +42,7 @@ impl Api {
         let mut document = vec![0; length];
         self.0.read_exact(&mut document).unwrap();
         assert!(status.starts_with("HTTP/1.1 20"), "{status}{}", String::from_utf8_lossy(&document));
-        serde_json::from_slice(&document).unwrap()
+        if document.is_empty() { Value::Null } else { serde_json::from_slice(&document).unwrap() }
     }
 }
 
