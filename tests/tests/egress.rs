@@ -238,7 +238,7 @@ fn root_the_closer_of_nested_modes_holds_in_the_meter_too() {
 }
 
 #[test]
-fn root_who_could_make_packet_sockets_is_not_confined() {
+fn root_who_could_send_below_the_hooks_is_not_confined() {
     in_own_network(|| {
         let stage = Stage::new(Reply::default(), "resolvers: [127.0.0.1]\n");
         let cgroup = TestCgroup::new("raw");
@@ -246,23 +246,33 @@ fn root_who_could_make_packet_sockets_is_not_confined() {
         let attach = |mode: &str| stage.daemon.cli(&["attach", "raw", "--cgroup", path, "--egress", mode]);
         let inside = Inside::start(&cgroup, Command::new("sleep").arg("60"));
         let output = attach("metered");
-        if output.code == Some(0) {
-            // a kernel that refuses packet sockets by itself needs no such care
-            println!("this kernel has a hook on packet sockets: {output:?}");
-            return;
-        }
+        assert_eq!(output.code, Some(0), "nothing leads out of a network with lo alone: {output:?}");
+        stage.daemon.ok(&["detach", "raw"]);
+        ip(&["link", "add", "cable", "type", "veth", "peer", "name", "other"]);
+        let output = attach("metered");
         assert_eq!(output.code, HOST_CANNOT, "{output:?}");
-        assert!(output.stderr.contains("(sleep) has CAP_NET_RAW"), "{output:?}");
+        assert!(
+            output.stderr.contains("(sleep) has CAP_NET_ADMIN over a network that leads out"),
+            "{output:?}"
+        );
         assert!(output.stderr.contains("hint: start it with enforcer run"), "{output:?}");
         assert!(stage.daemon.json(&["status"])["bottles"].as_array().unwrap().is_empty());
+        let output = attach("open");
+        assert_eq!(output.code, Some(0), "{output:?}");
+        assert!(output.stderr.contains("is not metered"), "{output:?}");
+        stage.daemon.ok(&["detach", "raw"]);
         drop(inside);
 
-        let harmless =
-            ["--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs", "sleep", "60"];
-        let _inside = Inside::start(&cgroup, Command::new("setpriv").args(harmless));
-        let reached = wait_until(SOON, || (attach("metered").code == Some(0)).then_some(()));
-        assert!(reached.is_some(), "one without the capability is confined: {:?}", attach("metered"));
-        stage.daemon.ok(&["detach", "raw"]);
+        let nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
+        let harmless = [&nobody[..], &["--no-new-privs", "sleep", "60"]].concat();
+        // root of a user namespace below has no power over the network it came from
+        let below = [&nobody[..], &["unshare", "--user", "--map-root-user", "sleep", "60"]].concat();
+        for words in [harmless, below] {
+            let _inside = Inside::start(&cgroup, Command::new("setpriv").args(&words));
+            let reached = wait_until(SOON, || (attach("metered").code == Some(0)).then_some(()));
+            assert!(reached.is_some(), "{words:?}: {:?}", attach("metered"));
+            stage.daemon.ok(&["detach", "raw"]);
+        }
     });
 }
 

@@ -5,18 +5,13 @@
 //! asks and does nothing else, and tells every connection how long its question took.
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use enforcer::bottle::cgroup::Cgroup;
 use enforcer_ebpf::LISTENER_HOST;
 use meter_proxy::protocol::{self, ToController, ToMeter};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
+use crate::daemon::Daemon;
 use crate::figures::{nanoseconds, report};
 use crate::inside::{Inside, shared};
 use crate::{Bench, network};
@@ -25,8 +20,6 @@ use crate::{Bench, network};
 const QUESTIONS: usize = 5_000;
 /// The daemon starts its meter with this; nobody else starts this program so.
 pub const METER_ARGUMENT: &str = "--uid";
-/// How long the daemon may take to start.
-const START: Duration = Duration::from_secs(20);
 
 /// A bottle of a real daemon connects to a public address, again and again.
 pub fn identity(bench: &Bench) {
@@ -47,63 +40,6 @@ pub fn identity(bench: &Bench) {
     let rounds = times.iter().map(|time| time.load(Ordering::SeqCst)).collect();
     report("whose is it: the meter's question to the controller, and the answer", rounds);
     daemon.run(&["detach", "asked"]);
-}
-
-/// A daemon with a state directory of its own. When dropped it is stopped, and what it pinned and published removed.
-struct Daemon {
-    directory: tempfile::TempDir,
-    child: Child,
-}
-
-impl Daemon {
-    fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let state = directory.path().join("state");
-        std::fs::create_dir(&state).unwrap();
-        std::fs::set_permissions(&state, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
-        std::fs::write(state.join("settings.yml"), "listen: \"127.0.0.1:0\"\n").unwrap();
-        // it looks for the meter beside itself
-        std::fs::copy(env!("CARGO_BIN_EXE_enforcer"), directory.path().join("enforcer")).unwrap();
-        std::fs::copy(std::env::current_exe().unwrap(), directory.path().join("meter-proxy")).unwrap();
-        let child = command(directory.path(), &["daemon"]).stderr(Stdio::null()).spawn().unwrap();
-        let daemon = Self { directory, child };
-        let end = Instant::now() + START;
-        while !daemon.serves() {
-            assert!(Instant::now() < end, "the daemon does not serve");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        daemon
-    }
-
-    fn serves(&self) -> bool {
-        let output = command(self.directory.path(), &["status", "--json"]).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).contains("serving")
-    }
-
-    /// Runs a command of the daemon that must succeed; returns what it prints.
-    fn run(&self, arguments: &[&str]) -> String {
-        let output = command(self.directory.path(), arguments).output().unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let published = PathBuf::from(self.run(&["ca", "path"]).trim_end());
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
-        kill(pid, Signal::SIGTERM).unwrap();
-        self.child.wait().unwrap();
-        self.run(&["daemon", "--unpin-all"]);
-        std::fs::remove_dir_all(published.parent().unwrap()).unwrap();
-    }
-}
-
-fn command(directory: &Path, arguments: &[&str]) -> Command {
-    let program: PathBuf = directory.join("enforcer");
-    let mut command = Command::new(program);
-    command.arg("--state-dir").arg(directory.join("state")).args(arguments);
-    command
 }
 
 /// The meter's part, when the daemon has started this program in its place: its socket is the standard input.

@@ -9,9 +9,11 @@
 mod network;
 
 mod connects;
+mod daemon;
 mod figures;
 mod identity;
 mod inside;
+mod many;
 mod packets;
 mod throughput;
 
@@ -44,6 +46,7 @@ fn main() {
         packets::packet_and_flip(&bench);
         throughput::throughput(&bench);
         identity::identity(&bench);
+        many::many(&bench);
     });
 }
 

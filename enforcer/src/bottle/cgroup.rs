@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 
+use crate::kernel;
+
 /// Why a path or a process is not a cgroup that can be guarded.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
@@ -263,19 +265,33 @@ pub fn path_of(pid: u32) -> Result<PathBuf, CgroupError> {
     Ok(mount()?.join(PathBuf::from(OsString::from_vec(below.to_vec()))))
 }
 
-/// The directory with this inode, wherever it is below the mount; `None` when there is none or it cannot be
-/// looked for.
+/// How many processes are in the cgroup with this path and inode, and below it; `None` when it is gone. For showing:
+/// it asks for less than [`Cgroup::open`], and what cannot be read counts as none.
 #[must_use]
-pub fn find(id: u64) -> Option<PathBuf> {
-    let mut unseen = vec![mount().ok()?];
-    while let Some(directory) = unseen.pop() {
-        if fs::symlink_metadata(&directory).is_ok_and(|metadata| metadata.ino() == id) {
-            return Some(directory);
-        }
-        // what vanishes meanwhile is not what is looked for
-        unseen.extend(children(&directory).unwrap_or_default());
+pub fn count(path: &Path, id: u64) -> Option<usize> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.ino() != id => return None,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Ok(_) | Err(_) => {}
     }
-    None
+    let mut pids = Vec::new();
+    match collect_pids(path, &mut pids) {
+        Ok(()) => {}
+        Err(error) => tracing::debug!(path = %path.display(), %error, "its processes cannot be counted"),
+    }
+    Some(pids.len())
+}
+
+/// The directory of the cgroup with this id (its inode), wherever it is; `None` when there is none, or when it cannot
+/// be told.
+#[must_use]
+pub fn path_of_id(id: u64) -> Option<PathBuf> {
+    let mount = mount().ok()?;
+    let directory = kernel::open_cgroup(File::open(&mount).ok()?.as_fd(), id).ok()?;
+    let path = fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd())).ok()?;
+    // removed meanwhile, its name leads nowhere, or to another one
+    let same = fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.ino() == id);
+    (same && path.starts_with(mount)).then_some(path)
 }
 
 /// The mount point of the first cgroup v2 line; fields as in proc_pid_mountinfo(5).

@@ -158,6 +158,8 @@ pub struct Launch<'a> {
     pub variables: &'a [(String, String)],
     /// The cgroup it joins.
     pub cgroup: &'a Path,
+    /// Whether it is not to reach everything: then root, too, goes without the capabilities to send below the hooks.
+    pub confined: bool,
 }
 
 impl Launch<'_> {
@@ -212,6 +214,7 @@ struct Identity {
     gid: Gid,
     groups: Vec<Gid>,
     become_user: bool,
+    confined: bool,
     filter: Filter,
     signal_mask: SigSet,
 }
@@ -229,12 +232,25 @@ impl Identity {
         let become_user = nix::unistd::geteuid().is_root();
         let filter = Filter::build().map_err(|error| io_error("the system call filter")(error.into()))?;
         let (uid, gid, groups) = (*uid, *gid, groups.clone());
-        Ok(Self { procs, workdir, uid, gid, groups, become_user, filter, signal_mask })
+        Ok(Self {
+            procs,
+            workdir,
+            uid,
+            gid,
+            groups,
+            become_user,
+            confined: launch.confined,
+            filter,
+            signal_mask,
+        })
     }
 
     /// Joins the cgroup, becomes the user, gives up what is left; the filter is for root as well. Async-signal-safe.
     fn assume(&mut self) -> io::Result<()> {
         nix::unistd::write(self.procs.as_fd(), b"0")?;
+        if self.become_user && self.confined {
+            drop_network_capabilities()?;
+        }
         if self.become_user {
             nix::unistd::setgroups(&self.groups)?;
             nix::unistd::setresgid(self.gid, self.gid, self.gid)?;
@@ -248,6 +264,20 @@ impl Identity {
         self.signal_mask.thread_set_mask()?;
         close_at_exec()
     }
+}
+
+/// Keeps every program started from here on from CAP_NET_ADMIN and CAP_NET_RAW, root's as well. Async-signal-safe.
+fn drop_network_capabilities() -> io::Result<()> {
+    /// Of linux/capability.h.
+    const CAPABILITIES: [libc::c_ulong; 2] = [12, 13];
+    for capability in CAPABILITIES {
+        // SAFETY: this request reads its number alone and touches no memory of ours.
+        let refused = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+        if refused != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// The directory as the kernel takes it. Looked at now, for a clear error; entered later, as the user.

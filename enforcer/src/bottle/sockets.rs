@@ -9,6 +9,7 @@ mod sort;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, RawFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -36,6 +37,27 @@ pub fn examine(cgroup: &Cgroup, hard: bool) -> Report {
         examination.report.unexamined.push(error.to_string());
     }
     examination.report
+}
+
+/// Aborts the connections to the meter that were made in this cgroup, in the network namespace of the calling thread,
+/// while it was no bottle: the meter took them for the host's. To be called when the guard is on and the bottle has not
+/// been opened. How many there were.
+///
+/// # Errors
+/// When the kernel does not list or abort sockets.
+pub fn abort_hosts(cgroup: &Cgroup, meter: &[SocketAddr]) -> io::Result<usize> {
+    let inside = cgroup.ids().map_err(io::Error::other)?;
+    let mut diag = SockDiag::open()?;
+    let mut aborted = 0;
+    for family in [Family::V4, Family::V6] {
+        let is_one = |socket: &InetSocket| {
+            meter.contains(&socket.remote) && socket.cgroup.is_some_and(|id| inside.contains(&id))
+        };
+        for socket in diag.list(family, Transport::Tcp, is_one)? {
+            aborted += usize::from(diag.abort(&socket)?);
+        }
+    }
+    Ok(aborted)
 }
 
 /// A socket that a process holds and that the kernel may list.

@@ -13,7 +13,7 @@ use crate::cli::{Global, Run};
 use crate::control::api::{self, Bottle};
 use crate::control::client::Blocking;
 use crate::error::{Exit, Failure};
-use crate::settings::check_name;
+use crate::settings::{Egress, check_name};
 
 /// How long processes that the command left behind are given to end by themselves.
 const LEFTOVERS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -115,6 +115,7 @@ fn launch(
         workdir: run.workdir.as_deref(),
         variables: &variables,
         cgroup: Path::new(&bottle.cgroup),
+        confined: Egress::from_word(&bottle.egress) != Some(Egress::Open),
     };
     let running = launch.start(signals)?;
     running.wait().map_err(|error| Failure::io("wait for the command", &error))

@@ -3,6 +3,7 @@ use std::collections::HashMap;
 
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::time::{Instant, timeout_at};
 
 use super::{Controller as _, Event, api};
 use crate::bottle::registry::Registry;
@@ -12,6 +13,8 @@ use crate::core::Change;
 pub const KEPT: usize = 1_024;
 /// Audit rows that one change may bring.
 const ROWS: u32 = 1_000;
+/// Looking at bottles takes no more than about this part of one core: with many, several changes are told together.
+const BUSY_PART: u32 = 10;
 
 /// Turns changes into events until the core ends.
 pub async fn publish(
@@ -21,16 +24,27 @@ pub async fn publish(
 ) {
     let mut publisher = Publisher { registry, events, known: HashMap::new(), last_row: 0 };
     publisher.catch_up().await;
+    // when bottles may be looked at again, and whether they are to be
+    let (mut next, mut due) = (Instant::now(), false);
     loop {
-        match changes.recv().await {
-            Ok(Change::Usage(row)) => publisher.send(Event::Usage(row)),
-            Ok(Change::State) => publisher.states().await,
-            Err(RecvError::Lagged(_)) => {
-                publisher.states().await;
+        if due && Instant::now() >= next {
+            next = publisher.look().await;
+            due = false;
+        }
+        let change = match due {
+            true => timeout_at(next, changes.recv()).await,
+            false => Ok(changes.recv().await),
+        };
+        match change {
+            Ok(Ok(Change::Usage(row))) => publisher.send(Event::Usage(row)),
+            Ok(Ok(Change::State)) => due = true,
+            Ok(Err(RecvError::Lagged(_))) => {
+                due = true;
                 publisher.rows().await;
             }
-            Ok(Change::Audit) => publisher.rows().await,
-            Err(RecvError::Closed) => return,
+            Ok(Ok(Change::Audit)) => publisher.rows().await,
+            Ok(Err(RecvError::Closed)) => return,
+            Err(_elapsed) => {}
         }
     }
 }
@@ -58,6 +72,13 @@ impl Publisher {
         if let Ok((bottles, _)) = self.registry.bottles().await {
             self.known = bottles.into_iter().map(|bottle| (bottle.name.clone(), bottle)).collect();
         }
+    }
+
+    /// Tells what is new of the bottles; when to look again at the earliest.
+    async fn look(&mut self) -> Instant {
+        let started = Instant::now();
+        self.states().await;
+        Instant::now() + started.elapsed() * BUSY_PART
     }
 
     /// Tells the bottles that differ from what was told last, packets and processes aside, and those that are gone.

@@ -121,7 +121,7 @@ impl Core {
             self.kernel.detach(&pinned.name, pinned.slot)?;
             return Ok(None);
         }
-        let path = cgroup::find(pinned.cgroup_id).ok_or_else(|| AdoptError::Bottle {
+        let path = cgroup::path_of_id(pinned.cgroup_id).ok_or_else(|| AdoptError::Bottle {
             name: pinned.name.clone(),
             why: format!(
                 "the ledger does not know it, and its cgroup (id {}) cannot be found",

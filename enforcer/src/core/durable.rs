@@ -52,8 +52,8 @@ pub(super) enum After {
     },
     /// Tell who asked; what was to be done is done already.
     Report { reply: oneshot::Sender<Result<(), Problem>> },
-    /// Owed entries have been paid, this many.
-    Paid { entries: usize },
+    /// An owed entry has been tried once more.
+    Paid,
     /// Nothing.
     Nothing,
 }
@@ -117,18 +117,21 @@ impl Core {
 
     pub(super) fn committed(&mut self, committed: Committed) {
         let Committed { after, owed, audited, result } = committed;
+        if matches!(after, After::Paid) {
+            self.paying = self.paying.saturating_sub(1);
+        }
+        self.owed.extend(owed);
         if let Err(error) = &result {
             tracing::error!(%error, "the ledger refused; nothing opens until it answers again");
             self.closed = Some(error.to_string());
         } else {
-            if self.owed.is_empty() {
+            if !self.owes() {
                 self.closed = None;
             }
             if audited {
                 self.publish(Change::Audit);
             }
         }
-        self.owed.extend(owed);
         match after {
             After::Permit { epoch, exchange, id } => {
                 self.reserved(epoch, exchange, id, result.map_err(not_done))
@@ -152,28 +155,25 @@ impl Core {
                 reply,
                 result.map_err(|error| Problem::failed(format!("done, but not recorded yet: {error}"))),
             ),
-            After::Paid { entries } => {
-                self.paying = false;
-                if result.is_ok() {
-                    self.owed.drain(..entries);
-                    if self.owed.is_empty() {
-                        self.closed = None;
-                    }
-                }
-            }
-            After::Nothing => {}
+            After::Paid | After::Nothing => {}
         }
     }
 
-    /// Tries owed entries again, in order.
+    /// Tries owed entries again, in order and each by itself: one that is refused for ever holds back no other, though
+    /// it keeps the gate closed.
     pub(super) fn pay_what_is_owed(&mut self) {
-        if self.owed.is_empty() || self.paying {
+        if self.paying > 0 {
             return;
         }
-        self.paying = true;
-        let entries: Vec<Entry> = self.owed.iter().cloned().collect();
-        let after = After::Paid { entries: entries.len() };
-        self.submit(entries, after);
+        for entry in std::mem::take(&mut self.owed) {
+            self.paying += 1;
+            self.submit_done(vec![entry], After::Paid);
+        }
+    }
+
+    /// Whether there is anything that must become durable and was refused.
+    fn owes(&self) -> bool {
+        self.paying > 0 || !self.owed.is_empty()
     }
 
     /// Why nothing may open now, if so.
@@ -183,7 +183,7 @@ impl Core {
 
     /// What the ledger has not taken yet although it should have.
     pub(super) fn behind(&self) -> Option<String> {
-        if !self.owed.is_empty() {
+        if self.owes() {
             return Some(self.closed.clone().unwrap_or_else(|| "the ledger is behind".into()));
         }
         let waited = self.outstanding.waited();

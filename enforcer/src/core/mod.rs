@@ -19,6 +19,7 @@ mod view;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -201,6 +202,25 @@ pub enum Message {
         /// All bottles, by name, and why requests are refused although the meter serves.
         reply: oneshot::Sender<(Vec<BottleModel>, Option<String>)>,
     },
+    /// The same of one bottle.
+    ViewOne {
+        /// Name.
+        name: String,
+        /// `None` when there is none of that name.
+        reply: oneshot::Sender<Option<BottleModel>>,
+    },
+    /// Which bottles are attached?
+    List {
+        /// Name and cgroup id of each.
+        reply: oneshot::Sender<Vec<(String, u64)>>,
+    },
+    /// Does a bottle hold this cgroup?
+    Holds {
+        /// Absolute path.
+        cgroup: PathBuf,
+        /// Whether it is a bottle's or below one's.
+        reply: oneshot::Sender<bool>,
+    },
     /// Close the connections to providers of every bottle: the controller is about to stop.
     CloseUpstreams,
     /// How many exchanges are under way?
@@ -262,10 +282,11 @@ pub struct Core {
     heart: Heart,
     /// What the writer has not answered yet.
     outstanding: Outstanding,
-    /// Entries that must become durable but were refused, oldest first; while there are any, nothing opens.
+    /// Entries that must become durable but were refused, oldest first, without those that are being tried; while
+    /// there are any of either, nothing opens.
     owed: VecDeque<Entry>,
-    /// Whether the owed entries are being tried.
-    paying: bool,
+    /// How many of the owed entries are being tried.
+    paying: usize,
     closed: Option<String>,
     last_exchange: ExchangeId,
     last_attachment: AttachmentId,
@@ -360,7 +381,7 @@ impl Core {
             heart: Heart::default(),
             outstanding: Outstanding::default(),
             owed: VecDeque::new(),
-            paying: false,
+            paying: 0,
             closed: None,
             last_exchange: 0,
             last_attachment: 0,
@@ -407,6 +428,9 @@ impl Core {
                 let closed = self.behind().or_else(|| self.closed.clone());
                 answer(reply, (self.view(), closed));
             }
+            Message::ViewOne { name, reply } => answer(reply, self.view_one(&name)),
+            Message::List { reply } => answer(reply, self.list()),
+            Message::Holds { cgroup, reply } => answer(reply, self.holds(&cgroup)),
             Message::CloseUpstreams => self.close_upstreams(),
             Message::UnderWay { reply } => answer(reply, self.exchanges.len()),
             Message::Stop => {}
@@ -416,7 +440,7 @@ impl Core {
     fn tick(&mut self) {
         self.ask_for_beat();
         self.give_up_waiting();
-        self.rows.prune(Instant::now());
+        self.tell_left_out(Instant::now());
         self.pay_what_is_owed();
     }
 

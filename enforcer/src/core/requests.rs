@@ -31,6 +31,8 @@ pub(super) const PROGRESS_GRAIN: u64 = 200;
 const ROWS_SPAN: Duration = Duration::from_secs(10);
 /// See [`ROWS_SPAN`].
 const NOTICES: u64 = 20;
+/// What rows of notices are about; others are about a provider.
+const NOTICE: &str = "notice";
 
 /// One exchange under way.
 pub(super) struct Live {
@@ -63,22 +65,35 @@ pub(super) struct RowLimit(HashMap<(String, String), Span>);
 /// What was written and left out since a span began.
 struct Span {
     began: Instant,
+    kind: ActionKind,
     written: u64,
     left_out: u64,
 }
 
+impl Span {
+    fn new(kind: ActionKind, began: Instant) -> Self {
+        Self { began, kind, written: 0, left_out: 0 }
+    }
+}
+
+/// Rows of one bottle that were left out and that no later row has told of.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct LeftOut {
+    bottle: String,
+    about: String,
+    kind: ActionKind,
+    rows: u64,
+}
+
 impl RowLimit {
     /// Counts a row; says how many were left out in the span before when this one may be written.
-    fn count(&mut self, bottle: &str, about: &str, most: u64, now: Instant) -> Option<u64> {
-        let span = self.0.entry((bottle.to_owned(), about.to_owned())).or_insert(Span {
-            began: now,
-            written: 0,
-            left_out: 0,
-        });
+    fn count(&mut self, bottle: &str, about: &str, kind: ActionKind, most: u64, now: Instant) -> Option<u64> {
+        let key = (bottle.to_owned(), about.to_owned());
+        let span = self.0.entry(key).or_insert_with(|| Span::new(kind, now));
         let mut left_out = 0;
         if now.duration_since(span.began) >= ROWS_SPAN {
             left_out = span.left_out;
-            *span = Span { began: now, written: 0, left_out: 0 };
+            *span = Span::new(kind, now);
         }
         if span.written >= most {
             span.left_out += 1;
@@ -88,9 +103,12 @@ impl RowLimit {
         Some(left_out)
     }
 
-    /// Forgets spans that ended long ago.
-    pub(super) fn prune(&mut self, now: Instant) {
-        self.0.retain(|_, span| now.duration_since(span.began) < 6 * ROWS_SPAN);
+    /// Forgets spans that ended long ago; what they left out.
+    fn prune(&mut self, now: Instant) -> Vec<LeftOut> {
+        let over = self.0.extract_if(|_, span| now.duration_since(span.began) >= 6 * ROWS_SPAN);
+        let left = over.filter(|(_, span)| span.left_out > 0);
+        left.map(|((bottle, about), span)| LeftOut { bottle, about, kind: span.kind, rows: span.left_out })
+            .collect()
     }
 }
 
@@ -150,12 +168,24 @@ impl Core {
                 egress: self.egress_around(&found.attachment.cgroup),
             });
         }
-        // other listeners stand where bottles live: whoever is not known there is no process of the host
-        (self.settings.unattached == Unattached::Meter && listener == LISTENER_HOST).then(|| Identity {
+        self.is_of_host(peer, local, listener).then(|| Identity {
             bottle: BottleRef { slot: HOST_SLOT, generation: 0 },
             name: "host".into(),
             original: None,
             egress: Egress::Open,
+        })
+    }
+
+    /// Whether a connection that no hook remembers is one of the host's own that is to be metered. A bottle's may be
+    /// unknown too: made before the attach, or one more than are remembered; so its socket is looked at. What cannot be
+    /// told is nobody's. Other listeners stand where bottles live: no process of the host is known there.
+    fn is_of_host(&self, peer: SocketAddr, local: SocketAddr, listener: u32) -> bool {
+        if self.settings.unattached != Unattached::Meter || listener != LISTENER_HOST {
+            return false;
+        }
+        let cgroup = self.kernel.made_in(peer, local);
+        cgroup.is_some_and(|cgroup| {
+            !self.bottles.values().any(|bottle| cgroup.starts_with(&bottle.attachment.cgroup))
         })
     }
 
@@ -228,7 +258,9 @@ impl Core {
 
     fn refuse(&mut self, request: &Reserve, refusal: Refusal) {
         let bottle = self.name_of(request.bottle.slot);
-        if let Some(left_out) = self.rows.count(&bottle, &request.provider, 1, Instant::now()) {
+        if let Some(left_out) =
+            self.rows.count(&bottle, &request.provider, ActionKind::Refuse, 1, Instant::now())
+        {
             let mut row = action(ActionKind::Refuse, Some(bottle), None, "controller");
             row.detail = Some(match left_out {
                 0 => refusal.to_string(),
@@ -395,13 +427,25 @@ impl Core {
     pub(super) fn notice(&mut self, kind: ActionKind, notice: Notice) {
         let bottle = notice.bottle.map(|bottle| self.name_of(bottle.slot));
         let about = bottle.as_deref().unwrap_or_default();
-        let Some(left_out) = self.rows.count(about, "notice", NOTICES, Instant::now()) else { return };
+        let Some(left_out) = self.rows.count(about, NOTICE, kind, NOTICES, Instant::now()) else { return };
         let mut row = action(kind, bottle, None, "controller");
         row.detail = Some(match left_out {
             0 => notice.detail,
             more => format!("{} ({more} more notices since the last row)", notice.detail),
         });
         self.record(row);
+    }
+
+    /// Closes what was left out of the audit, where no row has come since that could tell it.
+    pub(super) fn tell_left_out(&mut self, now: Instant) {
+        for LeftOut { bottle, about, kind, rows } in self.rows.prune(now) {
+            let mut row = action(kind, Some(bottle).filter(|bottle| !bottle.is_empty()), None, "controller");
+            row.detail = Some(match about.as_str() {
+                NOTICE => format!("{rows} more notices since the last row"),
+                provider => format!("{rows} more refusals ({provider}) since the last row"),
+            });
+            self.record(row);
+        }
     }
 
     /// Something was released: whoever waits at the gate is judged again, first come first served.
@@ -534,4 +578,25 @@ fn original(flow: &Flow, local: SocketAddr) -> Option<SocketAddr> {
     let port = u16::try_from(flow.original_port).ok()?;
     let original = SocketAddr::new(IpAddr::V6(Ipv6Addr::from(octets)).to_canonical(), port);
     (original != SocketAddr::new(local.ip().to_canonical(), local.port())).then_some(original)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_left_out_is_told_by_the_next_row_or_by_one_of_its_own() {
+        let mut rows = RowLimit::default();
+        let began = Instant::now();
+        let count =
+            |rows: &mut RowLimit, after| rows.count("b", "claude", ActionKind::Refuse, 1, began + after);
+        assert_eq!(count(&mut rows, Duration::ZERO), Some(0));
+        assert_eq!(count(&mut rows, Duration::ZERO), None);
+        assert_eq!(count(&mut rows, ROWS_SPAN), Some(1), "the next row tells it");
+        assert_eq!(count(&mut rows, ROWS_SPAN), None);
+        assert_eq!(rows.prune(began + 6 * ROWS_SPAN), []);
+        let left = LeftOut { bottle: "b".into(), about: "claude".into(), kind: ActionKind::Refuse, rows: 1 };
+        assert_eq!(rows.prune(began + 7 * ROWS_SPAN), [left]);
+        assert_eq!(rows.prune(began + 7 * ROWS_SPAN), [], "once");
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::mpsc::Receiver;
 
 use enforcer_ebpf::LISTENER_HOST;
@@ -26,6 +26,7 @@ struct Bench {
     reader: Box<dyn Reader>,
     refusing: Arc<AtomicBool>,
     silent: Arc<AtomicBool>,
+    never: Arc<AtomicI64>,
     dir: tempfile::TempDir,
 }
 
@@ -34,6 +35,8 @@ struct Moody {
     ledger: SqliteLedger,
     refusing: Arc<AtomicBool>,
     silent: Arc<AtomicBool>,
+    /// The exchange whose settlement is refused; 0: none.
+    never: Arc<AtomicI64>,
 }
 
 impl Ledger for Moody {
@@ -45,7 +48,9 @@ impl Ledger for Moody {
         while self.silent.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(5));
         }
-        if self.refusing.load(Ordering::SeqCst) {
+        let never = self.never.load(Ordering::SeqCst);
+        let refused = |entry: &Entry| matches!(entry, Entry::Settle(settlement) if settlement.id == never);
+        if self.refusing.load(Ordering::SeqCst) || entries.iter().any(refused) {
             return Err(LedgerError::Database { path: "test".into(), what: "disk full".into() });
         }
         self.ledger.commit(entries)
@@ -72,7 +77,9 @@ impl Bench {
         let reader = ledger.reader().unwrap();
         let refusing = Arc::new(AtomicBool::new(false));
         let silent = Arc::new(AtomicBool::new(false));
-        let moody = Moody { ledger, refusing: refusing.clone(), silent: silent.clone() };
+        let never = Arc::new(AtomicI64::new(0));
+        let moody =
+            Moody { ledger, refusing: refusing.clone(), silent: silent.clone(), never: never.clone() };
         let (writer, _thread) = Writer::spawn(Box::new(moody));
         let kernel = Arc::new(kernel);
         let listener = Listener { address: meter_address(), beside: None, id: 1 };
@@ -82,7 +89,7 @@ impl Bench {
         let (core, _thread) = start(parts, snapshot).unwrap();
         let (link, orders) = channel();
         core.tell(Message::MeterUp { epoch: 1, link });
-        Self { core, kernel, orders, reader, refusing, silent, dir }
+        Self { core, kernel, orders, reader, refusing, silent, never, dir }
     }
 
     /// The controller dies and another starts; the kernel holds what it held.
@@ -233,16 +240,32 @@ fn a_connection_is_identified_with_where_it_was_going_when_it_was_redirected() {
 #[test]
 fn a_peer_of_no_bottle_is_the_host_at_its_own_listener_alone() {
     let bench = Bench::new("unattached: meter");
-    let (peer, local) = ("127.0.0.1:40000".parse().unwrap(), meter_address());
-    for (listener, name) in [(LISTENER_HOST, Some("host")), (LISTENER_HOST + 1, None)] {
+    bench.attach("b1");
+    let local = meter_address();
+    let ask = |cgroup: Option<&str>, listener| {
+        let peer =
+            SocketAddr::from(([127, 0, 0, 1], 40000 + u16::try_from(cgroup.map_or(0, str::len)).unwrap()));
+        if let Some(cgroup) = cgroup {
+            bench.kernel.connect_unseen(cgroup.as_ref(), peer, local);
+        }
         bench.say(ToController::Identify { question: 7, peer, local, listener });
         match bench.order() {
-            ToMeter::Identified { question: 7, identity } => {
-                assert_eq!(identity.map(|host| host.name).as_deref(), name, "listener {listener}");
-            }
+            ToMeter::Identified { question: 7, identity } => identity.map(|host| host.name),
             other => panic!("{other:?}"),
         }
+    };
+    let host = Some("host".to_owned());
+    assert_eq!(ask(Some("/sys/fs/cgroup"), LISTENER_HOST), host);
+    assert_eq!(ask(Some("/sys/fs/cgroup/b10"), LISTENER_HOST), host, "not below b1");
+    assert_eq!(ask(Some("/sys/fs/cgroup"), LISTENER_HOST + 1), None);
+    for bottle in ["/sys/fs/cgroup/b1", "/sys/fs/cgroup/b1/below"] {
+        assert_eq!(
+            ask(Some(bottle), LISTENER_HOST),
+            None,
+            "{bottle}: no hook has seen it, and it is not the host's"
+        );
     }
+    assert_eq!(ask(None, LISTENER_HOST), None, "whose it is cannot be told");
 }
 
 #[test]
@@ -455,6 +478,43 @@ fn requests_are_refused_while_the_ledger_refuses_and_granted_after() {
     }
     bench.reserve(3, bottle, 10);
     assert_eq!(bench.order(), ToMeter::Permit { exchange: 3 });
+}
+
+#[test]
+fn what_is_refused_for_ever_keeps_the_gate_closed_and_holds_back_nothing_else() {
+    let mut bench = Bench::new("");
+    let bottle = bench.attach("b1");
+    for exchange in [1, 2] {
+        bench.reserve(exchange, bottle, 10);
+        assert_eq!(bench.order(), ToMeter::Permit { exchange });
+    }
+    bench.refusing.store(true, Ordering::SeqCst);
+    bench.never.store(1, Ordering::SeqCst);
+    bench.settle(1, 10);
+    bench.settle(2, 20);
+    bench.no_order();
+    bench.refusing.store(false, Ordering::SeqCst);
+    let wait_for = |bench: &mut Bench, settled: usize| {
+        let until = Instant::now() + SOON;
+        while bench.flows().iter().filter(|flow| flow.status == "completed").count() < settled {
+            assert!(Instant::now() < until, "an owed settlement is never paid");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    wait_for(&mut bench, 1);
+    bench.reserve(3, bottle, 10);
+    let refused = bench.order();
+    assert!(
+        matches!(refused, ToMeter::Refused { exchange: 3, refusal: Refusal::Closed { .. } }),
+        "{refused:?}"
+    );
+    bench.never.store(0, Ordering::SeqCst);
+    wait_for(&mut bench, 2);
+    while bench.ask(|reply| Message::View { reply }).1.is_some() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    bench.reserve(4, bottle, 10);
+    assert_eq!(bench.order(), ToMeter::Permit { exchange: 4 });
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! What the core shows of its state: plain data, as `status` prints it.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 
-use super::{Core, Stage};
+use super::{Bottle, Core, Stage};
 use crate::audit::Cause;
 use crate::budget::{AccountId, Scope};
 use crate::control::api;
@@ -22,13 +23,47 @@ pub struct BottleModel {
 
 impl Core {
     pub(super) fn view(&mut self) -> Vec<BottleModel> {
+        let cuts = self.cuts();
+        let shut = |cgroup: &str| {
+            let around = Path::new(cgroup).ancestors().filter_map(|level| cuts.get(level));
+            around.min_by_key(|(slot, _)| *slot).map(|(_, cause)| cause.clone())
+        };
         let slots: Vec<u32> = self.bottles.keys().copied().collect();
-        let mut models: Vec<BottleModel> = slots.into_iter().filter_map(|slot| self.model(slot)).collect();
+        let mut models: Vec<BottleModel> =
+            slots.into_iter().filter_map(|slot| self.model(slot, |_, cgroup| shut(cgroup))).collect();
         models.sort_by(|a, b| a.attachment.name.cmp(&b.attachment.name));
         models
     }
 
-    fn model(&mut self, slot: u32) -> Option<BottleModel> {
+    pub(super) fn view_one(&mut self, name: &str) -> Option<BottleModel> {
+        let slot = self.slot_of(name)?;
+        self.model(slot, |core, _| core.shut_by(slot).cloned())
+    }
+
+    pub(super) fn list(&self) -> Vec<(String, u64)> {
+        let attached = self.attached_ones();
+        attached.map(|attachment| (attachment.name.clone(), attachment.cgroup_id)).collect()
+    }
+
+    pub(super) fn holds(&self, cgroup: &Path) -> bool {
+        self.attached_ones().any(|attachment| cgroup.starts_with(&attachment.cgroup))
+    }
+
+    fn attached_ones(&self) -> impl Iterator<Item = &Attachment> {
+        let attached = self.bottles.values().filter(|bottle| bottle.stage != Stage::Attaching);
+        attached.map(|bottle| &bottle.attachment)
+    }
+
+    /// Cut bottles by cgroup: to look every bottle up among all of them would take their number squared.
+    fn cuts(&self) -> HashMap<PathBuf, (u32, Cause)> {
+        let cut = |(slot, bottle): (&u32, &Bottle)| {
+            Some((PathBuf::from(&bottle.attachment.cgroup), (*slot, bottle.cause.clone()?)))
+        };
+        self.bottles.iter().filter_map(cut).collect()
+    }
+
+    /// `shut` says by what a bottle with this cgroup is shut.
+    fn model(&mut self, slot: u32, shut: impl Fn(&Self, &str) -> Option<Cause>) -> Option<BottleModel> {
         let budget = self
             .governing_accounts(slot)
             .into_iter()
@@ -37,7 +72,7 @@ impl Core {
         let bottle = self.bottles.get(&slot).filter(|bottle| bottle.stage != Stage::Attaching)?;
         Some(BottleModel {
             attachment: bottle.attachment.clone(),
-            cause: self.shut_by(slot).cloned(),
+            cause: shut(self, &bottle.attachment.cgroup),
             usage: self.usage.get(&bottle.attachment.name).cloned().unwrap_or_default(),
             budget,
         })

@@ -6,6 +6,7 @@
 mod keeper;
 mod merge;
 mod names;
+mod owner;
 pub mod packets;
 mod resolve;
 

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use std::io::{self, PipeWriter, Write as _};
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -36,6 +37,8 @@ impl Slot {
 struct State {
     slots: BTreeMap<u32, Slot>,
     flows: Vec<((SocketAddr, SocketAddr, u32), Flow)>,
+    /// Cgroups of sockets that no hook remembers, by their two addresses.
+    strangers: Vec<((SocketAddr, SocketAddr), PathBuf)>,
     places: BTreeMap<u64, Place>,
     allowed: BTreeMap<u32, Vec<Allowed>>,
     beats: u64,
@@ -141,6 +144,12 @@ impl FakeKernel {
         state.flows.push(((peer, local, LISTENER_HOST), flow));
     }
 
+    /// As if a socket made in this cgroup of the host were connected from `peer` to the meter at `local`, and no hook
+    /// had seen it.
+    pub fn connect_unseen(&self, cgroup: &Path, peer: SocketAddr, local: SocketAddr) {
+        self.state().strangers.push(((peer, local), cgroup.to_owned()));
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -243,6 +252,12 @@ impl Kernel for FakeKernel {
         let current =
             state.slots.get(&flow.slot).is_some_and(|slot| slot.guard.generation == flow.generation);
         current.then_some(*flow)
+    }
+
+    fn made_in(&self, peer: SocketAddr, local: SocketAddr) -> Option<PathBuf> {
+        let state = self.state();
+        let found = state.strangers.iter().find(|(socket, _)| *socket == (peer, local))?;
+        Some(found.1.clone())
     }
 }
 

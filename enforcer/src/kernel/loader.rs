@@ -5,6 +5,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -20,10 +21,11 @@ use super::hooks::{HOOKS, Hook, OBJECT, check_unguarded, load_programs};
 use super::maps::{HOMES, Namespaces, ORIGINALS, Readers, Slots, check_shapes, lock, take, words};
 use super::pins::{self, Pins};
 use super::refusal::{failed, not_attached, refused};
+use super::sock_diag::SockDiag;
 use super::table::{self, Table, address_words};
 use super::words::{Words, coarse_now};
 use super::{Counters, Events, Face, Flow, Guard, Kernel, KernelError, Pinned, Place, sys};
-use crate::bottle::cgroup::Cgroup;
+use crate::bottle::cgroup::{self, Cgroup};
 
 /// The loaded programs and their maps.
 pub struct Loader {
@@ -341,6 +343,12 @@ impl Kernel for Loader {
         check_slot(flow.slot).ok()?;
         let current = self.table.is_live(flow.slot) && self.table.generation(flow.slot) == flow.generation;
         current.then_some(flow)
+    }
+
+    fn made_in(&self, peer: SocketAddr, local: SocketAddr) -> Option<PathBuf> {
+        let socket = SockDiag::open().and_then(|mut diag| diag.connected(peer, local));
+        let socket = socket.inspect_err(|error| tracing::warn!(%error, %peer, "whose it is cannot be told"));
+        cgroup::path_of_id(socket.ok()??.cgroup?)
     }
 }
 

@@ -21,6 +21,7 @@ use enforcer_ebpf::{
 use super::KernelError;
 use super::pins::Pins;
 use super::refusal::{chain, is_not_found, refused};
+use super::sys;
 use super::words::Words;
 
 /// A map as this controller's programs know it.
@@ -168,25 +169,23 @@ impl Slots {
 /// What is read while bottles are attached and detached: handles of their own, without a lock.
 pub struct Readers {
     counters: PerCpuArray<MapData, Counters>,
+    /// All that the kernel could have.
+    cpus: usize,
     flows: HashMap<MapData, FlowKey, Flow>,
 }
 
 impl Readers {
     /// Opens the pinned maps a second time.
     pub fn open(pins: &Pins) -> Result<Self, KernelError> {
-        Ok(Self { counters: pinned(pins, "COUNTERS")?, flows: pinned(pins, "FLOWS")? })
+        Ok(Self { counters: pinned(pins, "COUNTERS")?, cpus: cpus()?, flows: pinned(pins, "FLOWS")? })
     }
 
-    /// The slot's counters, summed over CPUs.
+    /// The slot's counters, summed over CPUs. Read by a call of its own: aya counts the CPUs again at each.
     pub fn counters(&self, slot: u32) -> Result<Counters, KernelError> {
-        let per_cpu = self.counters.get(&slot, 0);
-        let per_cpu = per_cpu.map_err(|error| refused("cannot read the counters", &error))?;
-        Ok(per_cpu.iter().fold(Counters::default(), |sum, cpu| Counters {
-            passed_packets: sum.passed_packets + cpu.passed_packets,
-            passed_bytes: sum.passed_bytes + cpu.passed_bytes,
-            dropped_packets: sum.dropped_packets + cpu.dropped_packets,
-            dropped_bytes: sum.dropped_bytes + cpu.dropped_bytes,
-        }))
+        let sums = sys::sum_per_cpu(self.counters.map().fd().as_fd(), slot, self.cpus);
+        let [passed_packets, passed_bytes, dropped_packets, dropped_bytes] =
+            sums.map_err(|source| KernelError::Io { what: "cannot read the counters".to_owned(), source })?;
+        Ok(Counters { passed_packets, passed_bytes, dropped_packets, dropped_bytes })
     }
 
     /// What is remembered of a connection. An error is as good as nothing: a connection of nobody is refused.
@@ -247,9 +246,12 @@ fn pinned<M: TryFrom<Map, Error = MapError>>(pins: &Pins, name: &str) -> Result<
     map.map_err(|error| refused(&format!("cannot open the map {name}"), &error))
 }
 
+fn cpus() -> Result<usize, KernelError> {
+    nr_cpus().map_err(|(what, source)| KernelError::Io { what: what.to_owned(), source })
+}
+
 fn zeroes() -> Result<PerCpuValues<Counters>, KernelError> {
-    let cpus = nr_cpus().map_err(|(what, source)| KernelError::Io { what: what.to_owned(), source })?;
-    PerCpuValues::try_from(vec![Counters::default(); cpus])
+    PerCpuValues::try_from(vec![Counters::default(); cpus()?])
         .map_err(|source| KernelError::Io { what: "cannot count CPUs".to_owned(), source })
 }
 

@@ -26,7 +26,7 @@ pub use enforcer_ebpf::{Counters, Event, Flow};
 
 pub use self::allow::{Allowed, AllowedPorts};
 pub use self::events::Events;
-pub use self::sys::namespace_cookie;
+pub use self::sys::{namespace_cookie, open_cgroup};
 
 use crate::bottle::cgroup::Cgroup;
 
@@ -234,4 +234,9 @@ pub trait Kernel: Send + Sync {
     /// Whose connection this is and where it was going, as the kernel remembered it when it was made; `None` when
     /// nobody's, or when the slot's generation or liveness has changed since.
     fn flow(&self, peer: SocketAddr, local: SocketAddr, listener: u32) -> Option<Flow>;
+
+    /// The cgroup in which the TCP socket at `peer` was made that is connected to `local`, where both are in the host's
+    /// network namespace, which the calling thread must be in. `None` when there is none, when it is closed, or when
+    /// its cgroup cannot be told or is gone. Takes two dozen microseconds: for what is rare.
+    fn made_in(&self, peer: SocketAddr, local: SocketAddr) -> Option<PathBuf>;
 }

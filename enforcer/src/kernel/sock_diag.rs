@@ -1,4 +1,5 @@
-//! NETLINK_SOCK_DIAG: the TCP and UDP sockets of one network namespace with their cgroups, and aborting one of them.
+//! NETLINK_SOCK_DIAG: the TCP and UDP sockets of one network namespace with their cgroups, all or one by its
+//! addresses, and aborting one of them.
 //!
 //! Messages are written and read as bytes, by linux/netlink.h, linux/sock_diag.h and linux/inet_diag.h. Which
 //! sockets are to be aborted is decided elsewhere; whose they are is found by cookie, never by address.
@@ -153,6 +154,32 @@ impl SockDiag {
         }
     }
 
+    /// The TCP socket at `local` that is connected to `remote`. One that has been closed by its process counts no more
+    /// than one that never was.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    pub fn connected(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<InetSocket>> {
+        let (local, remote) = (canonical(local), canonical(remote));
+        let family = if local.is_ipv4() && remote.is_ipv4() { Family::V4 } else { Family::V6 };
+        let every_state = u32::MAX.to_ne_bytes();
+        let request =
+            [&[family as u8, Transport::Tcp as u8, 0, 0], &every_state[..], &identity_of(local, remote)]
+                .concat();
+        let sequence = self.ask(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, &request)?;
+        let answer = self.hear()?;
+        let found = match messages(&answer, sequence).next().unwrap_or_else(|| Err(unreadable()))? {
+            (SOCK_DIAG_BY_FAMILY, body) => read_socket(body, family_of(body)?, Transport::Tcp)?,
+            (NLMSG_ERROR, body) => match read_outcome(body) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => None,
+                outcome => return outcome.and_then(|()| Err(unreadable())),
+            },
+            _ => return Err(unreadable()),
+        };
+        // where nothing is connected so, the kernel finds who listens there
+        Ok(found.filter(|socket| socket.local == local && socket.remote == remote))
+    }
+
     /// Aborts one socket: whoever reads from it or writes to it gets ECONNABORTED, a TCP peer a reset.
     /// `false`: it is gone already.
     ///
@@ -238,6 +265,34 @@ pub fn namespace_of(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just made this descriptor for us and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The family of a socket from its `inet_diag_msg`: one that takes IPv6 can be connected over IPv4.
+fn family_of(body: &[u8]) -> io::Result<Family> {
+    [Family::V4, Family::V6]
+        .into_iter()
+        .find(|family| body.first() == Some(&(*family as u8)))
+        .ok_or_else(unreadable)
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// An `inet_diag_sockid` of two addresses, on any device, with any cookie.
+fn identity_of(local: SocketAddr, remote: SocketAddr) -> [u8; IDENTITY] {
+    const ANY_COOKIE: [u8; 8] = [0xff; 8];
+    let mut identity = [0; IDENTITY];
+    identity[..2].copy_from_slice(&local.port().to_be_bytes());
+    identity[2..4].copy_from_slice(&remote.port().to_be_bytes());
+    for (at, ip) in [(4, local.ip()), (20, remote.ip())] {
+        match ip {
+            IpAddr::V4(ip) => identity[at..at + 4].copy_from_slice(&ip.octets()),
+            IpAddr::V6(ip) => identity[at..at + 16].copy_from_slice(&ip.octets()),
+        }
+    }
+    identity[40..].copy_from_slice(&ANY_COOKIE);
+    identity
 }
 
 /// Kind and body of each message in a piece that answers this request; others are skipped.

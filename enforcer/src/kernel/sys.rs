@@ -1,5 +1,5 @@
 //! bpf(2) for links, pins and queries: what aya has no call for, or ties to a handle that dies with the process.
-//! Beside it, memory shared with a map, and a socket's network namespace.
+//! Beside it, memory shared with a map, a socket's network namespace, and a cgroup by its id.
 //!
 //! Field offsets are those of `union bpf_attr` in the kernel's `linux/bpf.h`. Nothing here decides anything.
 use std::ffi::CString;
@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::ptr::{self, NonNull};
 
+const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const PROG_LOAD: libc::c_int = 5;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
@@ -130,6 +131,15 @@ pub fn attached_programs(cgroup: BorrowedFd<'_>, hook: u32) -> io::Result<Vec<u3
     Ok(ids[..count].to_vec())
 }
 
+/// Adds up what each CPU has counted at one index of a per-CPU array of `N` 64-bit counters. `cpus`: all that the kernel
+/// could have, which is for how many it answers; both must be the map's own, for the kernel writes all of them.
+pub fn sum_per_cpu<const N: usize>(map: BorrowedFd<'_>, index: u32, cpus: usize) -> io::Result<[u64; N]> {
+    let mut counted = vec![[0u64; N]; cpus];
+    let lookup = Attributes::new([word(map)]).address(2, &raw const index);
+    lookup.address(4, counted.as_mut_ptr()).call(MAP_LOOKUP_ELEM)?;
+    Ok(std::array::from_fn(|at| counted.iter().map(|cpu| cpu[at]).sum()))
+}
+
 /// Memory shared with a map that can be mapped, from its first byte on.
 #[derive(Debug)]
 pub struct Mapping {
@@ -189,6 +199,29 @@ pub fn namespace_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
         )
     };
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Opens the cgroup with this id, without knowing its path. `mount`: a directory of cgroup v2.
+///
+/// # Errors
+/// ESTALE when there is none; EPERM without `CAP_DAC_READ_SEARCH`.
+pub fn open_cgroup(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd> {
+    /// `struct file_handle` with the kind `FILEID_KERNFS`.
+    #[repr(C)]
+    struct Handle {
+        bytes: u32,
+        kind: i32,
+        id: [u8; 8],
+    }
+    let mut handle = Handle { bytes: 8, kind: 0xfe, id: id.to_ne_bytes() };
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: the kernel reads a handle of `bytes` bytes after its head, which is what stands there.
+    let fd = unsafe { libc::open_by_handle_at(mount.as_raw_fd(), (&raw mut handle).cast(), flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Name of a loaded program; `None` when there is none of this id any more.

@@ -14,6 +14,7 @@ mod ports;
 mod protocols;
 mod rings;
 mod sockets;
+mod strangers;
 
 use std::time::Duration;
 

@@ -7,7 +7,7 @@ use support::cgroup::TestCgroup;
 use support::clock::wait_until;
 use support::enforcer::Daemon;
 use support::inmate::Inmate;
-use support::network::{NEAR4, NEAR6, PUBLIC4, PUBLIC6, cable, in_own_network};
+use support::network::{NEAR4, NEAR6, Namespace, PUBLIC4, PUBLIC6, cable, in_own_network, link};
 
 use crate::away::{Away, Origin};
 use crate::{QUIET, SOON};
@@ -118,5 +118,31 @@ fn root_a_bottle_that_is_its_own_router_gets_out_which_is_a_named_limit() {
         router.inmate.shell("ip address add 10.5.0.1/24 dev outer");
         client.shell("ip address add 10.5.0.2/24 dev inner");
         assert_leads_out_until_cut(&daemon, "router", &router.origin, &mut client, "10.5.0.1:7443");
+    });
+}
+
+/// So who rules over a network that leads out is not confined; who rules over `lo` alone is.
+#[test]
+fn root_who_rules_over_a_network_that_leads_out_is_not_confined() {
+    in_own_network(|| {
+        let daemon = Daemon::start("resolvers: [127.0.0.1]\n");
+        let group = TestCgroup::new("ruler");
+        let path = group.path().to_str().unwrap();
+        let attach = |mode: &str| daemon.cli(&["attach", "ruler", "--cgroup", path, "--egress", mode]);
+        let mut inmate = Inmate::start(Some(&group));
+        inmate.ok("unshare");
+        let output = attach("metered");
+        assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
+        daemon.ok(&["detach", "ruler"]);
+        let far = Namespace::new();
+        link(&inmate.network(), &far);
+        for mode in ["metered", "allowlist"] {
+            let output = attach(mode);
+            assert_eq!(output.code, Some(5), "{output:?}");
+            assert!(output.stderr.contains("has CAP_NET_ADMIN over a network that leads out"), "{output:?}");
+        }
+        let output = attach("open");
+        assert_eq!(output.code, Some(0), "{output:?}");
+        assert!(output.stderr.contains("is not metered"), "{output:?}");
     });
 }

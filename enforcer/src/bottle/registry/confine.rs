@@ -1,0 +1,44 @@
+//! Whether processes can be confined at all. `run` keeps its command from what would get past by itself.
+use super::Registry;
+use crate::control::api::{self, Problem};
+use crate::egress::packets;
+use crate::settings::Egress;
+
+impl Registry {
+    /// Refuses to confine processes that could send past every hook; warns of what cannot be known, and of those
+    /// processes where nothing is confined.
+    pub(super) fn check_confinement(
+        &self,
+        attach: &api::Attach,
+        pids: &[u32],
+    ) -> Result<Option<String>, Problem> {
+        let mode = self.egress(attach)?;
+        if attach.create {
+            return Ok(None);
+        }
+        // in mode open nothing refuses packet sockets
+        let packets = mode == Egress::Open || !self.parts.kernel.refuses_packet_sockets();
+        let (name, holder) = (&attach.name, packets::holder(pids, packets));
+        match (mode, holder) {
+            (Egress::Open, None) => Ok(None),
+            (Egress::Open, Some(holder)) => {
+                Ok(Some(format!("{holder}: what it sends below the hooks on sockets is not metered")))
+            }
+            (mode, Some(holder)) => Err(Problem::host(format!(
+                "{name} cannot be confined (egress {}): {holder}, below the hooks on sockets",
+                mode.as_str()
+            ))
+            .with_hint(
+                "start it with enforcer run, without the capability (docker run --cap-drop NET_RAW), or in a network \
+                 with nothing but lo",
+            )),
+            (mode, None) if pids.is_empty() => Ok(Some(format!(
+                "{name} has no processes yet: one that comes with CAP_NET_ADMIN{} over a network that leads out could \
+                 send past egress {}",
+                if packets { " or CAP_NET_RAW" } else { "" },
+                mode.as_str()
+            ))),
+            (_, None) => Ok(None),
+        }
+    }
+}

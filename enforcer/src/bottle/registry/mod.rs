@@ -1,0 +1,129 @@
+//! The attached bottles: puts hooks on and off around the core's decisions, and answers the control API.
+//!
+//! An attach is whole or nothing: cgroup checked, slot given (core), hooks on and dropping (kernel), recorded
+//! (ledger), opened (core); each failure undoes what came before. Budgets and verdicts are the core's. `answers` says
+//! who answers which question, `asked` checks its words, `cgroups` finds the cgroup, `confine` judges who is in it,
+//! `attach` does it and undoes it, `show` is what `status` shows. What concerns one bottle looks at no other.
+mod answers;
+mod asked;
+mod attach;
+mod cgroups;
+mod confine;
+mod show;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{broadcast, oneshot};
+
+use super::namespaces::Namespaces;
+use crate::control::api::Problem;
+use crate::control::{Event, events};
+use crate::core::{Change, CoreHandle, Listener, Message};
+use crate::egress::Keeper;
+use crate::error::Failure;
+use crate::kernel::Kernel;
+use crate::ledger::{LedgerError, Reader};
+use crate::meter::Meter;
+use crate::settings::Settings;
+
+/// What the registry works with.
+pub struct Parts {
+    /// Sums and verdicts.
+    pub core: CoreHandle,
+    /// Hooks and counters.
+    pub kernel: Arc<dyn Kernel>,
+    /// What confined bottles reach.
+    pub egress: Arc<Keeper>,
+    /// Defaults.
+    pub settings: Arc<Settings>,
+    /// Where bottles are sent.
+    pub listener: Listener,
+    /// The meter process.
+    pub meter: Arc<Meter>,
+    /// The meter in other network namespaces.
+    pub namespaces: Arc<Namespaces>,
+    /// The cgroup below which `run` makes bottles.
+    pub bottles_dir: PathBuf,
+    /// The public CA certificate.
+    pub ca_certificate: PathBuf,
+    /// The system's roots and the CA certificate in one file.
+    pub ca_bundle: PathBuf,
+}
+
+/// The control API's answers. See the module's head. Clones are the same registry.
+#[derive(Clone)]
+pub struct Registry {
+    parts: Arc<Parts>,
+    reader: Arc<Mutex<Box<dyn Reader>>>,
+    events: broadcast::Sender<Event>,
+}
+
+impl Registry {
+    /// A registry, and the task that turns the core's changes into events of the API. Needs a tokio runtime.
+    #[must_use]
+    pub fn start(parts: Parts, reader: Box<dyn Reader>, changes: broadcast::Receiver<Change>) -> Arc<Self> {
+        let (events, _) = broadcast::channel(events::KEPT);
+        let registry =
+            Self { parts: Arc::new(parts), reader: Arc::new(Mutex::new(reader)), events: events.clone() };
+        tokio::spawn(events::publish(registry.clone(), changes, events));
+        Arc::new(registry)
+    }
+
+    async fn ask<T>(
+        &self,
+        question: impl FnOnce(oneshot::Sender<Result<T, Problem>>) -> Message,
+    ) -> Result<T, Problem> {
+        self.parts.core.ask(question).await?
+    }
+
+    /// Runs a query of the ledger off the async threads.
+    async fn query<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&mut dyn Reader) -> Result<T, LedgerError> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let reader = self.reader.clone();
+        blocking(move || {
+            let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+            query(reader.as_mut()).map_err(|error| Problem::failed(error.to_string()))
+        })
+        .await?
+    }
+
+    /// Id of the newest row of the audit; 0 for none.
+    ///
+    /// # Errors
+    /// When the ledger refuses.
+    pub async fn newest_audit_row(&self) -> Result<i64, Problem> {
+        self.query(|reader| reader.newest_audit_row()).await
+    }
+
+    /// Has the audit say that a bottle of the settings was not attached.
+    pub(super) fn record_not_attached(&self, name: &str, why: &str) {
+        self.parts.core.tell(Message::NotAttached { name: name.to_owned(), why: why.to_owned() });
+    }
+
+    /// Bottles that the settings give a cgroup, with it.
+    pub(super) fn awaited(&self) -> impl Iterator<Item = (String, PathBuf)> {
+        let bottles = self.parts.settings.bottles.iter();
+        bottles.filter_map(|(name, bottle)| Some((name.clone(), bottle.cgroup.clone()?)))
+    }
+
+    /// The cgroup that the settings have this bottle attached to, whenever it is there.
+    fn awaited_cgroup(&self, name: &str) -> Option<&PathBuf> {
+        self.parts.settings.bottles.get(name)?.cgroup.as_ref()
+    }
+}
+
+fn failed(error: tokio::task::JoinError) -> Problem {
+    Problem::failed(format!("the controller failed: {error}"))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+    tokio::task::spawn_blocking(work).await.map_err(failed)
+}
+
+/// The room's error in the API's words.
+fn problem(error: impl Into<Failure>) -> Problem {
+    error.into().into()
+}
