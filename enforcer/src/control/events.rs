@@ -24,6 +24,7 @@ pub async fn publish(
     loop {
         match changes.recv().await {
             Ok(Change::Usage(row)) => publisher.send(Event::Usage(row)),
+            Ok(Change::Dropped(dropped)) => publisher.send(Event::Drop(dropped)),
             Ok(Change::State) => publisher.states().await,
             Err(RecvError::Lagged(_)) => {
                 publisher.states().await;
