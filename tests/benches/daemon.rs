@@ -43,7 +43,7 @@ fn by_command() {
     }
     process::kill(&mut sender);
     println!(
-        "compared with nothing: `enforcer cut NAME`, a process of its own, while the bottle sends 10,000/s"
+        "the command: enforcer --state-dir DIR cut NAME, spawned, while the bottle sends 10,000 a second"
     );
     report("cut by command: start of the command to the last datagram out", last);
     report("cut by command: start of the command to its end (recorded)", whole);
