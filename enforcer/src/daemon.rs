@@ -180,11 +180,12 @@ async fn look_after_namespaces(
         core: core.clone(),
         listen: listener.address,
     };
+    let told_to = core.clone();
     let started = tokio::task::spawn_blocking(move || {
         let bottles = bottles.iter().filter_map(|bottle| Watched::if_there(&bottle.attachment)).collect();
         let (namespaces, looking) = Namespaces::start(parts, bottles)?;
         let namespaces = Arc::new(namespaces);
-        events::follow(told, namespaces.clone())?;
+        events::follow(told, namespaces.clone(), told_to)?;
         Ok((namespaces, looking))
     });
     let started = started.await.map_err(io::Error::other).and_then(|started| started);

@@ -27,6 +27,8 @@ pub struct Daemon {
     dir: TempDir,
     /// Its `PATH`, where that is not the test's.
     path: Option<OsString>,
+    /// The `enforcer` that is run.
+    program: PathBuf,
     child: Option<Child>,
     meters: Vec<Seen>,
     own_cgroups: Vec<PathBuf>,
@@ -44,15 +46,23 @@ impl Daemon {
     /// As [`Daemon::start`], with a `PATH` of its own: where it finds the programs that it asks.
     #[must_use]
     pub fn start_on_path(settings: &str, path: Option<OsString>) -> Self {
+        drop(process::built("meter-proxy"));
+        Self::start_program(process::built("enforcer"), settings, path)
+    }
+
+    /// As [`Daemon::start`], with what stands as `enforcer` and `meter-proxy` in this directory.
+    #[must_use]
+    pub fn start_from(programs: &Path, settings: &str) -> Self {
+        Self::start_program(programs.join("enforcer"), settings, None)
+    }
+
+    fn start_program(program: PathBuf, settings: &str, path: Option<OsString>) -> Self {
         require_root();
-        for program in ["enforcer", "meter-proxy"] {
-            drop(process::built(program));
-        }
         let dir =
             tempfile::Builder::new().prefix("enforcer-test-").tempdir().expect("a directory for the daemon");
         fs::DirBuilder::new().mode(0o700).create(dir.path().join("state")).expect("a state directory");
-        let mut daemon =
-            Self { dir, path, child: None, meters: Vec::new(), own_cgroups: Vec::new(), run_dir: None };
+        let (meters, own_cgroups) = (Vec::new(), Vec::new());
+        let mut daemon = Self { dir, path, program, child: None, meters, own_cgroups, run_dir: None };
         daemon.write_settings(settings);
         daemon.spawn();
         daemon.wait_serving();
@@ -82,7 +92,7 @@ impl Daemon {
     /// `enforcer --state-dir DIR`, to which a test adds a verb.
     #[must_use]
     pub fn command(&self) -> Command {
-        let mut command = Command::new(process::built("enforcer"));
+        let mut command = Command::new(&self.program);
         command.arg("--state-dir").arg(self.state_dir());
         command
     }

@@ -43,8 +43,10 @@ impl Drop for Stopped {
     }
 }
 
+/// What the controller says of its own silence; rows that name a bottle tell what was dropped in it.
 fn lease_rows(stage: &Stage) -> Vec<Value> {
-    stage.daemon.json_lines(&["audit"]).into_iter().filter(|row| row["action"] == "lease").collect()
+    let rows = stage.daemon.json_lines(&["audit"]).into_iter();
+    rows.filter(|row| row["action"] == "lease" && row["bottle"].is_null()).collect()
 }
 
 /// The bottle sends while `event` happens; when the last datagram before the silence came in, after the event began,

@@ -14,6 +14,8 @@ pub struct Options {
 /// The benchmarks there are.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Name {
+    /// A cut: its store beside a spawned nft, by the command, by a budget; and taking over 1,000 bottles (root)
+    Cut,
     /// Loading, attaching, a packet, a connection and the flip of a verdict (root)
     Kernel,
 }
@@ -25,6 +27,13 @@ enum Name {
 pub fn run(options: &Options) -> Result<()> {
     setup::run()?;
     match options.name {
+        Name::Cut => {
+            setup::for_tests()?;
+            // the daemon and its meter, and the programs in the bottles
+            test::cargo(&["build", "--release", "--workspace", "--bins"])?;
+            test::cargo(&["bench", "--package", "enforcer", "--bench", "cut"])?;
+            test::cargo(&["bench", "--package", "enforcer-tests", "--bench", "daemon"])
+        }
         Name::Kernel => test::cargo(&["bench", "--package", "enforcer", "--bench", "kernel"]),
     }
 }

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::namespaces::Namespaces;
+use crate::core::{CoreHandle, Message};
 use crate::kernel::{Event, Events};
 
 /// Starts the thread; it ends with the process, or when events cannot be waited for any more: what depends on them
@@ -15,9 +16,9 @@ use crate::kernel::{Event, Events};
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub fn follow(events: Events, namespaces: Arc<Namespaces>) -> io::Result<()> {
+pub fn follow(events: Events, namespaces: Arc<Namespaces>, core: CoreHandle) -> io::Result<()> {
     let follow = move || {
-        if let Err(error) = read_all(events, |event| pass_on(event, &namespaces)) {
+        if let Err(error) = read_all(events, |event| pass_on(event, &namespaces, &core)) {
             tracing::error!(%error, "the kernel's events are not read any more");
         }
     };
@@ -37,10 +38,10 @@ fn read_all(mut events: Events, mut pass_on: impl FnMut(Event)) -> nix::Result<(
     }
 }
 
-fn pass_on(event: Event, namespaces: &Namespaces) {
+fn pass_on(event: Event, namespaces: &Namespaces, core: &CoreHandle) {
     if event.kind == EVENT_NAMESPACE {
         namespaces.refused(event);
     } else {
-        tracing::debug!(?event, "told by the kernel");
+        core.tell(Message::Dropped(event));
     }
 }

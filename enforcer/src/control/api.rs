@@ -1,5 +1,6 @@
 //! The JSON of the control API: the documents that `status`, the TUI and scripts read. The contract's names.
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use meter_proxy::tokens::{Provenance, Tokens};
 use serde::{Deserialize, Serialize};
@@ -320,4 +321,37 @@ impl Problem {
 pub struct Environment {
     /// Variables and their values, in a fixed order.
     pub variables: Vec<(String, String)>,
+}
+
+/// The event `drop`: what the kernel dropped or refused of a bottle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// RFC 3339, UTC, milliseconds.
+    pub at: String,
+    /// Whose.
+    pub bottle: String,
+    /// Why.
+    pub cause: DropCause,
+    /// `tcp`, `udp`, `icmp`, `icmpv6`, `sctp`, or the IP protocol's number.
+    pub protocol: String,
+    /// The far end's address.
+    pub address: IpAddr,
+    /// The far end's port, where there is one.
+    pub port: Option<u16>,
+    /// The calling process as the host counts it; `None` where a packet was judged, which is nobody's call.
+    pub pid: Option<u32>,
+    /// Drops since the event before this one that made none.
+    pub suppressed: u32,
+}
+
+/// Why something was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DropCause {
+    /// The bottle is cut.
+    Cut,
+    /// The controller was silent for longer than the lease.
+    Lease,
+    /// The bottle is open; its egress rules, or those that keep traffic from going around the meter.
+    Rule,
 }

@@ -37,6 +37,7 @@ pub async fn publish(
         };
         match change {
             Ok(Ok(Change::Usage(row))) => publisher.send(Event::Usage(row)),
+            Ok(Ok(Change::Dropped(dropped))) => publisher.send(Event::Drop(dropped)),
             Ok(Ok(Change::State)) => due = true,
             Ok(Err(RecvError::Lagged(_))) => {
                 due = true;

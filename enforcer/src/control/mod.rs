@@ -96,6 +96,8 @@ pub enum Event {
     Usage(Box<UsageRow>),
     /// A row was added to the audit.
     Audit(Box<audit::Row>),
+    /// The kernel dropped or refused something of a bottle: the first after a cut, then at most one a second.
+    Drop(Box<api::Dropped>),
     /// The reader was too slow and this many events are lost to it: read the status again.
     Lagged(u64),
 }

@@ -304,6 +304,7 @@ fn server_sent(event: &Event) -> Bytes {
         Event::State(bottle) => ("state", serde_json::to_string(bottle)),
         Event::Usage(row) => ("usage", serde_json::to_string(row)),
         Event::Audit(row) => ("audit", serde_json::to_string(row)),
+        Event::Drop(dropped) => ("drop", serde_json::to_string(dropped)),
         Event::Lagged(missed) => ("lagged", serde_json::to_string(missed)),
     };
     match written {

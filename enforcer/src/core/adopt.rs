@@ -221,6 +221,7 @@ impl Core {
     fn settle_verdict(&mut self, slot: u32, cause: Option<Cause>) {
         self.lend(slot);
         let Some(cause) = cause else { return self.open_first(slot) };
+        let passed = self.kernel.is_open(slot);
         self.kernel.cut(slot);
         let Some(bottle) = self.bottles.get_mut(&slot) else { return };
         bottle.cause = Some(cause.clone());
@@ -228,7 +229,10 @@ impl Core {
         let verdict = Verdict { attachment: bottle.attachment.id, cause: Some(cause.clone()) };
         let mut row =
             action(ActionKind::Cut, Some(bottle.attachment.name.clone()), Some(cause), "controller");
-        row.detail = Some("taken over at start: stays cut".into());
+        row.detail = Some(match passed {
+            false => "taken over at start: stays cut".into(),
+            true => "taken over at start: the kernel let it pass, the ledger says cut: stays cut".into(),
+        });
         self.submit_done(vec![Entry::Verdict(verdict), Entry::Action(row)], After::Nothing);
     }
 

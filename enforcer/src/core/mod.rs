@@ -5,9 +5,10 @@
 //! is committed first and done after. `requests` follows the meter's messages, `accounts` says what they are
 //! charged to, `verdicts` cuts and restores,
 //! `members` attaches and detaches, `adopt` takes over what an earlier controller left, `durable` talks to the
-//! writer, `lease` beats the heart, `view` shows the state.
+//! writer, `lease` beats the heart, `drops` tells what the kernel dropped, `view` shows the state.
 mod accounts;
 mod adopt;
+mod drops;
 mod durable;
 mod lease;
 mod members;
@@ -37,7 +38,7 @@ pub use self::view::BottleModel;
 use crate::audit::{ActionKind, Cause};
 use crate::budget::{AccountId, Accounts, Path};
 use crate::control::api::{self, Problem};
-use crate::kernel::{Kernel, Place};
+use crate::kernel::{Event, Kernel, Place};
 use crate::ledger::writer::Writer;
 use crate::ledger::{Attachment, AttachmentId, Entry, ExchangeId, Owner, UsageRow};
 use crate::settings::Settings;
@@ -60,6 +61,8 @@ pub enum Change {
     Usage(Box<UsageRow>),
     /// Rows were added to the audit.
     Audit,
+    /// The kernel dropped something of a bottle.
+    Dropped(Box<api::Dropped>),
 }
 
 /// Where the meter listens in the host's network namespace.
@@ -115,6 +118,8 @@ pub enum Message {
         /// Which.
         epoch: u64,
     },
+    /// The kernel dropped or refused something of a bottle.
+    Dropped(Event),
     /// The core's own heartbeat has come through its queue.
     Beat,
     /// Something of a bottle stays closed, and the operator should read why.
@@ -279,6 +284,7 @@ pub struct Core {
     exchanges: HashMap<u64, Live>,
     waiting: VecDeque<Waiting>,
     rows: RowLimit,
+    drops: drops::Rows,
     heart: Heart,
     /// What the writer has not answered yet.
     outstanding: Outstanding,
@@ -378,6 +384,7 @@ impl Core {
             exchanges: HashMap::new(),
             waiting: VecDeque::new(),
             rows: RowLimit::default(),
+            drops: drops::Rows::default(),
             heart: Heart::default(),
             outstanding: Outstanding::default(),
             owed: VecDeque::new(),
@@ -409,6 +416,7 @@ impl Core {
             Message::MeterUp { epoch, link } => self.meter_up(epoch, link),
             Message::Meter { epoch, message, received } => self.meter_said(epoch, message, received),
             Message::MeterLost { epoch } => self.meter_lost(epoch),
+            Message::Dropped(event) => self.dropped(&event),
             Message::Beat => self.beat(),
             Message::Closed(notice) => self.notice(ActionKind::Refuse, notice),
             Message::Committed(committed) => self.answered(committed),

@@ -3,9 +3,12 @@
 //! It waits for nothing: who reads polls its descriptor. What an event means is the reader's to say.
 use std::io::{PipeReader, Read as _};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
 use enforcer_ebpf::Event;
+
+use super::words::coarse_now;
 
 /// Bytes of an event.
 pub(super) const LENGTH: usize = size_of::<Event>();
@@ -51,6 +54,12 @@ impl AsFd for Events {
             Source::Pipe(pipe) => pipe.as_fd(),
         }
     }
+}
+
+/// How long ago an event was, by its own clock; one may have waited in the ring for a controller.
+#[must_use]
+pub fn age(event: &Event) -> Duration {
+    Duration::from_nanos(coarse_now().saturating_sub(event.at_ns))
 }
 
 fn decode(bytes: &[u8; LENGTH]) -> Event {

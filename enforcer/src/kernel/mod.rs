@@ -25,7 +25,7 @@ use std::time::Duration;
 pub use enforcer_ebpf::{Counters, Event, Flow};
 
 pub use self::allow::{Allowed, AllowedPorts};
-pub use self::events::Events;
+pub use self::events::{Events, age};
 pub use self::sys::{namespace_cookie, open_cgroup};
 
 use crate::bottle::cgroup::Cgroup;

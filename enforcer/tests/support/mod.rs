@@ -6,8 +6,14 @@ pub mod host;
 pub mod meter;
 pub mod network;
 pub mod sender;
+pub mod streams;
 
 use std::time::{Duration, Instant};
+
+/// Rounds of a test: as many as fit a usual run, or all of them (`ENFORCER_TEST_FULL=1`).
+pub fn rounds(usual: u32, full: u32) -> u32 {
+    if std::env::var_os("ENFORCER_TEST_FULL").is_some() { full } else { usual }
+}
 
 /// Waits up to 5 s for a condition.
 pub fn eventually(mut condition: impl FnMut() -> bool) {

@@ -15,6 +15,7 @@ use nix::sys::stat::Mode;
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sockopt};
 
 use super::network::switch_lo_on;
+use super::streams::Streaming;
 
 /// Long enough for a packet over loopback, on a busy machine.
 pub const ARRIVAL: Duration = Duration::from_millis(400);
@@ -98,6 +99,7 @@ struct Held {
     attempted: Option<OwnedFd>,
     raw: Option<OwnedFd>,
     flood: Vec<TcpStream>,
+    streaming: Option<Streaming>,
 }
 
 /// The sender's side. Each order answers one line, `ok` where nothing else is said, or the kind of the error:
@@ -111,6 +113,8 @@ struct Held {
 /// - `listen ADDR` makes a TCP listener and answers its address;
 /// - `udp ADDR` sends a datagram, `bind ADDR` makes a socket that `receive` takes one from, `towards ADDR` connects
 ///   it and `send` uses it;
+/// - `stream-udp ADDR` and `stream-tcp ADDR` send from now on; `figures` says how that went (see `streams`);
+/// - `enter DIRECTORY` goes to another cgroup;
 /// - `raw ADDR HEX` sends a packet with its headers; `hold-raw 4` (or 6) keeps a socket for that, `send-raw ADDR HEX`
 ///   uses it;
 /// - `socket FAMILY TYPE PROTOCOL` makes one, by number; another error than those with a name is told by its number.
@@ -207,6 +211,10 @@ fn obey(order: &str, rest: &str, held: &mut Held) -> std::io::Result<String> {
         "towards" => held.socket.as_ref().unwrap().connect(rest)?,
         "send" => drop(held.socket.as_ref().unwrap().send(b"x")?),
         "receive" => drop(held.socket.as_ref().unwrap().recv(&mut [0; 8])?),
+        "stream-udp" => held.streaming = Some(Streaming::udp(rest.parse().unwrap())?),
+        "stream-tcp" => held.streaming = Some(Streaming::tcp(rest.parse().unwrap())?),
+        "figures" => return Ok(held.streaming.as_ref().unwrap().figures()),
+        "enter" => std::fs::write(Path::new(rest).join("cgroup.procs"), "0")?,
         "raw" => send_raw(&raw_socket(!rest.contains(':'))?, rest)?,
         "hold-raw" => held.raw = Some(raw_socket(rest == "4")?),
         "send-raw" => send_raw(held.raw.as_ref().unwrap(), rest)?,
