@@ -1,8 +1,11 @@
 //! The messages between the meter and the controller, and the socket that carries them.
 //!
-//! One `SOCK_SEQPACKET` pair, one postcard-encoded message a packet, descriptors by `SCM_RIGHTS`. The
-//! controller uses this module (with [`crate::tokens`] and [`crate::text`]) and nothing else of the meter. Not
-//! here: what either side does with a message.
+//! One `SOCK_SEQPACKET` pair, one postcard-encoded message a packet, descriptors by `SCM_RIGHTS`; the refusal
+//! lane has a pair of its own, with its own messages (`lane`). The controller uses this module (with
+//! [`crate::tokens`] and [`crate::text`]) and nothing else of the meter. Not here: what either side does with a
+//! message.
+mod lane;
+
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
@@ -14,6 +17,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+pub use self::lane::{LaneAnswer, LaneConfig, LaneToController, MAX_LANE_SOCKETS, ToLane};
 use crate::egress::{EgressMode, EgressRule};
 use crate::tokens::{Ending, Provenance, Tokens};
 
