@@ -11,7 +11,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use crate::controller::{Controller, ControllerError};
+use crate::link::ControllerError;
 use crate::lock::lock;
 use crate::protocol::Leaf;
 
@@ -49,20 +49,18 @@ impl Default for Certs {
 }
 
 impl Certs {
-    /// TLS towards clients that mean `host`, a metered name in lower case.
+    /// TLS towards clients that mean `host`, a metered name in lower case. `signed` asks the controller for its
+    /// leaf, and is not awaited where there is one.
     ///
     /// # Errors
     /// When the controller signs none.
     pub async fn for_host(
         &self,
-        controller: &Controller,
         host: &str,
+        signed: impl Future<Output = Result<Leaf, ControllerError>>,
     ) -> Result<Arc<ServerConfig>, CertError> {
         let cell = self.cell(host);
-        let config = cell.get_or_try_init(|| async {
-            let leaf = controller.sign(host.to_owned()).await?;
-            server_config(leaf).map(Arc::new)
-        });
+        let config = cell.get_or_try_init(|| async { server_config(signed.await?).map(Arc::new) });
         config.await.map(Arc::clone)
     }
 

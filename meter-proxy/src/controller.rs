@@ -4,24 +4,23 @@
 //! here: what is asked and why.
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::bottles::{Bottle, Bottles};
 use crate::certs::Certs;
+use crate::link::{ANSWER_TIMEOUT, ControllerError, Socket, Waiting, answered};
 use crate::listeners::{Listener, Order};
 use crate::lock::lock;
 use crate::protocol::{
-    self, BottleRef, Config, Identity, Leaf, Notice, ProtocolError, Refusal, Reserve, Settle, ToController,
-    ToMeter,
+    BottleRef, Config, Identity, Leaf, Notice, ProtocolError, Refusal, Reserve, Settle, ToController, ToMeter,
 };
-use crate::settings::{Settings, SettingsError};
+use crate::settings::Settings;
 use crate::text::printable;
 use crate::tokens::{Ending, Provenance, Tokens};
 
@@ -31,34 +30,6 @@ const MAX_EXCHANGES: usize = 32_768;
 const MAX_QUESTIONS: usize = 1_024;
 /// Running counts are sent this often at most, unless one grew much.
 const PROGRESS_EVERY: Duration = Duration::from_millis(20);
-/// Longest wait for an answer that the controller gives from memory.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Why the controller cannot be asked any more, or what it said wrong.
-#[derive(Debug, thiserror::Error)]
-pub enum ControllerError {
-    /// It closed the socket or died.
-    #[error("the controller is gone")]
-    Gone,
-    /// It did not answer in time.
-    #[error("the controller did not answer within {} s", ANSWER_TIMEOUT.as_secs())]
-    Silent,
-    /// The socket failed or carried something else than messages.
-    #[error(transparent)]
-    Protocol(#[from] ProtocolError),
-    /// The first messages were not listeners and a configuration.
-    #[error("the controller did not begin with listeners and a configuration")]
-    Beginning,
-    /// The listeners are no sockets that can be used.
-    #[error("a listening socket cannot be used: {0}")]
-    Listener(std::io::Error),
-    /// The configuration cannot be applied.
-    #[error(transparent)]
-    Settings(#[from] SettingsError),
-    /// There is no leaf certificate.
-    #[error("no certificate: {0}")]
-    NotSigned(String),
-}
 
 /// Whose connection it is, as the controller knows.
 pub struct Known {
@@ -98,33 +69,6 @@ struct Progress {
     last_sent: Option<Instant>,
 }
 
-/// Tasks that wait for an answer, by number.
-struct Waiting<T>(Mutex<HashMap<u64, oneshot::Sender<T>>>);
-
-impl<T> Default for Waiting<T> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
-
-impl<T> Waiting<T> {
-    fn expect(&self, number: u64) -> oneshot::Receiver<T> {
-        let (answer, awaited) = oneshot::channel();
-        lock(&self.0).insert(number, answer);
-        awaited
-    }
-
-    fn forget(&self, number: u64) {
-        lock(&self.0).remove(&number);
-    }
-
-    /// Hands the answer over; false when nobody waits for it.
-    fn answer(&self, number: u64, answer: T) -> bool {
-        let asker = lock(&self.0).remove(&number);
-        asker.is_some_and(|asker| asker.send(answer).is_ok())
-    }
-}
-
 impl Controller {
     fn number(&self) -> u64 {
         self.numbers.fetch_add(1, Ordering::Relaxed)
@@ -155,7 +99,7 @@ impl Controller {
         let question = self.number();
         let awaited = self.desk.identified.expect(question);
         self.ask(ToController::Identify { question, peer, local, listener }).await?;
-        answered(awaited, || self.desk.identified.forget(question)).await
+        answered(ANSWER_TIMEOUT, awaited, || self.desk.identified.forget(question)).await
     }
 
     /// Asks for a leaf certificate for `host`.
@@ -166,7 +110,9 @@ impl Controller {
         let question = self.number();
         let awaited = self.desk.signed.expect(question);
         self.ask(ToController::Sign { question, host }).await?;
-        answered(awaited, || self.desk.signed.forget(question)).await?.map_err(ControllerError::NotSigned)
+        answered(ANSWER_TIMEOUT, awaited, || self.desk.signed.forget(question))
+            .await?
+            .map_err(ControllerError::NotSigned)
     }
 
     /// Tells the operator something; lost when the controller cannot keep up, and logged then.
@@ -226,17 +172,6 @@ impl Controller {
         // A running count must not follow the final one.
         lock(&self.desk.progress).latest.remove(&settle.exchange);
         drop(slot.send(ToController::Settle(settle)));
-    }
-}
-
-/// Waits for an answer that comes from memory; `forget` clears the question when none came.
-async fn answered<T>(awaited: oneshot::Receiver<T>, forget: impl FnOnce()) -> Result<T, ControllerError> {
-    match tokio::time::timeout(ANSWER_TIMEOUT, awaited).await {
-        Ok(answer) => answer.map_err(|_| ControllerError::Gone),
-        Err(_) => {
-            forget();
-            Err(ControllerError::Silent)
-        }
     }
 }
 
@@ -317,7 +252,7 @@ impl Drop for Settling {
 
 /// The socket before anything is started: its first messages are read in order.
 pub struct Link {
-    socket: Arc<AsyncFd<OwnedFd>>,
+    socket: Socket,
     buffer: Vec<u8>,
 }
 
@@ -327,13 +262,7 @@ impl Link {
     /// # Errors
     /// When it cannot be polled.
     pub fn new(socket: OwnedFd) -> Result<Self, ControllerError> {
-        rustix::io::ioctl_fionbio(&socket, true).map_err(|error| ProtocolError::Io(error.into()))?;
-        #[allow(
-            deprecated,
-            reason = "its successor is unsafe, for types that may close their descriptor early"
-        )]
-        let socket = AsyncFd::new(socket).map_err(ProtocolError::Io)?;
-        Ok(Self { socket: Arc::new(socket), buffer: Vec::new() })
+        Ok(Self { socket: Socket::new(socket)?, buffer: Vec::new() })
     }
 
     /// Reads the listeners and the configuration that the controller begins with.
@@ -362,7 +291,7 @@ impl Link {
         let (questions, questions_out) = mpsc::channel(MAX_QUESTIONS);
         let desk = Arc::new(Desk::default());
         let outbox = Outbox {
-            socket: Arc::clone(&self.socket),
+            socket: self.socket.clone(),
             exchanges: exchanges_out,
             questions: questions_out,
             desk: Arc::clone(&desk),
@@ -377,23 +306,13 @@ impl Link {
     }
 
     async fn receive(&mut self) -> Result<(ToMeter, Vec<OwnedFd>), ControllerError> {
-        loop {
-            let mut ready = self.socket.readable().await.map_err(ProtocolError::Io)?;
-            match protocol::receive::<ToMeter>(self.socket.get_ref().as_fd(), &mut self.buffer) {
-                Err(ProtocolError::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    ready.clear_ready();
-                }
-                Ok(Some(message)) => return Ok(message),
-                Ok(None) => return Err(ControllerError::Gone),
-                Err(error) => return Err(error.into()),
-            }
-        }
+        self.socket.receive(&mut self.buffer).await
     }
 }
 
 /// The messages to the controller, written in their order.
 pub struct Outbox {
-    socket: Arc<AsyncFd<OwnedFd>>,
+    socket: Socket,
     exchanges: mpsc::Receiver<ToController>,
     questions: mpsc::Receiver<ToController>,
     desk: Arc<Desk>,
@@ -407,8 +326,8 @@ impl Outbox {
                 biased;
                 // First, for it comes due seldom: behind a full queue the running counts would never be told.
                 counts = self.desk.due() => self.write_counts(counts).await,
-                Some(message) = self.exchanges.recv() => self.write(&message).await,
-                Some(message) = self.questions.recv() => self.write(&message).await,
+                Some(message) = self.exchanges.recv() => self.socket.send(&message).await,
+                Some(message) = self.questions.recv() => self.socket.send(&message).await,
             };
             if let Err(error) = written {
                 return error.into();
@@ -418,21 +337,9 @@ impl Outbox {
 
     async fn write_counts(&self, counts: HashMap<u64, Tokens>) -> Result<(), ProtocolError> {
         for (exchange, tokens) in counts {
-            self.write(&ToController::Progress { exchange, tokens }).await?;
+            self.socket.send(&ToController::Progress { exchange, tokens }).await?;
         }
         Ok(())
-    }
-
-    async fn write(&self, message: &ToController) -> Result<(), ProtocolError> {
-        loop {
-            let mut ready = self.socket.writable().await?;
-            match protocol::send(self.socket.get_ref().as_fd(), message, &[]) {
-                Err(ProtocolError::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    ready.clear_ready();
-                }
-                other => return other,
-            }
-        }
     }
 }
 

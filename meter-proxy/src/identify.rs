@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use crate::Meter;
 use crate::bottles::{Bottle, Standing};
-use crate::controller::ControllerError;
 use crate::egress::EgressMode;
+use crate::link::ControllerError;
 use crate::protocol::Refusal;
 
 /// A connection's client. Its place among the connections is free again when the last holder is gone.

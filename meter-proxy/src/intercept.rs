@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::request::Parts;
 use http::{Request, Response, Uri};
+use http_body_util::Either;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 
@@ -39,7 +40,7 @@ pub async fn connect(
     let (for_meter, for_client) = (Arc::clone(meter), Arc::clone(client));
     match (&authority.host, settings.provider_of(&authority)) {
         (Host::Name(name), Some(_)) if authority.port == HTTPS => {
-            let tls = meter.certs.for_host(&meter.controller, name).await;
+            let tls = meter.certs.for_host(name, meter.controller.sign(name.clone())).await;
             let tls = tls.map_err(|error| Refused::plain(Reason::Upstream(error.to_string())))?;
             tokio::spawn(async move {
                 if let Some(stream) = taken_up(upgrade).await {
@@ -66,7 +67,7 @@ pub async fn connect(
             });
         }
     }
-    Ok(refuse::tunnel_open())
+    Ok(refuse::tunnel_open().map(Either::Left))
 }
 
 /// What a CONNECT asks for: a host and a port and nothing else (RFC 9110, 9.3.6).

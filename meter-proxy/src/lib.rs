@@ -54,11 +54,15 @@ mod identify;
 #[cfg(feature = "proxy")]
 mod intercept;
 #[cfg(feature = "proxy")]
+mod link;
+#[cfg(feature = "proxy")]
 mod listeners;
 #[cfg(feature = "proxy")]
 mod lock;
 #[cfg(feature = "proxy")]
 mod peers;
+#[cfg(feature = "proxy")]
+mod providers;
 #[cfg(feature = "proxy")]
 mod reach;
 #[cfg(feature = "proxy")]
@@ -81,6 +85,7 @@ mod tunnel;
 #[cfg(feature = "proxy")]
 use {
     http::{Method, Request, Response},
+    http_body_util::Either,
     hyper::body::Incoming,
     std::os::fd::OwnedFd,
     std::sync::Arc,
@@ -102,7 +107,7 @@ struct Meter {
 /// # Errors
 /// Why the meter ended.
 #[cfg(feature = "proxy")]
-pub async fn run(socket: OwnedFd) -> Result<std::convert::Infallible, controller::ControllerError> {
+pub async fn run(socket: OwnedFd) -> Result<std::convert::Infallible, link::ControllerError> {
     let signals = shutdown::Signals::take().map_err(protocol::ProtocolError::Io)?;
     let mut link = controller::Link::new(socket)?;
     let (beginning, config) = link.beginning().await?;
@@ -118,9 +123,9 @@ pub async fn run(socket: OwnedFd) -> Result<std::convert::Infallible, controller
     meter.controller.ready().await?;
     tokio::select! {
         gone = inbox.run(&bottles, &meter.certs, &apply, &own, &listening) => Err(gone),
-        gone = &mut telling => Err(gone.unwrap_or(controller::ControllerError::Gone)),
+        gone = &mut telling => Err(gone.unwrap_or(link::ControllerError::Gone)),
         broken = accepting.run(orders) => Err(broken),
-        () = addresses::keep_fresh(meter.settings.clone()) => Err(controller::ControllerError::Gone),
+        () = addresses::keep_fresh(meter.settings.clone()) => Err(link::ControllerError::Gone),
         never = signals.ignore() => match never {},
     }
 }
@@ -139,7 +144,7 @@ async fn answer(
         if let refuse::Reason::Forbidden(what) = &refused.reason {
             meter.controller.notice_once(&client.bottle, what);
         }
-        refused.response()
+        refused.response().map(Either::Left)
     })
 }
 

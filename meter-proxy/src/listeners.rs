@@ -15,7 +15,7 @@ use tokio::task::{AbortHandle, JoinError, JoinSet};
 
 use crate::Meter;
 use crate::accept::{self, Places};
-use crate::controller::ControllerError;
+use crate::link::ControllerError;
 use crate::protocol::OWN_LISTENER;
 
 /// A listening socket and the controller's id of it.

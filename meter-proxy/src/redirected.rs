@@ -103,7 +103,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let closed = if there.port == HTTPS {
-        match meter.certs.for_host(&meter.controller, &name.to_string()).await {
+        let host = name.to_string();
+        match meter.certs.for_host(&host, meter.controller.sign(host.clone())).await {
             Ok(tls) => return tunnel::open(meter, client, Authority::https(name), tls, stream).await,
             Err(error) => error.to_string(),
         }

@@ -1,15 +1,14 @@
-//! Every answer that the meter gives itself: the one file where status codes and bodies are chosen.
+//! Every answer that the meter or the refusal lane gives itself: the one file where status codes and bodies are chosen.
 //!
 //! The shapes are those that the providers' own clients show and do not retry; measured with Claude Code,
 //! Codex and the SDKs. Not here: when something is refused.
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
-use http_body_util::{Either, Full};
+use http_body_util::Full;
 use serde_json::{Value, json};
 
 use crate::protocol::{Dialect, Refusal};
-use crate::tail::AnswerBody;
 use crate::text::printable;
 
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -83,7 +82,7 @@ impl Refused {
 
     /// The answer.
     #[must_use]
-    pub fn response(&self) -> Response<AnswerBody> {
+    pub fn response(&self) -> Response<Full<Bytes>> {
         let message = printable(&self.message());
         let body = match self.dialect {
             Some(Dialect::Anthropic) => {
@@ -171,12 +170,12 @@ impl Refused {
 
 /// The answer to a CONNECT that is accepted.
 #[must_use]
-pub fn tunnel_open() -> Response<AnswerBody> {
-    Response::new(Either::Left(Full::default()))
+pub fn tunnel_open() -> Response<Full<Bytes>> {
+    Response::new(Full::default())
 }
 
-fn json_response(status: StatusCode, body: &Value) -> Response<AnswerBody> {
-    let mut response = Response::new(Either::Left(Full::new(Bytes::from(body.to_string()))));
+fn json_response(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if status == StatusCode::UPGRADE_REQUIRED {

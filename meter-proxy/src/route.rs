@@ -12,8 +12,9 @@ use http::uri::Scheme;
 use crate::dial::Chosen;
 use crate::hosts::{Authority, Host};
 use crate::protocol::Dialect;
+use crate::providers::Metered;
 use crate::refuse::{Reason, Refused};
-use crate::settings::{Metered, Settings};
+use crate::settings::Settings;
 
 /// How a connection came to the meter.
 #[derive(Clone, Debug, PartialEq, Eq)]

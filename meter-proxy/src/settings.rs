@@ -11,57 +11,13 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 use crate::addresses::MeteredAddresses;
 use crate::egress::EgressRule;
-use crate::hosts::{AddressPolicy, Authority, Host, HostError, HostPattern};
-use crate::protocol::{Config, Dialect, Provider};
-
-/// Why a pushed configuration cannot be applied. The meter then ends: it never serves with half of one.
-#[derive(Debug, thiserror::Error)]
-pub enum SettingsError {
-    /// A host pattern or a range of addresses is none.
-    #[error("configuration: {what}: {source}")]
-    Host {
-        /// The text.
-        what: String,
-        /// What it is not.
-        source: HostError,
-    },
-    /// An upstream is no `http(s)://host[:port][/path]`.
-    #[error("configuration: {0} is no upstream address")]
-    Upstream(String),
-    /// The extra roots are no certificates.
-    #[error("configuration: extra roots: {0}")]
-    Roots(String),
-}
-
-/// Where a provider's requests go when the settings name an upstream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Base {
-    /// Whether TLS is spoken.
-    pub tls: bool,
-    /// Whom to dial.
-    pub authority: Authority,
-    /// Put before each path; no final slash.
-    pub path: String,
-}
-
-/// One metered provider.
-#[derive(Debug)]
-pub struct Metered {
-    /// Key of its budget.
-    pub name: String,
-    /// How it reports usage.
-    pub dialect: Dialect,
-    /// Names that are metered.
-    pub hosts: Vec<HostPattern>,
-    /// Serves every way in, when it is given.
-    pub upstream: Option<Base>,
-    /// Where the gateway goes without it: the first host, when that is one host.
-    pub first_host: Option<Host>,
-}
+use crate::hosts::{AddressPolicy, Authority, Host};
+use crate::protocol::Config;
+use crate::providers::{Metered, Providers, SettingsError, checked};
 
 /// The configuration in force.
 pub struct Settings {
-    providers: Vec<Arc<Metered>>,
+    providers: Providers,
     /// TLS towards upstreams.
     pub tls: Arc<ClientConfig>,
     /// Whether running counts are sent.
@@ -84,7 +40,7 @@ impl Settings {
     /// # Errors
     /// When any part of it cannot be read; nothing is applied then.
     pub fn apply(config: Config, own: &[SocketAddr]) -> Result<Self, SettingsError> {
-        let allow_private = config.allow_private.iter().map(|range| named(range, range.parse()));
+        let allow_private = config.allow_private.iter().map(|range| checked(range, range.parse()));
         let applied = Self {
             tls: Arc::new(upstream_tls(&config.extra_roots_pem)?),
             addresses: AddressPolicy {
@@ -94,7 +50,7 @@ impl Settings {
             midstream: config.midstream,
             hold: Duration::from_millis(config.hold_ms),
             settle_timeout: Duration::from_millis(config.settle_timeout_ms),
-            providers: config.providers.into_iter().map(metered).collect::<Result<_, _>>()?,
+            providers: Providers::parse(config.providers)?,
             allow: config.allow,
             metered_addresses: Arc::default(),
         };
@@ -110,90 +66,33 @@ impl Settings {
     /// Says which names have to be found, before the first connection is served under this configuration. Only
     /// those that are dialled: where an upstream stands for a name, the name itself need not exist.
     fn expecting(self) -> Self {
-        self.metered_addresses.expect(self.dialled_names());
+        self.metered_addresses.expect(self.providers.dialled_names());
         self
     }
 
-    /// The provider whose name the gateway's path begins with.
+    /// As [`Providers::named`].
     #[must_use]
     pub fn provider_named(&self, name: &str) -> Option<&Arc<Metered>> {
-        self.providers.iter().find(|provider| provider.name == name)
+        self.providers.named(name)
     }
 
-    /// The provider that `host` belongs to: by its hosts, or by the name of the upstream in its settings.
+    /// As [`Providers::at`].
     #[must_use]
     pub fn provider_at(&self, host: &Host) -> Option<&Arc<Metered>> {
-        let names = |base: &Base| matches!(host, Host::Name(_)) && base.authority.host == *host;
-        self.providers.iter().find(|provider| {
-            provider.hosts.iter().any(|pattern| pattern.matches(host))
-                || provider.upstream.as_ref().is_some_and(names)
-        })
+        self.providers.at(host)
     }
 
-    /// The provider that `authority` belongs to: as [`Self::provider_at`], or as the upstream itself. An address
-    /// alone may serve much else at other ports.
+    /// As [`Providers::of`].
     #[must_use]
     pub fn provider_of(&self, authority: &Authority) -> Option<&Arc<Metered>> {
-        let is_upstream = |provider: &&Arc<Metered>| {
-            provider.upstream.as_ref().is_some_and(|base| base.authority == *authority)
-        };
-        self.provider_at(&authority.host).or_else(|| self.providers.iter().find(is_upstream))
+        self.providers.of(authority)
     }
 
-    /// The metered names that are known beforehand: all but patterns, and those of upstreams.
+    /// As [`Providers::names`].
     #[must_use]
     pub fn metered_names(&self) -> HashSet<Authority> {
-        self.providers.iter().flat_map(|provider| provider.names().chain(provider.upstream_name())).collect()
+        self.providers.names()
     }
-
-    /// Those of them that are dialled: in place of the names of a provider with an upstream, that upstream's.
-    fn dialled_names(&self) -> impl Iterator<Item = Host> {
-        let own = |provider: &&Arc<Metered>| provider.upstream.is_none();
-        let own = self.providers.iter().filter(own).flat_map(|provider| provider.names());
-        let upstreams = self.providers.iter().filter_map(|provider| provider.upstream_name());
-        own.chain(upstreams).map(|authority| authority.host)
-    }
-}
-
-impl Metered {
-    /// Its hosts that are one name each.
-    fn names(&self) -> impl Iterator<Item = Authority> {
-        self.hosts.iter().filter_map(HostPattern::only_name).map(Authority::https)
-    }
-
-    /// Its upstream, when that is named.
-    fn upstream_name(&self) -> Option<Authority> {
-        let authority = self.upstream.as_ref().map(|base| &base.authority);
-        authority.filter(|authority| matches!(authority.host, Host::Name(_))).cloned()
-    }
-}
-
-/// Parses one provider.
-fn metered(provider: Provider) -> Result<Arc<Metered>, SettingsError> {
-    let hosts = provider.hosts.iter().map(|host| named(host, HostPattern::parse(host)));
-    Ok(Arc::new(Metered {
-        hosts: hosts.collect::<Result<_, _>>()?,
-        first_host: provider.hosts.first().and_then(|host| host.parse().ok()),
-        upstream: provider.upstream.as_deref().map(base).transpose()?,
-        name: provider.name,
-        dialect: provider.dialect,
-    }))
-}
-
-/// Parses an upstream address; a query or a fragment is refused.
-fn base(text: &str) -> Result<Base, SettingsError> {
-    let wrong = || SettingsError::Upstream(text.to_owned());
-    let (tls, rest) = match text.split_once("://").ok_or_else(wrong)? {
-        ("http", rest) => (false, rest),
-        ("https", rest) => (true, rest),
-        _ => return Err(wrong()),
-    };
-    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    if path.contains(['?', '#']) {
-        return Err(wrong());
-    }
-    let authority = Authority::parse(authority, Some(if tls { 443 } else { 80 })).map_err(|_| wrong())?;
-    Ok(Base { tls, authority, path: path.trim_end_matches('/').to_owned() })
 }
 
 /// TLS 1.2 and 1.3 with the system's roots and the extra ones, HTTP/1.1 only.
@@ -218,14 +117,10 @@ fn upstream_tls(extra_roots_pem: &str) -> Result<ClientConfig, SettingsError> {
     Ok(tls)
 }
 
-/// Says which text was wrong.
-fn named<T>(what: &str, parsed: Result<T, HostError>) -> Result<T, SettingsError> {
-    parsed.map_err(|source| SettingsError::Host { what: what.to_owned(), source })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::{Dialect, Provider};
 
     fn config() -> Config {
         Config {
@@ -287,7 +182,7 @@ mod tests {
         let mut names: Vec<String> = settings.metered_names().iter().map(ToString::to_string).collect();
         names.sort_unstable();
         assert_eq!(names, ["a.test:443", "api.anthropic.com:443", "c.test:443", "gateway.test:8080"]);
-        let names: Vec<String> = settings.dialled_names().map(|name| name.to_string()).collect();
+        let names: Vec<String> = settings.providers.dialled_names().map(|name| name.to_string()).collect();
         assert_eq!(names, ["a.test", "api.anthropic.com", "gateway.test"]);
         assert_eq!(settings.metered_addresses.missing().unwrap().to_string(), "a.test");
     }
