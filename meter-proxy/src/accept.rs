@@ -2,7 +2,6 @@
 //!
 //! Not here: what becomes of a request.
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -17,15 +16,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::Meter;
 use crate::bottles::Standing;
 use crate::identify::{self, Answer, Client};
-use crate::listeners::{Listener, Waiting};
 use crate::peers::watch_client;
 use crate::protocol::{MAX_SOCKETS_OF_LISTENER, Refusal, namespaces_within};
-use crate::redirected;
 use crate::refuse::Refused;
 use crate::route::Entrance;
+use crate::sockets::{Listener, Taken};
+use crate::{Meter, redirected, sockets};
 
 /// Most connections at a time; fewer where the process may open fewer descriptors.
 const MAX_CONNECTIONS: usize = 8_192;
@@ -44,8 +42,6 @@ const MAX_HEADERS: usize = 128;
 const MAX_BUFFER_BYTES: usize = 32 * 1024;
 /// Longest wait for the head of the next request, an idle connection's included.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// First and longest pause after a connection could not be taken.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 
 /// The places of connections: of all, and of those of no bottle.
 #[derive(Clone)]
@@ -79,43 +75,15 @@ fn places_within(descriptors: usize) -> usize {
     (left / DESCRIPTORS_EACH).clamp(1, MAX_CONNECTIONS)
 }
 
-/// Takes connections from one listening socket until it is told to end. A place is asked for when there is a
-/// connection to take: thousands of idle sockets hold none.
-///
-/// # Panics
-/// When the places are closed, which nobody does.
+/// Takes connections from one listening socket until it is told to end.
 pub async fn run(meter: Arc<Meter>, listener: Listener, places: Places) -> Infallible {
-    let (mut pause, longest) = BACK_OFF;
-    loop {
-        let waiting = listener.waiting().await;
-        let place = Arc::clone(&places.all).acquire_owned().await.expect("the places are never closed");
-        match waiting.and_then(Waiting::take) {
-            Ok(Some((stream, peer))) => {
-                pause = BACK_OFF.0;
-                let strangers = Arc::clone(&places.strangers);
-                tokio::spawn(connection(Arc::clone(&meter), stream, peer, listener.id, place, strangers));
-            }
-            Ok(None) => {}
-            // tried again, ever more slowly: descriptors may have run out
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be taken");
-                drop(place);
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(longest);
-            }
-        }
-    }
+    let serve = |taken| connection(Arc::clone(&meter), taken, Arc::clone(&places.strangers));
+    sockets::accept(listener, Arc::clone(&places.all), serve).await
 }
 
 /// One connection: whose it is, then its requests.
-async fn connection(
-    meter: Arc<Meter>,
-    stream: TcpStream,
-    peer: SocketAddr,
-    listener: u32,
-    place: OwnedSemaphorePermit,
-    strangers: Arc<Semaphore>,
-) {
+async fn connection(meter: Arc<Meter>, taken: Taken, strangers: Arc<Semaphore>) {
+    let Taken { stream, peer, listener, place } = taken;
     let local = match watch_client(&stream).and_then(|()| stream.local_addr()) {
         Ok(local) => local,
         Err(error) => return tracing::debug!(%error, %peer, "a connection ended before it was served"),

@@ -15,12 +15,13 @@ use tokio::time::Instant;
 use crate::bottles::{Bottle, Bottles};
 use crate::certs::Certs;
 use crate::link::{ANSWER_TIMEOUT, ControllerError, Socket, Waiting, answered};
-use crate::listeners::{Listener, Order};
+use crate::listeners::Order;
 use crate::lock::lock;
 use crate::protocol::{
     BottleRef, Config, Identity, Leaf, Notice, ProtocolError, Refusal, Reserve, Settle, ToController, ToMeter,
 };
 use crate::settings::Settings;
+use crate::sockets::Listener;
 use crate::text::printable;
 use crate::tokens::{Ending, Provenance, Tokens};
 

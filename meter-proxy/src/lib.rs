@@ -78,6 +78,8 @@ mod settle;
 #[cfg(feature = "proxy")]
 mod shutdown;
 #[cfg(feature = "proxy")]
+mod sockets;
+#[cfg(feature = "proxy")]
 mod tail;
 #[cfg(feature = "proxy")]
 mod tunnel;
