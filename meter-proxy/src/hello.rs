@@ -19,6 +19,8 @@ const MAX_BYTES: usize = 32 * 1024;
 const PIECE_BYTES: usize = 2 * 1024;
 /// First byte of a TLS handshake record, RFC 8446, 5.1.
 const HANDSHAKE: u8 = 0x16;
+/// The fatal TLS alert "access denied", RFC 8446, 6: the last words to a client whose TLS is not gone along with.
+pub const ACCESS_DENIED: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 49];
 /// What plain HTTP/1 begins with: RFC 9110, 9.3, and RFC 5789.
 const METHODS: [&[u8]; 9] =
     [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"CONNECT ", b"OPTIONS ", b"TRACE ", b"PATCH "];

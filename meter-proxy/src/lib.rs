@@ -19,6 +19,8 @@ pub mod exchange;
 #[cfg(feature = "proxy")]
 pub mod facts;
 #[cfg(feature = "proxy")]
+pub mod lane;
+#[cfg(feature = "proxy")]
 pub mod privileges;
 #[cfg(feature = "proxy")]
 pub mod sse;

@@ -1,25 +1,38 @@
-//! The meter process: privileges dropped, then the library's life of the meter.
+//! The meter's process, and the refusal lane's: privileges dropped, then the library's life of either.
 //!
-//! The controller starts it with its socket as standard input; nobody else has a use for it.
+//! The controller starts them with their socket as standard input; nobody else has a use for them.
 #![forbid(unsafe_code)]
 use std::convert::Infallible;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use tokio::runtime;
 use tracing_subscriber::EnvFilter;
 
 /// The metering proxy of Enforcer. Started by the controller, with its socket as standard input.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
+    /// What to be.
+    #[arg(value_enum, default_value_t = Role::Meter)]
+    role: Role,
     /// User to become; not root.
     #[arg(long)]
     uid: u32,
     /// Group to become; not root's.
     #[arg(long)]
     gid: u32,
+}
+
+/// Which process this is.
+#[derive(Clone, Copy, ValueEnum)]
+enum Role {
+    /// Meters what passes.
+    Meter,
+    /// Tells those who are cut why, and passes nothing.
+    Lane,
 }
 
 fn main() -> ExitCode {
@@ -41,9 +54,17 @@ fn run() -> anyhow::Result<Infallible> {
     tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr).with_ansi(false).init();
     tracing::info!(uid = arguments.uid, gid = arguments.gid, descriptors, "privileges are dropped");
     let socket = std::io::stdin().as_fd().try_clone_to_owned().context("standard input is no socket")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let ended = runtime.block_on(meter_proxy::run(socket));
-    // Tasks under way are not waited for: the controller estimates what they leave.
-    runtime.shutdown_background();
-    ended.context("the meter ends")
+    match arguments.role {
+        Role::Meter => {
+            let runtime = runtime::Builder::new_multi_thread().enable_all().build()?;
+            let ended = runtime.block_on(meter_proxy::run(socket));
+            // Tasks under way are not waited for: the controller estimates what they leave.
+            runtime.shutdown_background();
+            ended.context("the meter ends")
+        }
+        Role::Lane => {
+            let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(meter_proxy::lane::run(socket)).context("the lane ends")
+        }
+    }
 }

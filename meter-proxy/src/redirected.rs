@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::dial::{self, Chosen, DialError};
-use crate::hello::{Opening, Speech};
+use crate::hello::{ACCESS_DENIED, Opening, Speech};
 use crate::hosts::{Authority, HTTPS, Host};
 use crate::identify::Client;
 use crate::route::Entrance;
@@ -23,8 +23,6 @@ use crate::{Meter, accept, hello, reach, tunnel};
 const SERVER_FIRST_AFTER: Duration = Duration::from_millis(300);
 /// Longest wait for a client's first words where its server may not speak: it may just be busy.
 const FIRST_WORDS_TIMEOUT: Duration = Duration::from_secs(10);
-/// The fatal TLS alert "access denied", RFC 8446, 6.
-const ACCESS_DENIED: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 49];
 
 /// Serves one redirected connection to its end.
 pub async fn serve(meter: Arc<Meter>, client: Arc<Client>, original: SocketAddr, mut stream: TcpStream) {

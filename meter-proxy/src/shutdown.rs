@@ -1,6 +1,6 @@
-//! When the meter ends: when its controller is gone, and for no other reason.
+//! When the meter, or the lane, ends: when its controller is gone, and for no other reason.
 //!
-//! The controller closes the socket to stop the meter; signals that reach the whole process group are for it.
+//! The controller closes the socket to stop it; signals that reach the whole process group are for it.
 use std::convert::Infallible;
 use std::io;
 
@@ -34,7 +34,7 @@ impl Signals {
                 _ = self.interrupt.recv() => {}
                 _ = self.hangup.recv() => {}
             }
-            tracing::info!("a signal to end: the meter ends when its controller closes the socket");
+            tracing::info!("a signal to end: this process ends when its controller closes the socket");
         }
     }
 }

@@ -1,0 +1,148 @@
+//! One connection: whose it is, what it speaks, one answer, the end.
+//!
+//! The client says what it speaks: HTTP is answered as it is; TLS for a metered name is opened by our own
+//! certificate and answered inside; a CONNECT is accepted, and what comes through it is taken for a connection of
+//! its own. All else is closed. Not here: the HTTP (`request`), and whose shape an answer has (`shape`).
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Response;
+use http::request::Parts;
+use http_body_util::Full;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::guests::Guest;
+use super::rewound::Rewound;
+use super::{Lane, request, shape};
+use crate::handshake::handshake;
+use crate::hello::{self, ACCESS_DENIED, Speech};
+use crate::hosts::Host;
+use crate::protocol::{Dialect, LaneAnswer};
+use crate::refuse::Refused;
+use crate::sockets::Taken;
+
+/// Longest life of a connection, whatever it does.
+const MAX_LIFE: Duration = Duration::from_secs(10);
+/// Longest wait for a client to read its answer and leave.
+const MAX_LINGER: Duration = Duration::from_secs(2);
+/// Most of what a client still sends then that is read away, bytes: the largest requests of providers.
+const MAX_LINGER_BYTES: usize = 32 * 1024 * 1024;
+const LINGER_PIECE_BYTES: usize = 16 * 1024;
+
+/// Serves one connection to its end: until it was answered, its bottle is opened, or its time is up. Its place among
+/// all connections is free again then.
+pub async fn serve(lane: Arc<Lane>, taken: Taken) {
+    let Taken { stream, peer, listener, place } = taken;
+    let life = async {
+        let local = stream.set_nodelay(true).and_then(|()| stream.local_addr());
+        let local = match local {
+            Ok(local) => local,
+            Err(error) => return tracing::debug!(%error, %peer, "a connection ended before it was served"),
+        };
+        match lane.controller.why(peer, local, listener).await {
+            Ok(Some(guest)) => tokio::select! {
+                () = guest.opened() => {}
+                () = converse(&lane, &guest, stream) => {}
+            },
+            Ok(None) => tracing::debug!(%peer, "a connection that is not answered"),
+            Err(error) => tracing::warn!(%error, %peer, "a connection could not be identified"),
+        }
+    };
+    if timeout(MAX_LIFE, life).await.is_err() {
+        tracing::debug!(%peer, "a connection took too long");
+    }
+    drop(place);
+}
+
+/// Tells one client why, and lets it read that.
+async fn converse(lane: &Lane, guest: &Guest, stream: TcpStream) {
+    let LaneAnswer { name: bottle, original, .. } = &guest.answer;
+    match speak(lane, guest, stream).await {
+        Ok(Some(stream)) => {
+            tracing::info!(%bottle, ?original, "a client was told why its bottle is cut");
+            linger(stream).await;
+        }
+        Ok(None) => tracing::debug!(%bottle, ?original, "a connection that cannot be answered was closed"),
+        Err(error) => tracing::debug!(%error, %bottle, ?original, "a connection broke"),
+    }
+}
+
+/// Answers in whatever the client speaks; the connection, when all was said. None when there is no answer to that.
+async fn speak(lane: &Lane, guest: &Guest, stream: TcpStream) -> io::Result<Option<TcpStream>> {
+    let mut stream = Rewound::new(stream);
+    let mut through = None;
+    loop {
+        let opening = hello::read(&mut stream).await?;
+        stream.put_back(&opening.bytes);
+        match opening.speech {
+            Speech::Http => {
+                let providers = lane.providers();
+                let tell = |request: &Parts| told(guest, shape::of_request(&providers, request));
+                let spoken = request::answer(stream, through.is_none(), tell).await?;
+                stream = spoken.stream;
+                stream.put_back(&spoken.unread);
+                match spoken.connect {
+                    Some(authority) => through = Some(authority.host),
+                    None => return end(stream).await.map(Some),
+                }
+            }
+            Speech::Tls { name, .. } => return speak_tls(lane, guest, name.or(through), stream).await,
+            Speech::BrokenTls | Speech::Other => return Ok(None),
+        }
+    }
+}
+
+/// Answers inside TLS, to a client that asks for `host`, if that is metered.
+async fn speak_tls(
+    lane: &Lane,
+    guest: &Guest,
+    host: Option<Host>,
+    mut stream: Rewound<TcpStream>,
+) -> io::Result<Option<TcpStream>> {
+    let providers = lane.providers();
+    let metered = host.and_then(|host| Some((providers.at(&host)?.dialect, host.to_string())));
+    let Some((dialect, name)) = metered else {
+        stream.write_all(&ACCESS_DENIED).await?;
+        return end(stream).await.map(|_| None);
+    };
+    let tls = lane.certs.for_host(&name, lane.controller.sign(name.clone())).await;
+    let tls = tls.inspect_err(|error| tracing::warn!(%error, host = %name, "no TLS for a metered host"));
+    let stream = handshake(stream, tls.map_err(io::Error::other)?).await.map_err(io::Error::other)?;
+    let mut spoken = request::answer(stream, false, |_: &Parts| told(guest, Some(dialect))).await?;
+    spoken.stream.shutdown().await?;
+    Ok(Some(spoken.stream.into_inner().0.into_inner()))
+}
+
+/// What a client is told.
+fn told(guest: &Guest, dialect: Option<Dialect>) -> Response<Full<Bytes>> {
+    Refused::by_controller(guest.answer.refusal.clone(), dialect).response()
+}
+
+/// Says that no more follows.
+async fn end(mut stream: Rewound<TcpStream>) -> io::Result<TcpStream> {
+    stream.shutdown().await?;
+    Ok(stream.into_inner())
+}
+
+/// Reads away what a client still sends, until it leaves: were the connection closed before, the kernel would reset
+/// it, and the client might never read its answer.
+async fn linger(mut stream: TcpStream) {
+    let mut left = MAX_LINGER_BYTES;
+    let mut buffer = vec![0; LINGER_PIECE_BYTES];
+    let until_it_leaves = async {
+        while left > 0 {
+            match stream.read(&mut buffer).await {
+                Ok(0) => return,
+                Ok(read) => left = left.saturating_sub(read),
+                Err(error) => return tracing::debug!(%error, "a client that was answered broke off"),
+            }
+        }
+    };
+    if timeout(MAX_LINGER, until_it_leaves).await.is_err() {
+        tracing::debug!("a client that was answered does not leave");
+    }
+}
