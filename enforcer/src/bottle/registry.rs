@@ -20,6 +20,7 @@ use crate::core::{Admission, BottleModel, Change, CoreHandle, Listener, Message}
 use crate::egress::{Confined, Keeper, packets};
 use crate::error::Failure;
 use crate::kernel::Kernel;
+use crate::lane::Lane;
 use crate::ledger::{Attachment, FlowRow, LedgerError, Reader, UsageQuery, UsageRow};
 use crate::meter::Meter;
 use crate::settings::{self, Egress, Policy, Settings};
@@ -38,6 +39,8 @@ pub struct Parts {
     pub listener: Listener,
     /// The meter process.
     pub meter: Arc<Meter>,
+    /// The refusal lane's process.
+    pub lane: Arc<Lane>,
     /// The meter in other network namespaces.
     pub namespaces: Arc<Namespaces>,
     /// The cgroup below which `run` makes bottles.
@@ -116,7 +119,10 @@ impl Registry {
         let place = self.place(attach).await?;
         let bottles_dir = self.parts.bottles_dir.clone();
         let ours: Vec<u32> =
-            [Some(std::process::id()), self.parts.meter.standing().pid].into_iter().flatten().collect();
+            [Some(std::process::id()), self.parts.meter.standing().pid, self.parts.lane.standing().pid]
+                .into_iter()
+                .flatten()
+                .collect();
         blocking(move || {
             let (cgroup, made) = match place {
                 Place::Path(path) => Cgroup::open(&path).map(|cgroup| (cgroup, false)),
@@ -376,21 +382,17 @@ impl Controller for Registry {
             Ok(found) => found,
             Err(problem) => (Vec::new(), Some(problem.error)),
         };
-        let standing = self.parts.meter.standing();
-        let state = match (standing.pid, standing.serving) {
-            (Some(_), true) => "serving",
-            (Some(_), false) => "starting",
-            (None, _) => "down",
-        };
+        let (meter, lane) = (self.parts.meter.standing(), self.parts.lane.standing());
         api::Status {
             daemon: api::Daemon {
                 pid: std::process::id(),
                 version: env!("CARGO_PKG_VERSION").into(),
                 meter: api::Meter {
-                    pid: standing.pid,
+                    pid: meter.pid,
                     listen: self.parts.listener.address.to_string(),
-                    state: state.into(),
+                    state: meter.as_str().into(),
                 },
+                lane: api::Lane { pid: lane.pid, state: lane.as_str().into() },
                 kernel: api::Programs {
                     programs: "attached".into(),
                     lease_s: self.parts.settings.lease.map(|lease| lease.as_secs()),
@@ -422,7 +424,6 @@ impl Controller for Registry {
     }
 
     async fn cut(&self, name: &str, cut: api::Cut, by: &str) -> Result<api::Bottle, Problem> {
-        check_cut(&cut)?;
         let received = Instant::now();
         self.ask(|reply| Message::Cut { name: name.into(), order: cut, by: by.into(), received, reply })
             .await?;
@@ -430,7 +431,6 @@ impl Controller for Registry {
     }
 
     async fn cut_all(&self, cut: api::Cut, by: &str) -> Result<Vec<api::Bottle>, Problem> {
-        check_cut(&cut)?;
         let received = Instant::now();
         let (models, _) = self.models().await?;
         let mut answers = Vec::new();
@@ -492,7 +492,7 @@ impl Controller for Registry {
 
 /// One bottle as `status` shows it.
 fn show(kernel: &dyn Kernel, model: BottleModel) -> api::Bottle {
-    let BottleModel { attachment, cause, usage, budget } = model;
+    let BottleModel { attachment, cause, face, usage, budget } = model;
     let cgroup = Cgroup::open(Path::new(&attachment.cgroup));
     // what cannot be opened for another reason is not gone
     let gone = match &cgroup {
@@ -517,7 +517,7 @@ fn show(kernel: &dyn Kernel, model: BottleModel) -> api::Bottle {
         cgroup: attachment.cgroup,
         pids,
         state,
-        face: cause.is_some().then(|| "silent".into()),
+        face,
         cause,
         policy: attachment.policy,
         egress: attachment.egress.as_str().into(),
@@ -588,17 +588,6 @@ fn check_tokens(budget: &BTreeMap<String, u64>) -> Result<(), Problem> {
     budget.iter().try_for_each(|(provider, &tokens)| {
         settings::check_tokens(tokens).map_err(|error| Problem::usage(format!("{provider}: {error}")))
     })
-}
-
-fn check_cut(cut: &api::Cut) -> Result<(), Problem> {
-    match (cut.face.as_deref(), cut.hard) {
-        (None | Some("silent"), false) => Ok(()),
-        (_, true) => Err(not_yet("a hard cut")),
-        (Some("answered"), _) => Err(not_yet("an answered cut")),
-        (Some(other), _) => {
-            Err(Problem::usage(format!("{other} is no face of a cut")).with_hint("faces: silent"))
-        }
-    }
 }
 
 fn not_yet(what: &str) -> Problem {

@@ -5,6 +5,7 @@ use super::{Core, Stage};
 use crate::audit::Cause;
 use crate::budget::{AccountId, Scope};
 use crate::control::api;
+use crate::kernel::Face;
 use crate::ledger::Attachment;
 
 /// One bottle as the core knows it; packets and processes are read elsewhere.
@@ -14,6 +15,8 @@ pub struct BottleModel {
     pub attachment: Attachment,
     /// Why nothing of it passes: its own verdict, or that of a bottle whose cgroup holds it. `None`: open.
     pub cause: Option<Cause>,
+    /// What it sees of that; `None`: open.
+    pub face: Option<Face>,
     /// Settled usage by provider.
     pub usage: BTreeMap<String, api::Usage>,
     /// Governing budget by provider.
@@ -38,6 +41,7 @@ impl Core {
         Some(BottleModel {
             attachment: bottle.attachment.clone(),
             cause: self.shut_by(slot).cloned(),
+            face: self.face_of(slot),
             usage: self.usage.get(&bottle.attachment.name).cloned().unwrap_or_default(),
             budget,
         })

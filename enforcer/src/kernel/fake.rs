@@ -9,9 +9,9 @@ use std::time::Duration;
 use enforcer_ebpf::LISTENER_HOST;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use super::table::address_words;
+use super::table::{address_words, flow_key};
 use super::{
-    Allowed, Counters, Event, Events, Face, Flow, Guard, Kernel, KernelError, Pinned, Place, events,
+    Allowed, Counters, Event, Events, Face, Flow, FlowKey, Guard, Kernel, KernelError, Pinned, Place, events,
 };
 use crate::bottle::cgroup::Cgroup;
 
@@ -64,7 +64,7 @@ impl FakeKernel {
         for pinned in &fake.adopted {
             let meter = SocketAddr::from(([0, 0, 0, 0], 0));
             let guard = Guard::new(pinned.slot, pinned.generation, meter);
-            let slot = Slot::new(&pinned.name, guard, pinned.cgroup_id, !pinned.cut);
+            let slot = Slot::new(&pinned.name, guard, pinned.cgroup_id, pinned.cut.is_none());
             fake.state().slots.insert(pinned.slot, slot);
         }
         fake
@@ -243,6 +243,14 @@ impl Kernel for FakeKernel {
         let current =
             state.slots.get(&flow.slot).is_some_and(|slot| slot.guard.generation == flow.generation);
         current.then_some(*flow)
+    }
+
+    fn flows_of(&self, slot: u32) -> Result<Vec<(FlowKey, Flow)>, KernelError> {
+        let state = self.state();
+        let of_slot = state.flows.iter().filter(|(_, flow)| flow.slot == slot);
+        Ok(of_slot
+            .map(|((peer, local, listener), flow)| (flow_key(*peer, *local, *listener), *flow))
+            .collect())
     }
 }
 

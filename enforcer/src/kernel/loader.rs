@@ -12,7 +12,7 @@ use std::time::Duration;
 use aya::maps::{Array, IterableMap as _, MapData, RingBuf};
 use aya::programs::ProgramFd;
 use aya::{Btf, EbpfLoader};
-use enforcer_ebpf::{Bottle, FlowKey, SLOTS};
+use enforcer_ebpf::{Bottle, SLOTS};
 
 use super::allow::{AllowList, Allowed};
 use super::families;
@@ -20,9 +20,9 @@ use super::hooks::{HOOKS, Hook, OBJECT, check_unguarded, load_programs};
 use super::maps::{HOMES, Namespaces, ORIGINALS, Readers, Slots, check_shapes, lock, take, words};
 use super::pins::{self, Pins};
 use super::refusal::{failed, not_attached, refused};
-use super::table::{self, Table, address_words};
+use super::table::{self, Table};
 use super::words::{Words, coarse_now};
-use super::{Counters, Events, Face, Flow, Guard, Kernel, KernelError, Pinned, Place, sys};
+use super::{Counters, Events, Face, Flow, FlowKey, Guard, Kernel, KernelError, Pinned, Place, sys};
 use crate::bottle::cgroup::Cgroup;
 
 /// The loaded programs and their maps.
@@ -174,7 +174,7 @@ impl Loader {
         }
         let cgroup_id = cgroup_id.unwrap_or(0);
         let generation = self.table.generation(slot);
-        Ok(Pinned { name, slot, generation, cgroup_id, cut: !self.table.is_open(slot) })
+        Ok(Pinned { name, slot, generation, cgroup_id, cut: self.table.face(slot) })
     }
 
     /// Pins the programs in place of the earlier ones.
@@ -329,18 +329,16 @@ impl Kernel for Loader {
     }
 
     fn flow(&self, peer: SocketAddr, local: SocketAddr, listener: u32) -> Option<Flow> {
-        let key = FlowKey {
-            source_ip: address_words(peer.ip()),
-            destination_ip: address_words(local.ip()),
-            source_port: peer.port().into(),
-            destination_port: local.port().into(),
-            listener,
-            pad: 0,
-        };
-        let flow = self.readers.flow(&key)?;
+        let flow = self.readers.flow(&table::flow_key(peer, local, listener))?;
         check_slot(flow.slot).ok()?;
         let current = self.table.is_live(flow.slot) && self.table.generation(flow.slot) == flow.generation;
         current.then_some(flow)
+    }
+
+    fn flows_of(&self, slot: u32) -> Result<Vec<(FlowKey, Flow)>, KernelError> {
+        check_slot(slot)?;
+        // looking through the connections of all bottles takes long
+        if lock(&self.slots).has_flows(slot) { self.readers.flows_of(slot) } else { Ok(Vec::new()) }
     }
 }
 
