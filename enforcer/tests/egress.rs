@@ -19,6 +19,8 @@ use support::network::{PRIVATE4, PUBLIC4, PUBLIC6, in_own_network, set_up};
 use support::sender::{ARRIVAL, Sender};
 
 const REFUSED: &str = "PermissionDenied";
+/// EAFNOSUPPORT, for which the standard library has no kind.
+const NO_SUCH_FAMILY: &str = "Uncategorized";
 
 /// The meter's stand-in.
 struct Meter(TcpListener);
@@ -465,8 +467,11 @@ fn root_other_protocols_and_forged_packets_do_not_leave() {
             let list = [allowed("10.9.8.7/32", &[9000]), allowed("2001:db8::7/128", &[9000])];
             loader.set_allowed(SLOT, &list).unwrap();
             check(&mut sender, family, true);
-            assert_eq!(sender.order("hold-raw 4"), REFUSED);
-            assert_eq!(sender.order("hold-raw 6"), REFUSED);
+            for order in ["hold-raw 4", "hold-raw 6"] {
+                // where the kernel lets an LSM hook fire, that one answers first
+                let said = sender.order(order);
+                assert!([REFUSED, NO_SUCH_FAMILY].contains(&said.as_str()), "{order}: {said}");
+            }
             loader.detach("b", SLOT).unwrap();
             drop(loader);
             sender = Sender::start(Some(&host.cgroup));

@@ -361,13 +361,13 @@ pub enum ToMeter {
 #[derive(Debug, thiserror::Error)]
 pub enum ProtocolError {
     /// The operating system said no.
-    #[error("the socket between controller and meter: {0}")]
+    #[error("the socket between controller and child: {0}")]
     Io(#[from] io::Error),
     /// The other side sent something else than a message.
-    #[error("a message between controller and meter cannot be read: {0}")]
+    #[error("a message between controller and child cannot be read: {0}")]
     Malformed(#[from] postcard::Error),
     /// A message longer than [`MAX_MESSAGE_BYTES`].
-    #[error("a message of {0} bytes between controller and meter is longer than {MAX_MESSAGE_BYTES}")]
+    #[error("a message of {0} bytes between controller and child is longer than {MAX_MESSAGE_BYTES}")]
     TooLong(usize),
 }
 

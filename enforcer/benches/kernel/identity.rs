@@ -49,7 +49,7 @@ pub fn identity(bench: &Bench) {
     daemon.run(&["detach", "asked"]);
 }
 
-/// A daemon with a state directory of its own. When dropped it is stopped, and what it pinned removed.
+/// A daemon with a state directory of its own. When dropped it is stopped, and what it pinned and published removed.
 struct Daemon {
     directory: tempfile::TempDir,
     child: Child,
@@ -80,19 +80,22 @@ impl Daemon {
         String::from_utf8_lossy(&output.stdout).contains("serving")
     }
 
-    /// Runs a command of the daemon that must succeed.
-    fn run(&self, arguments: &[&str]) {
+    /// Runs a command of the daemon that must succeed; returns what it prints.
+    fn run(&self, arguments: &[&str]) -> String {
         let output = command(self.directory.path(), arguments).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
     }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        let published = PathBuf::from(self.run(&["ca", "path"]).trim_end());
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
         kill(pid, Signal::SIGTERM).unwrap();
         self.child.wait().unwrap();
         self.run(&["daemon", "--unpin-all"]);
+        std::fs::remove_dir_all(published.parent().unwrap()).unwrap();
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use aya::programs::ProgramInfo;
 use aya::sys::{Stats, enable_stats};
 use enforcer::bottle::cgroup::Cgroup;
-use enforcer::kernel::{Guard, Kernel as _, pins};
+use enforcer::kernel::{Allowed, AllowedPorts, Guard, Kernel as _, pins};
 
 use crate::figures::{now, report};
 use crate::inside::{Inside, shared};
@@ -34,6 +34,11 @@ pub fn packet_and_flip(bench: &Bench) {
     loader.set_lease(1, None);
     loader.refresh(Guard { redirect: false, ..guard(1) });
     packet("egress of an open bottle, redirect off", &egress);
+    let any = AllowedPorts { any: true, ..AllowedPorts::default() };
+    loader.set_allowed(1, &[Allowed { range: "127.0.0.0/8".parse().unwrap(), ports: any }]).unwrap();
+    loader.refresh(Guard { lockdown: true, ..guard(1) });
+    packet("egress of a confined bottle, redirect on", &egress);
+    loader.set_allowed(1, &[]).unwrap();
     loader.refresh(guard(1));
     let mut leaked = 0;
     let rounds = (0..FLIPS).map(|_| {

@@ -43,8 +43,8 @@ impl Controller {
     ///
     /// # Errors
     /// When the controller is gone.
-    pub async fn ready(&self) -> Result<(), ControllerError> {
-        self.ask(LaneToController::Ready { pid: std::process::id() }).await
+    pub async fn ready(&self, pid: u32) -> Result<(), ControllerError> {
+        self.ask(LaneToController::Ready { pid }).await
     }
 
     /// Asks why a connection may not go on. None when it may, as far as the lane is concerned, or when there are

@@ -4,6 +4,7 @@
 //! certificate and answered inside; a CONNECT is accepted, and what comes through it is taken for a connection of
 //! its own. All else is closed. Not here: the HTTP (`request`), and whose shape an answer has (`shape`).
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use bytes::Bytes;
 use http::Response;
 use http::request::Parts;
 use http_body_util::Full;
+use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -18,6 +20,7 @@ use tokio::time::timeout;
 use super::guests::Guest;
 use super::rewound::Rewound;
 use super::{Lane, request, shape};
+use crate::certs::CertError;
 use crate::handshake::handshake;
 use crate::hello::{self, ACCESS_DENIED, Speech};
 use crate::hosts::Host;
@@ -43,13 +46,11 @@ pub async fn serve(lane: Arc<Lane>, taken: Taken) {
             Ok(local) => local,
             Err(error) => return tracing::debug!(%error, %peer, "a connection ended before it was served"),
         };
-        match lane.controller.why(peer, local, listener).await {
-            Ok(Some(guest)) => tokio::select! {
+        if let Some(guest) = identify(&lane, peer, local, listener).await {
+            tokio::select! {
                 () = guest.opened() => {}
                 () = converse(&lane, &guest, stream) => {}
-            },
-            Ok(None) => tracing::debug!(%peer, "a connection that is not answered"),
-            Err(error) => tracing::warn!(%error, %peer, "a connection could not be identified"),
+            }
         }
     };
     if timeout(MAX_LIFE, life).await.is_err() {
@@ -58,12 +59,27 @@ pub async fn serve(lane: Arc<Lane>, taken: Taken) {
     drop(place);
 }
 
+/// Whose connection this is; none's when nothing is to be said.
+async fn identify(lane: &Lane, peer: SocketAddr, local: SocketAddr, listener: u32) -> Option<Guest> {
+    let why = lane.controller.why(peer, local, listener).await;
+    match &why {
+        Ok(None) => tracing::debug!(%peer, "a connection that is not answered"),
+        Err(error) if lane.silence.is_new() => tracing::warn!(%error, "a connection could not be identified"),
+        Err(error) => tracing::debug!(%error, %peer, "a connection could not be identified"),
+        Ok(Some(_)) => {}
+    }
+    if why.is_ok() {
+        lane.silence.is_over();
+    }
+    why.ok().flatten()
+}
+
 /// Tells one client why, and lets it read that.
 async fn converse(lane: &Lane, guest: &Guest, stream: TcpStream) {
     let LaneAnswer { name: bottle, original, .. } = &guest.answer;
     match speak(lane, guest, stream).await {
         Ok(Some(stream)) => {
-            tracing::info!(%bottle, ?original, "a client was told why its bottle is cut");
+            tracing::debug!(%bottle, ?original, "a client was told why its bottle is cut");
             linger(stream).await;
         }
         Ok(None) => tracing::debug!(%bottle, ?original, "a connection that cannot be answered was closed"),
@@ -109,12 +125,22 @@ async fn speak_tls(
         stream.write_all(&ACCESS_DENIED).await?;
         return end(stream).await.map(|_| None);
     };
-    let tls = lane.certs.for_host(&name, lane.controller.sign(name.clone())).await;
-    let tls = tls.inspect_err(|error| tracing::warn!(%error, host = %name, "no TLS for a metered host"));
-    let stream = handshake(stream, tls.map_err(io::Error::other)?).await.map_err(io::Error::other)?;
+    let tls = certificate(lane, &name).await.map_err(io::Error::other)?;
+    let stream = handshake(stream, tls).await.map_err(io::Error::other)?;
     let mut spoken = request::answer(stream, false, |_: &Parts| told(guest, Some(dialect))).await?;
     spoken.stream.shutdown().await?;
     Ok(Some(spoken.stream.into_inner().0.into_inner()))
+}
+
+/// TLS as a metered host.
+async fn certificate(lane: &Lane, host: &str) -> Result<Arc<ServerConfig>, CertError> {
+    let tls = lane.certs.for_host(host, lane.controller.sign(host.to_owned())).await;
+    match &tls {
+        Ok(_) => lane.unsigned.is_over(),
+        Err(error) if lane.unsigned.is_new() => tracing::warn!(%error, %host, "no TLS for a metered host"),
+        Err(_) => {}
+    }
+    tls
 }
 
 /// What a client is told.

@@ -15,6 +15,7 @@ mod shape;
 
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use self::controller::{Controller, Inbox};
@@ -42,6 +43,8 @@ pub enum LaneError {
 /// What every connection may ask.
 struct Lane {
     controller: Controller,
+    silence: Warning,
+    unsigned: Warning,
     providers: Mutex<Arc<Providers>>,
     certs: Certs,
     guests: Guests,
@@ -60,6 +63,22 @@ impl Lane {
     }
 }
 
+/// A warning that is given once, until what it warns of is over: a client must not fill the log.
+#[derive(Default)]
+struct Warning(AtomicBool);
+
+impl Warning {
+    /// Says whether it is to be given now.
+    fn is_new(&self) -> bool {
+        !self.0.swap(true, Ordering::Relaxed)
+    }
+
+    /// What it warned of is over.
+    fn is_over(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 /// The lane's life: configuration and sockets come from the controller's `socket`, then the process gives up every
 /// system call that it does not need, then it answers until the controller is gone. Must run on a thread that is the
 /// process's only one. Never returns `Ok`.
@@ -71,19 +90,21 @@ pub async fn run(socket: OwnedFd) -> Result<Infallible, LaneError> {
     let socket = Socket::new(socket)?;
     let mut inbox = Inbox::new(socket.clone());
     let (sockets, providers) = inbox.beginning().await?;
+    let (pid, mut listening) = (std::process::id(), Listening::of_this_process());
     seccomp::confine()?;
     let (controller, outbox) = Controller::new(socket);
     let lane = Arc::new(Lane {
         controller,
+        silence: Warning::default(),
+        unsigned: Warning::default(),
         providers: Mutex::new(Arc::new(providers)),
         certs: Certs::default(),
         guests: Guests::default(),
     });
-    let mut listening = Listening::of_this_process();
     for (id, sockets) in sockets {
         listening.begin(&lane, id, sockets).map_err(ControllerError::Listener)?;
     }
-    lane.controller.ready().await?;
+    lane.controller.ready(pid).await?;
     let gone = tokio::select! {
         gone = inbox.run(&lane, listening) => gone,
         gone = outbox.run() => gone,

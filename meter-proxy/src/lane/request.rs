@@ -106,7 +106,6 @@ fn http1() -> http1::Builder {
         .max_headers(MAX_HEADERS)
         .max_header_size(MAX_BUFFER_BYTES)
         .max_buf_size(MAX_BUFFER_BYTES)
-        .keep_alive(false)
         .half_close(true)
         .auto_date_header(false);
     builder

@@ -18,7 +18,6 @@ const ALLOWED: &[i64] = &[
     libc::SYS_sendto,
     libc::SYS_sendmsg,
     libc::SYS_read,
-    libc::SYS_readv,
     libc::SYS_write,
     libc::SYS_writev,
     libc::SYS_shutdown,
@@ -34,7 +33,7 @@ const ALLOWED: &[i64] = &[
     libc::SYS_futex,
     libc::SYS_sched_yield,
     libc::SYS_restart_syscall,
-    // memory; `mmap` below
+    // memory; `mmap` and `mprotect` below
     libc::SYS_brk,
     libc::SYS_mremap,
     libc::SYS_munmap,
@@ -72,22 +71,26 @@ pub fn confine() -> Result<(), SeccompError> {
 /// Kills the process at any call that is not listed, and at any of another architecture's numbers.
 fn filter() -> Result<BpfProgram, SeccompError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
-    // no memory that can be executed
-    let executable = MaskedEq(bits(libc::PROT_EXEC));
-    rules.insert(libc::SYS_mmap, vec![when(SeccompCondition::new(2, Dword, executable, 0)?)?]);
-    // a socket is made not to block, and nothing else
-    rules.insert(libc::SYS_ioctl, vec![when(SeccompCondition::new(1, Dword, Eq, libc::FIONBIO)?)?]);
+    let executable = MaskedEq(flag(libc::PROT_EXEC));
+    for (call, argument, comparison, value) in [
+        // no memory that can be executed
+        (libc::SYS_mmap, 2, executable.clone(), 0),
+        (libc::SYS_mprotect, 2, executable, 0),
+        // a socket is made not to block, and looked at whether it is; before it is closed, whether it is one
+        (libc::SYS_ioctl, 1, Eq, libc::FIONBIO),
+        (libc::SYS_fcntl, 1, Eq, flag(libc::F_GETFL)),
+        (libc::SYS_fcntl, 1, Eq, flag(libc::F_GETFD)),
+    ] {
+        let condition = SeccompCondition::new(argument, Dword, comparison, value)?;
+        rules.entry(call).or_default().push(SeccompRule::new(vec![condition])?);
+    }
     let architecture = std::env::consts::ARCH.try_into()?;
     let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, architecture)?;
     Ok(filter.try_into()?)
 }
 
-fn when(condition: SeccompCondition) -> Result<SeccompRule, BackendError> {
-    SeccompRule::new(vec![condition])
-}
-
-/// A flag of the C interface, which is never negative.
-fn bits(flag: i32) -> u64 {
+/// A flag of the C interface, which is never negative, as the kernel compares it.
+fn flag(flag: i32) -> u64 {
     u64::from(flag.unsigned_abs())
 }
 
@@ -116,7 +119,6 @@ mod tests {
             libc::SYS_pidfd_getfd,
             libc::SYS_kill,
             libc::SYS_tgkill,
-            libc::SYS_mprotect,
             libc::SYS_setns,
             libc::SYS_unshare,
             libc::SYS_bpf,
