@@ -1,17 +1,16 @@
 //! The answered cut: an agent's connections end at once, its next request hears why, and nothing else gets anywhere.
 #![allow(clippy::unwrap_used, reason = "a failed expectation should stop the test where it stands")]
-use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::cgroup::{self, TestCgroup};
+use support::cgroup::TestCgroup;
 use support::clock::wait_until;
 use support::enforcer::Daemon;
 use support::namespace::Holder;
 use support::network::{PUBLIC4, PUBLIC6, in_own_network};
-use support::process::{self, Output, Seen, built};
+use support::process::{self, Output, built};
 use support::provider::{End, Reply};
 use support::stage::{Bottle, Stage};
 
