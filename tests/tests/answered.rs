@@ -1,17 +1,19 @@
 //! The answered cut: an agent's connections end at once, its next request hears why, and nothing else gets anywhere.
 #![allow(clippy::unwrap_used, reason = "a failed expectation should stop the test where it stands")]
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::cgroup::TestCgroup;
+use support::cgroup::{self, TestCgroup};
 use support::clock::wait_until;
 use support::enforcer::Daemon;
 use support::namespace::Holder;
 use support::network::{PUBLIC4, PUBLIC6, in_own_network};
 use support::process::{self, Output, built};
 use support::provider::{End, Reply};
+use support::sink::Sink;
 use support::stage::{Bottle, Stage};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -219,5 +221,40 @@ fn root_a_lease_that_ran_out_closes_the_lane_too() {
     let asked = process::run(&mut agent, SOON);
     assert!(asked.stderr.contains("Operation not permitted"), "{asked:?}");
     stage.daemon.restart();
+    told_why(&mut stage.agent(&bottle, &["--json"]), "by uid:0");
+}
+
+/// Runs a sender as a process of this cgroup for a moment; what came of it.
+fn send_from(cgroup: &Path, protocol: &str, sink: &Sink) -> Output {
+    let entering = "echo $$ > \"$0/cgroup.procs\" && exec \"$@\"";
+    let (sender, to) = (built("sender"), sink.address().to_string());
+    let mut command = Command::new("sh");
+    command.args(["-c", entering]).arg(cgroup).arg(sender).args([protocol, &to, "--for-ms", "300"]);
+    process::run(&mut command, SOON)
+}
+
+#[test]
+fn root_whoever_takes_the_lane_s_place_gets_nothing_out() {
+    let stage = Stage::new(Reply::default(), "");
+    let bottle = stage.bottle("sealed", &[]);
+    stage.daemon.ok(&["cut", "sealed", "--answered"]);
+    let lane = stage.daemon.json(&["status"])["daemon"]["lane"]["pid"].as_u64().unwrap();
+    let process = cgroup::of_process(u32::try_from(lane).unwrap()).unwrap();
+    let lane = process.parent().unwrap();
+    assert!(process.ends_with("lane/process"), "{process:?}");
+    let outside = TestCgroup::new("outside");
+    for protocol in ["udp", "tcp"] {
+        for (cgroup, reaches) in [(process.as_path(), false), (lane, false), (outside.path(), true)] {
+            let sink = if protocol == "udp" {
+                Sink::udp("127.0.0.1".parse().unwrap())
+            } else {
+                Sink::tcp("127.0.0.1".parse().unwrap())
+            };
+            let output = send_from(cgroup, protocol, &sink);
+            assert_eq!(sink.bytes() > 0, reaches, "{protocol} from {cgroup:?}: {output:?}");
+        }
+    }
+    let refused = stage.daemon.cli(&["attach", "lane", "--cgroup", lane.to_str().unwrap()]);
+    assert_eq!(refused.code, Some(2), "no bottle holds the lane: {refused:?}");
     told_why(&mut stage.agent(&bottle, &["--json"]), "by uid:0");
 }
