@@ -414,7 +414,7 @@ fn root_the_lane_s_own_sockets_answer_on_loopback_and_reach_nobody() {
             assert!(accept_within(listener, Duration::from_millis(20)).is_none());
         }
         // who is elsewhere cannot be answered, though the lane would listen there too
-        loader.refresh(Guard { lane: Some(SocketAddr::new(PRIVATE4.parse().unwrap(), own.port())), ..guard });
+        loader.refresh(Guard { lane: Some(SocketAddr::new(PRIVATE4.into(), own.port())), ..guard });
         assert!(TcpStream::connect_timeout(&own, ARRIVAL).is_err());
     });
 }

@@ -258,3 +258,22 @@ fn root_whoever_takes_the_lane_s_place_gets_nothing_out() {
     assert_eq!(refused.code, Some(2), "no bottle holds the lane: {refused:?}");
     told_why(&mut stage.agent(&bottle, &["--json"]), "by uid:0");
 }
+
+#[test]
+fn root_nested_bottles_hear_why_whichever_of_them_is_cut_or_confined() {
+    let stage = Stage::new(Reply::default(), "resolvers: [127.0.0.1]\n");
+    for (outer, inner) in [("open", "metered"), ("metered", "open"), ("metered", "metered")] {
+        let around = stage.bottle("around", &["--egress", outer]);
+        let cgroup = around.cgroup.child("inside");
+        stage.daemon.attach("inside", cgroup.path(), &["--egress", inner]);
+        let inside = Bottle { name: "inside".into(), cgroup };
+        for cut in ["around", "inside"] {
+            stage.daemon.ok(&["cut", cut, "--answered", "--reason", cut]);
+            told_why(&mut stage.agent(&inside, &["--json"]), &format!("by uid:0: {cut}"));
+            stage.daemon.ok(&["restore", cut]);
+            assert_eq!(stage.ask(&inside, &[]).code, Some(0), "{outer}, {inner}, {cut}");
+        }
+        stage.daemon.ok(&["detach", "inside"]);
+        stage.daemon.ok(&["detach", "around"]);
+    }
+}

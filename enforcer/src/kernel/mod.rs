@@ -166,12 +166,6 @@ impl Face {
             Self::Silent => "silent",
         }
     }
-
-    /// The face that a word means.
-    #[must_use]
-    pub fn from_word(word: &str) -> Option<Self> {
-        [Self::Answered, Self::Silent].into_iter().find(|face| face.as_str() == word)
-    }
 }
 
 /// The kernel plane. Shared by threads; every call is short and touches no disk.
