@@ -100,7 +100,7 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     let reader = ledger.reader()?;
     let home = Home::enter(state.instance(), is_managed())?;
     let kernel: Arc<dyn Kernel> = Arc::new(Loader::open(state.instance())?);
-    let berth = Berth::prepare(kernel.as_ref(), &home)?;
+    let berth = Berth::prepare(kernel.clone(), &home)?;
     let lane_address = Some(berth.address());
     let listener = Listener { address, beside, id: enforcer_ebpf::LISTENER_HOST, lane: lane_address };
     kernel.set_place(cookie, &listener.place())?;
@@ -156,7 +156,7 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     let looking = look_after_namespaces(parts, inbox, &namespaces).await?;
     let parts = registry::Parts {
         core: core.clone(),
-        kernel: kernel.clone(),
+        kernel,
         egress: egress.clone(),
         settings,
         listener,
@@ -198,7 +198,7 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     join("core", deciding).await;
     join("writer", writing).await;
     join("act", acting).await;
-    join("lane's", std::thread::spawn(move || stop_lane(&lane, kernel.as_ref()))).await;
+    join("lane's", std::thread::spawn(move || stop_lane(&lane))).await;
     drop(home);
     Ok(())
 }
@@ -273,8 +273,8 @@ async fn settle_all(core: &CoreHandle) {
     tracing::warn!("some exchanges did not settle in time; they are charged as estimated");
 }
 
-fn stop_lane(lane: &Lane, kernel: &dyn Kernel) {
-    if let Err(error) = lane.stop(kernel) {
+fn stop_lane(lane: &Lane) {
+    if let Err(error) = lane.stop() {
         tracing::error!(%error, "the lane's guards stay, and are taken over at the next start");
     }
 }

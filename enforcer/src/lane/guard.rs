@@ -3,6 +3,9 @@
 //! it made there, nothing would leave.
 //!
 //! Both guards are pinned as those of bottles, under names that no bottle can have.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use enforcer_ebpf::SLOTS;
 
 use super::LaneError;
@@ -26,28 +29,49 @@ pub fn is_own_guard(name: &str) -> bool {
     name.starts_with('.')
 }
 
-/// Puts both guards on, or takes over those of an earlier controller. Nothing speaks yet: there is no address.
-pub(super) fn put_on(kernel: &dyn Kernel, home: &Home) -> Result<(), LaneError> {
-    // raw and packet sockets too are refused to the process
-    let process = Guard { lockdown: true, ..guard(PROCESS.1, None) };
-    put_on_one(kernel, PROCESS.0, &Cgroup::open(&home.lane_process())?, process)?;
-    put_on_one(kernel, SOCKETS.0, &Cgroup::open(&home.lane())?, guard(SOCKETS.1, None))?;
-    kernel.cut(PROCESS.1);
-    kernel.open(SOCKETS.1);
-    Ok(())
+/// Both guards; off again with the last of what they guard.
+pub(super) struct Guards {
+    kernel: Arc<dyn Kernel>,
+    on: AtomicBool,
 }
 
-/// Lets the lane's sockets speak from this address.
-pub(super) fn let_speak(kernel: &dyn Kernel, address: LaneAddress) {
-    kernel.refresh(guard(SOCKETS.1, Some(address)));
-}
-
-/// Takes both off. There is no lane any more.
-pub(super) fn take_off(kernel: &dyn Kernel) -> Result<(), LaneError> {
-    for (name, slot) in [SOCKETS, PROCESS] {
-        kernel.detach(name, slot)?;
+impl Guards {
+    /// Puts both on, or takes over those of an earlier controller. Nothing speaks yet: there is no address.
+    pub(super) fn put_on(kernel: Arc<dyn Kernel>, home: &Home) -> Result<Self, LaneError> {
+        let guards = Self { kernel, on: AtomicBool::new(true) };
+        let kernel = guards.kernel.as_ref();
+        // raw and packet sockets too are refused to the process
+        let process = Guard { lockdown: true, ..guard(PROCESS.1, None) };
+        put_on_one(kernel, PROCESS.0, &Cgroup::open(&home.lane_process())?, process)?;
+        put_on_one(kernel, SOCKETS.0, &Cgroup::open(&home.lane())?, guard(SOCKETS.1, None))?;
+        kernel.cut(PROCESS.1);
+        kernel.open(SOCKETS.1);
+        Ok(guards)
     }
-    Ok(())
+
+    /// Lets the lane's sockets speak from this address.
+    pub(super) fn let_speak(&self, address: LaneAddress) {
+        self.kernel.refresh(guard(SOCKETS.1, Some(address)));
+    }
+
+    /// Takes both off. There is no lane any more.
+    pub(super) fn take_off(&self) -> Result<(), LaneError> {
+        if self.on.swap(false, Ordering::AcqRel) {
+            for (name, slot) in [SOCKETS, PROCESS] {
+                self.kernel.detach(name, slot)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Guards {
+    /// After a start that failed.
+    fn drop(&mut self) {
+        if let Err(error) = self.take_off() {
+            tracing::error!(%error, "the lane's guards stay, and are taken over at the next start");
+        }
+    }
 }
 
 fn put_on_one(kernel: &dyn Kernel, name: &str, cgroup: &Cgroup, guard: Guard) -> Result<(), LaneError> {

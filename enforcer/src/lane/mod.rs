@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use enforcer_ebpf::LISTENER_HOST;
 use meter_proxy::protocol::{self, LaneConfig, LaneToController, ProtocolError, ToLane};
 
+use self::guard::Guards;
 pub use self::guard::{FIRST_OWN_SLOT, is_own_guard};
 use self::sockets::Inside;
 use crate::bottle::cgroup::CgroupError;
@@ -46,6 +47,7 @@ pub enum LaneError {
 
 /// A guarded place for the lane, and its sockets in the host's network namespace; nobody answers yet.
 pub struct Berth {
+    guards: Guards,
     inside: Inside,
     sockets_procs: PathBuf,
     process_procs: PathBuf,
@@ -56,12 +58,13 @@ impl Berth {
     ///
     /// # Errors
     /// See [`LaneError`].
-    pub fn prepare(kernel: &dyn Kernel, home: &Home) -> Result<Self, LaneError> {
-        guard::put_on(kernel, home)?;
+    pub fn prepare(kernel: Arc<dyn Kernel>, home: &Home) -> Result<Self, LaneError> {
+        let guards = Guards::put_on(kernel, home)?;
         let sockets_procs = home.lane().join("cgroup.procs");
         let inside = sockets::make(&sockets_procs, None, 0)?;
-        guard::let_speak(kernel, inside.address);
-        Ok(Self { inside, sockets_procs, process_procs: home.lane_process().join("cgroup.procs") })
+        guards.let_speak(inside.address);
+        let process_procs = home.lane_process().join("cgroup.procs");
+        Ok(Self { guards, inside, sockets_procs, process_procs })
     }
 
     /// Where the lane listens.
@@ -88,6 +91,7 @@ pub struct Parts {
 /// The running lane; see [`Lane::start`].
 pub struct Lane {
     supervisor: Supervisor,
+    guards: Guards,
     part: Arc<Part>,
     port: u16,
     sockets_procs: PathBuf,
@@ -109,13 +113,13 @@ impl Lane {
     /// When the thread cannot be started.
     pub fn start(berth: Berth, parts: Parts) -> Result<Self, LaneError> {
         let Parts { program, config, core, signer, namespaces } = parts;
-        let Berth { inside, sockets_procs, process_procs } = berth;
+        let Berth { guards, inside, sockets_procs, process_procs } = berth;
         let listeners = Listeners::new(|id| ToLane::Listen { id }, |id| ToLane::Unlisten { id });
         listeners.add(LISTENER_HOST, inside.sockets);
         let part = Arc::new(Part { config, core, signer, namespaces, listeners });
         let launch = Launch { program, role: Some("lane"), cgroup_procs: Some(process_procs) };
         let supervisor = Supervisor::start(part.clone(), launch)?;
-        Ok(Self { supervisor, part, port: inside.address.ip4.port(), sockets_procs })
+        Ok(Self { supervisor, guards, part, port: inside.address.ip4.port(), sockets_procs })
     }
 
     /// How the process is doing.
@@ -150,9 +154,9 @@ impl Lane {
     ///
     /// # Errors
     /// When the guards stay.
-    pub fn stop(&self, kernel: &dyn Kernel) -> Result<(), LaneError> {
+    pub fn stop(&self) -> Result<(), LaneError> {
         self.supervisor.stop();
-        guard::take_off(kernel)
+        self.guards.take_off()
     }
 }
 

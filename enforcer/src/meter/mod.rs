@@ -13,11 +13,10 @@ use enforcer_ebpf::LISTENER_HOST;
 use meter_proxy::protocol::{self, Config, ProtocolError, ToController, ToMeter};
 
 use crate::core::{CoreHandle, Message};
-pub use crate::helpers::Standing;
 use crate::helpers::listeners::{self, Listeners, Sockets};
 pub use crate::helpers::listeners::{HostListeners, listen};
 use crate::helpers::signer::Signer;
-use crate::helpers::{Helper, Launch, Supervisor};
+use crate::helpers::{Helper, Launch, Standing, Supervisor};
 
 /// What can go wrong with the meter.
 #[derive(Debug, thiserror::Error)]
