@@ -71,7 +71,8 @@ fn way(socket: &SockAddrContext, to: &Destination, slot: u32, bottle: &Bottle) -
         _ if slot == 0 => Way::Refused,
         State::Open => open_way(socket, to, slot, bottle),
         State::Answered => lane::way(socket, to, slot, bottle),
-        State::Cut | State::Leaseless => Way::Refused,
+        // the lane connects to nobody
+        State::Cut | State::Leaseless | State::Lane => Way::Refused,
     }
 }
 

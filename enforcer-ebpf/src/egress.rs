@@ -16,7 +16,7 @@ use enforcer_ebpf::{
 use crate::connect::is_for_meter;
 use crate::skb::Header;
 use crate::sock_addr::{Destination, TCP, UDP};
-use crate::{ALLOW, endpoint, homes, place, read};
+use crate::{ALLOW, endpoint, homes, lane, place, read};
 
 /// Bits of a whole key of `ALLOW`.
 const WHOLE_KEY: u32 = 32 + 128;
@@ -35,7 +35,9 @@ pub fn may_connect(socket: &SockAddrContext, bottle: &Bottle, slot: u32, to: &De
         return to.protocol == UDP;
     }
     // what is redirected, or refused where it cannot be, is the redirect's to say
-    is_for_meter(to, bottle, place::of(cookie)) || may_reach(slot, cookie, &to.ip, to.port)
+    is_for_meter(to, bottle, place::of(cookie))
+        || lane::is_far_end(&to.ip, to.port, bottle)
+        || may_reach(slot, cookie, &to.ip, to.port)
 }
 
 /// Whether a datagram may be sent there.
@@ -53,7 +55,9 @@ pub fn may_leave(packet: &SkBuffContext, header: &Header, bottle: &Bottle, slot:
     }
     let Some((_, port)) = header.ports(packet) else { return false };
     let (ip, is_tcp) = (&header.destination, header.protocol == TCP);
-    if (is_tcp && is_endpoint(ip, port, &endpoint(&bottle.meter))) || is_listed(slot, ip, port) {
+    // the lane's only where one around or inside this bottle is cut and answered: it closes who is not
+    let to_ours = is_endpoint(ip, port, &endpoint(&bottle.meter)) || lane::is_far_end(ip, port, bottle);
+    if (is_tcp && to_ours) || is_listed(slot, ip, port) {
         return true;
     }
     if !is_loopback(ip) {

@@ -45,6 +45,10 @@ pub const FLAG_LOCKDOWN: u32 = 1 << 1;
 /// what goes there in another way (UDP :443 too) is dropped.
 pub const FLAG_REDIRECT: u32 = 1 << 2;
 
+/// [`Bottle::flags`]: these are the refusal lane's own sockets. While open, they speak from [`Bottle::lane`] to loopback
+/// and back, and nothing else.
+pub const FLAG_LANE: u32 = 1 << 3;
+
 /// [`Bottle::cut`]: packets pass.
 pub const OPEN: u32 = 0;
 /// [`Bottle::cut`]: every packet is dropped. Any other non-zero value means the same.

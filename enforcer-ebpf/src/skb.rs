@@ -3,7 +3,9 @@
 //! Rewriting connect() is not enough: address translation inside the bottle's network, raw sockets and sockets
 //! from before pass it by. So what leaves is looked at too, where the redirect is on.
 use aya_ebpf::programs::SkBuffContext;
-use enforcer_ebpf::address::{is_endpoint_anywhere, is_endpoint_ip_anywhere, is_redirected};
+use enforcer_ebpf::address::{
+    is_endpoint, is_endpoint_anywhere, is_endpoint_ip_anywhere, is_loopback, is_redirected,
+};
 use enforcer_ebpf::{Bottle, FLAG_LOCKDOWN, FLAG_REDIRECT, MAPPED};
 
 use crate::events::{self, Subject};
@@ -50,6 +52,7 @@ fn judge(packet: &SkBuffContext, direction: Direction) -> i32 {
         _ if slot == 0 => false,
         State::Open => direction == Direction::In || is_let_out(packet, bottle, slot),
         State::Answered => is_of_lane(packet, direction, bottle),
+        State::Lane => is_lanes_own(packet, direction, bottle),
         State::Cut | State::Leaseless => false,
     };
     let bytes = u64::from(packet.len());
@@ -115,6 +118,17 @@ fn is_of_lane(packet: &SkBuffContext, direction: Direction, bottle: &Bottle) -> 
     port.is_some_and(|port| is_far_end(&header.far_ip(direction), port, bottle))
 }
 
+/// Whether a packet of the lane's sockets is one between its own address and port and somebody on loopback.
+#[inline(always)]
+fn is_lanes_own(packet: &SkBuffContext, direction: Direction, bottle: &Bottle) -> bool {
+    let Some(header) = Header::read(packet) else { return false };
+    if header.hides_ports || header.protocol != TCP || !is_loopback(&header.far_ip(direction)) {
+        return false;
+    }
+    let own = header.near_port(packet, direction);
+    own.is_some_and(|port| is_endpoint(&header.near_ip(direction), port, &endpoint(&bottle.lane)))
+}
+
 /// What an event says of a packet, as far as it can be read.
 #[inline(always)]
 fn subject(packet: &SkBuffContext, direction: Direction) -> Subject {
@@ -170,6 +184,19 @@ impl Header {
     #[inline(always)]
     fn far_ip(&self, direction: Direction) -> [u32; 4] {
         if direction == Direction::Out { self.destination } else { self.source }
+    }
+
+    /// The bottle's own address.
+    #[inline(always)]
+    fn near_ip(&self, direction: Direction) -> [u32; 4] {
+        if direction == Direction::Out { self.source } else { self.destination }
+    }
+
+    /// The bottle's own port, host byte order.
+    #[inline(always)]
+    fn near_port(&self, packet: &SkBuffContext, direction: Direction) -> Option<u32> {
+        let (source, destination) = self.ports(packet)?;
+        Some(if direction == Direction::Out { source } else { destination })
     }
 
     /// The far end's port, host byte order.

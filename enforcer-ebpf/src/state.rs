@@ -1,6 +1,6 @@
 //! Whether a bottle is open: its verdict and its lease, decided here for every hook.
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-use enforcer_ebpf::{Bottle, EVENT_CUT, EVENT_LEASE, EVENT_RULE, FACE_ANSWERED, FLAG_LIVE, OPEN};
+use enforcer_ebpf::{Bottle, EVENT_CUT, EVENT_LEASE, EVENT_RULE, FACE_ANSWERED, FLAG_LANE, FLAG_LIVE, OPEN};
 
 use crate::{HEART, read};
 
@@ -11,6 +11,8 @@ pub enum State {
     Open,
     /// What goes to the refusal lane and comes from there.
     Answered,
+    /// Open, and the lane's own: what it answers.
+    Lane,
     /// Nothing: cut.
     Cut,
     /// Nothing: nobody is at the wheel.
@@ -22,7 +24,7 @@ impl State {
     #[inline(always)]
     pub fn drop_kind(self) -> u32 {
         match self {
-            Self::Open => EVENT_RULE,
+            Self::Open | Self::Lane => EVENT_RULE,
             Self::Answered | Self::Cut => EVENT_CUT,
             Self::Leaseless => EVENT_LEASE,
         }
@@ -32,7 +34,8 @@ impl State {
 /// The bottle's state now. What is not in use is closed, and a lease that has run out outranks the lane.
 #[inline(always)]
 pub fn of(bottle: &Bottle) -> State {
-    if read(&bottle.flags) & FLAG_LIVE == 0 {
+    let flags = read(&bottle.flags);
+    if flags & FLAG_LIVE == 0 {
         return State::Cut;
     }
     let cut = read(&bottle.cut) != OPEN;
@@ -42,7 +45,11 @@ pub fn of(bottle: &Bottle) -> State {
     if !has_lease(bottle) {
         return State::Leaseless;
     }
-    if cut { State::Answered } else { State::Open }
+    match (cut, flags & FLAG_LANE != 0) {
+        (true, _) => State::Answered,
+        (false, true) => State::Lane,
+        (false, false) => State::Open,
+    }
 }
 
 /// Whether the controller's heart has beaten within the lease, if there is one. The clock is that of the ticks, a

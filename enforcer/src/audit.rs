@@ -2,6 +2,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{now_ms, rfc3339};
+use crate::kernel::Face;
 
 /// Why a bottle is cut, or what an action was about. Absent fields are `null` in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,10 +28,13 @@ pub struct Cause {
     /// What the operator said (`--reason`).
     #[serde(default)]
     pub reason: Option<String>,
+    /// What the bottle sees of it; silent where nothing is said, as in rows of a time before there was another.
+    #[serde(default)]
+    pub face: Face,
 }
 
 impl Cause {
-    /// A decision of somebody, not of a budget, made now.
+    /// A decision of somebody, not of a budget, made now; silent.
     #[must_use]
     pub fn operator(by: String, reason: Option<String>) -> Self {
         Self {
@@ -44,6 +48,7 @@ impl Cause {
             at: rfc3339(now_ms()),
             by,
             reason,
+            face: Face::Silent,
         }
     }
 }

@@ -110,6 +110,13 @@ pub enum Command {
     /// What `doctor` starts inside the bottle of its self-test: not for people, and without effect elsewhere
     #[command(hide = true)]
     ProbeSender(Order),
+    /// What the daemon starts to make the refusal lane's sockets: not for people, and without effect elsewhere
+    #[command(hide = true)]
+    LaneSockets {
+        /// Port on loopback; 0: any
+        #[arg(long)]
+        port: u16,
+    },
 }
 
 /// `top`.

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use meter_proxy::protocol::Config;
+use meter_proxy::protocol::{Config, LaneConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
+use crate::act;
 use crate::bottle::awaited::Awaited;
 use crate::bottle::events;
 use crate::bottle::home::Home;
@@ -25,8 +26,10 @@ use crate::control::server;
 use crate::core::{self, CoreHandle, Listener, Message};
 use crate::egress::{Confined, Keeper};
 use crate::error::{Exit, Failure};
+use crate::helpers::signer::Signer;
 use crate::kernel::Kernel;
 use crate::kernel::loader::Loader;
+use crate::lane::{self, Berth, Lane};
 use crate::ledger::Ledger;
 use crate::ledger::sqlite::{self, SqliteLedger};
 use crate::ledger::writer::Writer;
@@ -36,8 +39,8 @@ use crate::state::StateDir;
 
 /// Changes that a slow listener may be behind.
 const CHANGES_KEPT: usize = 4_096;
-/// How long the meter may take to serve before the daemon gives up.
-const METER_START: Duration = Duration::from_secs(10);
+/// How long the meter and the lane may take to serve each, before the daemon goes on without.
+const HELPER_START: Duration = Duration::from_secs(10);
 /// How long a stopping daemon waits for exchanges under way to settle after their upstreams are closed.
 const SETTLE_AT_STOP: Duration = Duration::from_secs(2);
 /// How long the meter holds a response back for its settlement before it aborts it.
@@ -88,7 +91,6 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     let control = server::Server::bind(socket, control_group()?)?;
     let extra_roots_pem = extra_roots(&settings)?;
     let HostListeners { address, beside, cookie, sockets } = meter::listen(settings.listen)?;
-    let listener = Listener { address, beside, id: enforcer_ebpf::LISTENER_HOST };
     let ca = Arc::new(Ca::load_or_create(state)?);
     let ca_certificate = ca.publish(&run_dir)?;
     let ca_bundle = run_dir.join(ca::BUNDLE_FILE);
@@ -98,6 +100,9 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     let reader = ledger.reader()?;
     let home = Home::enter(state.instance(), is_managed())?;
     let kernel: Arc<dyn Kernel> = Arc::new(Loader::open(state.instance())?);
+    let berth = Berth::prepare(kernel.clone(), &home)?;
+    let lane_address = Some(berth.address());
+    let listener = Listener { address, beside, id: enforcer_ebpf::LISTENER_HOST, lane: lane_address };
     kernel.set_place(cookie, &listener.place())?;
 
     let egress = Arc::new(Keeper::new(kernel.clone(), settings.allow.clone(), settings.resolvers.clone()));
@@ -108,17 +113,47 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     }))?;
     let (writer, writing) = Writer::spawn(Box::new(ledger));
     let (changes, changed) = broadcast::channel(CHANGES_KEPT);
-    let parts = core::Parts { settings: settings.clone(), kernel: kernel.clone(), writer, listener, changes };
+    let (actor, orders) = act::orders();
+    let parts =
+        core::Parts { settings: settings.clone(), kernel: kernel.clone(), writer, listener, actor, changes };
     let (core, deciding) = core::start(parts, snapshot)?;
 
+    let signer = Signer::start(ca, settings.providers.clone()).map_err(meter::MeterError::from)?;
     let meter_options = meter::Options {
-        program,
+        program: program.clone(),
         cgroup_procs: Some(home.meter_procs()),
         config: meter_config(&settings, extra_roots_pem),
         sockets,
     };
-    let meter = Arc::new(Meter::start(meter_options, core.clone(), ca)?);
-    let (namespaces, looking) = look_after_namespaces(&kernel, &meter, &core, listener).await?;
+    let meter = Arc::new(Meter::start(meter_options, core.clone(), signer.clone())?);
+    let (namespaces, inbox) = Namespaces::new();
+    let lane_parts = lane::Parts {
+        program,
+        config: LaneConfig { providers: settings.providers.clone() },
+        core: core.clone(),
+        signer,
+        namespaces: namespaces.clone(),
+    };
+    let lane = Arc::new(Lane::start(berth, lane_parts)?);
+    let acting = act::start(
+        orders,
+        act::Parts {
+            kernel: kernel.clone(),
+            meter: meter.clone(),
+            core: core.clone(),
+            meter_port: address.port(),
+        },
+    )
+    .map_err(|error| Failure::io("sockets cannot be aborted", &error))?;
+    let parts = namespaces::Parts {
+        kernel: kernel.clone(),
+        meter: meter.clone(),
+        lane: lane.clone(),
+        core: core.clone(),
+        listener,
+        host_cookie: cookie,
+    };
+    let looking = look_after_namespaces(parts, inbox, &namespaces).await?;
     let parts = registry::Parts {
         core: core.clone(),
         kernel,
@@ -126,6 +161,7 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
         settings,
         listener,
         meter: meter.clone(),
+        lane: lane.clone(),
         namespaces: namespaces.clone(),
         bottles_dir: home.bottles(),
         ca_certificate,
@@ -141,11 +177,11 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
         audit.tell(Message::Warn { bottle: None, detail, failed: false });
     }));
     let answering = tokio::spawn(control.serve(registry, stop.clone()));
-    wait_for_meter(&meter).await;
+    wait_for_helpers(&meter, &lane).await;
     tell_service_manager(&[sd_notify::NotifyState::Ready]);
     tracing::info!(socket = %socket.display(), listen = %listener.address, "the daemon serves");
 
-    asked_to_stop(&[&deciding, &writing, &looking]).await?;
+    asked_to_stop(&[&deciding, &writing, &looking, &acting]).await?;
     tracing::info!("stopping; cut bottles stay cut");
     tell_service_manager(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
@@ -161,44 +197,46 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     core.tell(Message::Stop);
     join("core", deciding).await;
     join("writer", writing).await;
+    join("act", acting).await;
+    join("lane's", std::thread::spawn(move || stop_lane(&lane))).await;
     drop(home);
     Ok(())
 }
 
 /// Serves the network namespaces that the bottles taken over are in, and looks for others from then on.
 async fn look_after_namespaces(
-    kernel: &Arc<dyn Kernel>,
-    meter: &Arc<Meter>,
-    core: &CoreHandle,
-    listener: Listener,
-) -> Result<(Arc<Namespaces>, JoinHandle<()>), Failure> {
-    let told = kernel.events()?;
-    let (bottles, _) = core.ask(|reply| Message::View { reply }).await.map_err(Problem::from)?;
-    let parts = namespaces::Parts {
-        kernel: kernel.clone(),
-        meter: meter.clone(),
-        core: core.clone(),
-        listen: listener.address,
-    };
-    let told_to = core.clone();
+    parts: namespaces::Parts,
+    inbox: namespaces::Inbox,
+    namespaces: &Arc<Namespaces>,
+) -> Result<JoinHandle<()>, Failure> {
+    let told = parts.kernel.events()?;
+    let (bottles, _) = parts.core.ask(|reply| Message::View { reply }).await.map_err(Problem::from)?;
+    let (namespaces, core) = (namespaces.clone(), parts.core.clone());
     let started = tokio::task::spawn_blocking(move || {
         let bottles = bottles.iter().filter_map(|bottle| Watched::if_there(&bottle.attachment)).collect();
-        let (namespaces, looking) = Namespaces::start(parts, bottles)?;
-        let namespaces = Arc::new(namespaces);
-        events::follow(told, namespaces.clone(), told_to)?;
-        Ok((namespaces, looking))
+        let looking = inbox.start(parts, bottles)?;
+        events::follow(told, namespaces, core)?;
+        Ok(looking)
     });
     let started = started.await.map_err(io::Error::other).and_then(|started| started);
     started.map_err(|error| Failure::io("network namespaces cannot be looked after", &error))
 }
 
 /// Bottles can be cut while the meter is still starting; the service manager is told when it serves.
-async fn wait_for_meter(meter: &Arc<Meter>) {
-    let meter = meter.clone();
-    let waiting = tokio::task::spawn_blocking(move || meter.wait_until_serving(METER_START));
-    if !waiting.await.unwrap_or(false) {
+async fn wait_for_helpers(meter: &Arc<Meter>, lane: &Arc<Lane>) {
+    let (meter, lane) = (meter.clone(), lane.clone());
+    let waiting = tokio::task::spawn_blocking(move || {
+        [meter.wait_until_serving(HELPER_START), lane.wait_until_serving(HELPER_START)]
+    });
+    let [meter, lane] = waiting.await.unwrap_or_default();
+    if !meter {
         tracing::error!(
             "the meter does not serve yet; it is tried again and again, and until then nothing passes"
+        );
+    }
+    if !lane {
+        tracing::error!(
+            "the lane does not serve yet; it is tried again and again, and until then answered cuts are silent"
         );
     }
 }
@@ -233,6 +271,12 @@ async fn settle_all(core: &CoreHandle) {
         }
     }
     tracing::warn!("some exchanges did not settle in time; they are charged as estimated");
+}
+
+fn stop_lane(lane: &Lane) {
+    if let Err(error) = lane.stop() {
+        tracing::error!(%error, "the lane's guards stay, and are taken over at the next start");
+    }
 }
 
 async fn join(name: &str, thread: JoinHandle<()>) {

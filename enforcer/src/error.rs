@@ -13,6 +13,7 @@ use crate::control::api::Problem;
 use crate::control::server::ServerError;
 use crate::core::AdoptError;
 use crate::kernel::KernelError;
+use crate::lane::LaneError;
 use crate::ledger::LedgerError;
 use crate::meter::MeterError;
 use crate::settings::SettingsError;
@@ -191,6 +192,16 @@ impl From<HomeError> for Failure {
             HomeError::Cgroup(error) => error.into(),
             HomeError::Io { .. } => Self::new(Exit::Unsupported, error.to_string())
                 .hint("the daemon makes cgroups: it needs root and a writable cgroup v2 mount"),
+        }
+    }
+}
+
+impl From<LaneError> for Failure {
+    fn from(error: LaneError) -> Self {
+        match error {
+            LaneError::Cgroup(error) => error.into(),
+            LaneError::Kernel(error) => error.into(),
+            error => Self::new(Exit::Failed, error.to_string()),
         }
     }
 }

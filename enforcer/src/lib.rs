@@ -1,4 +1,5 @@
 //! Enforcer's controller: decides from one ledger and cuts in the kernel. The binary is a thin shell over this.
+pub mod act;
 pub mod audit;
 pub mod bottle;
 pub mod budget;
@@ -12,7 +13,9 @@ pub mod daemon;
 pub mod egress;
 pub mod error;
 pub mod escape;
+pub mod helpers;
 pub mod kernel;
+pub mod lane;
 pub mod ledger;
 pub mod meter;
 pub mod settings;

@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use enforcer::audit;
 use enforcer::control::api::{
-    Attach, Attached, Bottle, Cut, Daemon, Detached, Environment, Meter, Packets, Problem, Programs, Restore,
-    State, Status,
+    Attach, Attached, Bottle, Cut, Daemon, Detached, Environment, Lane, Meter, Packets, Problem, Programs,
+    Restore, State, Status,
 };
 use enforcer::control::client::{Client, ClientError};
 use enforcer::control::server::{Server, ServerError};
 use enforcer::control::{Controller, Event};
+use enforcer::kernel::Face;
 use enforcer::ledger::{FlowRow, GroupBy, UsageQuery, UsageRow};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
@@ -61,6 +62,7 @@ impl Controller for Fake {
                 pid: 1,
                 version: "0".into(),
                 meter: Meter { pid: None, listen: "127.0.0.1:1".into(), state: "down".into() },
+                lane: Lane { pid: None, state: "down".into() },
                 kernel: Programs { programs: "attached".into(), lease_s: None },
                 closed: None,
             },
@@ -203,9 +205,9 @@ async fn every_call_reaches_the_controller_and_comes_back() {
     assert_eq!(attached.bottle.name, "b2");
     assert_eq!(attached.warnings, [format!("uid:{}", nix::unistd::geteuid())]);
     assert_eq!(client.detach("b1", true).await.unwrap().warnings, ["comes back"]);
-    let cut = Cut { face: Some("silent".into()), ..Cut::default() };
+    let cut = Cut { face: Some(Face::Silent), ..Cut::default() };
     let cut_bottle = client.cut("b1", &cut).await.unwrap();
-    assert_eq!((cut_bottle.state, cut_bottle.face.as_deref()), (State::Cut, Some("silent")));
+    assert_eq!((cut_bottle.state, cut_bottle.face), (State::Cut, Some(Face::Silent)));
     assert_eq!(client.cut_all(&Cut::default()).await.unwrap().len(), 1);
     let restore = Restore { add: BTreeMap::from([("claude".into(), 5)]), force: false };
     assert_eq!(client.restore("b1", &restore).await.unwrap().state, State::Open);

@@ -381,3 +381,40 @@ fn root_in_nested_bottles_the_lane_explains_the_one_that_is_cut() {
         );
     });
 }
+
+#[test]
+fn root_the_lane_s_own_sockets_answer_on_loopback_and_reach_nobody() {
+    in_own_network(|| {
+        let host = Host::new("lane-own");
+        let guard = Guard { redirect: false, is_lane: true, ..guard(no_meter()) };
+        let loader = host.opened(guard);
+        let mut lane = Sender::start(Some(&host.cgroup));
+        let own: SocketAddr = lane.order("listen 127.0.0.1:0").parse().unwrap();
+        assert!(TcpStream::connect_timeout(&own, ARRIVAL).is_err(), "it has no address yet");
+        loader.refresh(Guard { lane: Some(own), ..guard });
+        TcpStream::connect_timeout(&own, Duration::from_secs(10)).unwrap();
+
+        let mut hostile = Sender::start(Some(&host.cgroup));
+        let elsewhere: SocketAddr = hostile.order("listen 127.0.0.1:0").parse().unwrap();
+        assert!(TcpStream::connect_timeout(&elsewhere, ARRIVAL).is_err(), "another socket of its answers");
+        let far = TcpListener::bind((PRIVATE4, 8080)).unwrap();
+        let near = TcpListener::bind("127.0.0.1:0").unwrap();
+        let receiver = Receiver::new("127.0.0.1");
+        for refused in [
+            format!("connect {PRIVATE4}:8080"),
+            format!("connect {}", near.local_addr().unwrap()),
+            format!("connect {PUBLIC4}:443"),
+            format!("connect {own}"),
+            format!("udp {}", receiver.0.local_addr().unwrap()),
+            format!("udp {PUBLIC4}:53"),
+        ] {
+            assert_eq!(hostile.order(&refused), "PermissionDenied", "{refused}");
+        }
+        for listener in [&far, &near] {
+            assert!(accept_within(listener, Duration::from_millis(20)).is_none());
+        }
+        // who is elsewhere cannot be answered, though the lane would listen there too
+        loader.refresh(Guard { lane: Some(SocketAddr::new(PRIVATE4.into(), own.port())), ..guard });
+        assert!(TcpStream::connect_timeout(&own, ARRIVAL).is_err());
+    });
+}

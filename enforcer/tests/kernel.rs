@@ -16,7 +16,7 @@ use aya::programs::{CgroupSkb, CgroupSkbAttachType};
 use enforcer::bottle::cgroup::{self, Cgroup, CgroupError};
 use enforcer::kernel::loader::{Loader, unpin_all};
 use enforcer::kernel::probe::probes;
-use enforcer::kernel::{Guard, Kernel as _, KernelError};
+use enforcer::kernel::{Face, Guard, Kernel as _, KernelError};
 use support::eventually;
 use support::host::{Host, LISTENER, SLOT, guard, no_meter, retry};
 use support::sender::{ARRIVAL, Receiver, Sender};
@@ -153,14 +153,17 @@ fn root_a_cut_outlives_its_controller_and_is_adopted() {
     let adopted = loader.adopted();
     assert_eq!(adopted.len(), 1);
     let pinned = &adopted[0];
-    assert_eq!((pinned.name.as_str(), pinned.slot, pinned.generation, pinned.cut), ("b", SLOT, 7, true));
+    assert_eq!(
+        (pinned.name.as_str(), pinned.slot, pinned.generation, pinned.cut),
+        ("b", SLOT, 7, Some(Face::Silent))
+    );
     assert_eq!(pinned.cgroup_id, host.cgroup().id());
     assert!(!receiver.hears(&mut sender), "adopted, and still cut");
     loader.open(SLOT);
     assert!(receiver.hears(&mut sender), "the new controller's word counts");
     drop(loader);
     assert!(receiver.hears(&mut sender), "an open bottle stays open");
-    assert!(!host.load().adopted()[0].cut);
+    assert_eq!(host.load().adopted()[0].cut, None);
 }
 
 #[test]

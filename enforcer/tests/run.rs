@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use enforcer::audit;
 use enforcer::control::api::{
-    Attach, Attached, Bottle, Cut, Daemon, Detached, Environment, Meter, Packets, Problem, Programs, Restore,
-    State, Status,
+    Attach, Attached, Bottle, Cut, Daemon, Detached, Environment, Lane, Meter, Packets, Problem, Programs,
+    Restore, State, Status,
 };
 use enforcer::control::server::Server;
 use enforcer::control::{Controller, Event};
@@ -68,6 +68,7 @@ impl Controller for Fake {
                 pid: 1,
                 version: "0".into(),
                 meter: Meter { pid: None, listen: "127.0.0.1:1".into(), state: "down".into() },
+                lane: Lane { pid: None, state: "down".into() },
                 kernel: Programs { programs: "attached".into(), lease_s: None },
                 closed: None,
             },

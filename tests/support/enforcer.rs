@@ -30,7 +30,7 @@ pub struct Daemon {
     /// The `enforcer` that is run.
     program: PathBuf,
     child: Option<Child>,
-    meters: Vec<Seen>,
+    helpers: Vec<Seen>,
     own_cgroups: Vec<PathBuf>,
     run_dir: Option<PathBuf>,
 }
@@ -61,8 +61,8 @@ impl Daemon {
         let dir =
             tempfile::Builder::new().prefix("enforcer-test-").tempdir().expect("a directory for the daemon");
         fs::DirBuilder::new().mode(0o700).create(dir.path().join("state")).expect("a state directory");
-        let (meters, own_cgroups) = (Vec::new(), Vec::new());
-        let mut daemon = Self { dir, path, program, child: None, meters, own_cgroups, run_dir: None };
+        let (helpers, own_cgroups) = (Vec::new(), Vec::new());
+        let mut daemon = Self { dir, path, program, child: None, helpers, own_cgroups, run_dir: None };
         daemon.write_settings(settings);
         daemon.spawn();
         daemon.wait_serving();
@@ -167,6 +167,14 @@ impl Daemon {
         pid.and_then(Seen::now).unwrap_or_else(|| panic!("no meter runs: {status:#}"))
     }
 
+    /// The refusal lane as it runs now; none while it is down.
+    #[must_use]
+    pub fn lane(&self) -> Option<Seen> {
+        let status = self.json(&["status"]);
+        let pid = status["daemon"]["lane"]["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        pid.filter(|_| status["daemon"]["lane"]["state"] == "serving").and_then(Seen::now)
+    }
+
     /// SIGKILL for the controller, as a crash; the meter ends by itself.
     pub fn kill9(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -213,7 +221,8 @@ impl Daemon {
             let ended =
                 self.child.as_mut().and_then(|child| child.try_wait().expect("a child can be waited for"));
             assert!(ended.is_none(), "the daemon ended at its start: {ended:?}\n{}", self.logs());
-            (self.status_if_any()["daemon"]["meter"]["state"] == "serving").then_some(())
+            let daemon = &self.status_if_any()["daemon"];
+            ["meter", "lane"].iter().all(|helper| daemon[helper]["state"] == "serving").then_some(())
         });
         assert!(serving.is_some(), "the daemon does not serve within {START_TIMEOUT:?}\n{}", self.logs());
         self.run_dir = Some(self.run_dir());
@@ -231,10 +240,11 @@ impl Daemon {
     /// bottles beside them, for the end.
     fn remember(&mut self) {
         let own = cgroup::of_process(std::process::id());
-        let meter = self.status_if_any()["daemon"]["meter"]["pid"].as_u64();
-        let meter = meter.and_then(|pid| u32::try_from(pid).ok());
-        self.meters.extend(meter.and_then(Seen::now));
-        for pid in [Some(self.pid()), meter].into_iter().flatten() {
+        let daemon = &self.status_if_any()["daemon"];
+        let helpers = ["meter", "lane"].map(|helper| daemon[helper]["pid"].as_u64());
+        let helpers = helpers.map(|pid| pid.and_then(|pid| u32::try_from(pid).ok()));
+        self.helpers.extend(helpers.into_iter().flatten().filter_map(Seen::now));
+        for pid in helpers.into_iter().chain([Some(self.pid())]).flatten() {
             let Some(path) = cgroup::of_process(pid).filter(|path| Some(path) != own.as_ref()) else {
                 continue;
             };
@@ -286,7 +296,7 @@ impl Drop for Daemon {
             self.stop();
         }
         self.clear_up(&["daemon", "--unpin-all"]);
-        self.meters.iter().for_each(Seen::kill);
+        self.helpers.iter().for_each(Seen::kill);
         remove_left(&self.own_cgroups);
         if let Some(run_dir) = self.run_dir.take()
             && let Err(error) = fs::remove_dir_all(&run_dir)

@@ -103,7 +103,7 @@ impl Drop for Streaming {
 
 #[test]
 fn root_a_crossing_in_a_stream_cuts_the_bottle_and_nothing_else() {
-    let stage = Stage::new(Reply::paced(5_000, 8, Duration::from_millis(2)), "");
+    let stage = Stage::new(Reply::paced(5_000, 8, Duration::from_millis(2)), "cut: silent");
     let bottle = stage.bottle("crossing", &["--budget", "claude=600"]);
     let nested = bottle.cgroup.child("nested");
     let own = Some(&bottle.cgroup);
@@ -164,7 +164,7 @@ fn assert_no_request_leaves(stage: &Stage, bottle: &Bottle) {
 
 #[test]
 fn root_a_crossing_through_connect_closes_upstream_too() {
-    let stage = Stage::over_tls(Reply::paced(5_000, 8, Duration::from_millis(2)), "");
+    let stage = Stage::over_tls(Reply::paced(5_000, 8, Duration::from_millis(2)), "cut: silent");
     let bottle = stage.bottle("tunnel", &["--budget", "codex=600"]);
     let agent = ["--provider", "codex", "--stream", "--mode", "connect"];
     let asking = stage.start_asking(&bottle, &agent);
@@ -182,7 +182,7 @@ fn root_a_crossing_through_connect_closes_upstream_too() {
 #[test]
 fn root_an_answer_that_crosses_at_its_end_cuts_and_the_next_request_stays_inside() {
     for form in [&["--stream"][..], &[]] {
-        let stage = Stage::new(Reply { input: 5_000, ..Reply::default() }, "");
+        let stage = Stage::new(Reply { input: 5_000, ..Reply::default() }, "cut: silent");
         let bottle = stage.bottle("ending", &["--budget", "claude=3000"]);
         let asking = stage.start_asking(&bottle, form);
         stage.daemon.wait_bottle("ending", is_cut, SOON);
@@ -307,7 +307,7 @@ fn root_a_used_up_budget_opens_only_with_more_tokens() {
 
 #[test]
 fn root_the_nearest_budget_governs_and_a_new_bottle_under_a_used_up_one_starts_cut() {
-    let settings = "budget: { claude: 500 }\nbottles:\n  rich: { budget: { claude: 100k } }\n";
+    let settings = "cut: silent\nbudget: { claude: 500 }\nbottles:\n  rich: { budget: { claude: 100k } }\n";
     let stage = Stage::new(Reply { input: 1_000, ..Reply::default() }, settings);
     let rich = stage.bottle("rich", &[]);
     let launched = stage.bottle("launched", &["--budget", "claude=50k"]);
@@ -349,7 +349,7 @@ fn root_the_nearest_budget_governs_and_a_new_bottle_under_a_used_up_one_starts_c
 
 #[test]
 fn root_a_parent_budget_counts_its_children() {
-    let settings = "bottles:\n  family: { budget: { claude: 1500 } }\n";
+    let settings = "cut: silent\nbottles:\n  family: { budget: { claude: 1500 } }\n";
     let stage = Stage::new(Reply { input: 1_000, ..Reply::default() }, settings);
     let parent = stage.bottle("family", &[]);
     let inner = parent.cgroup.child("inner");

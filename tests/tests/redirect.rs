@@ -77,7 +77,8 @@ fn root_its_budget_cuts_it_and_nothing_more_reaches_the_provider() {
         assert_eq!(cut["cause"]["kind"], "budget");
         process::kill(&mut agent);
         let again = ask_directly(&stage, &bottle, &["--stream"]);
-        assert_eq!(again.code, Some(1), "no connection is made: {again:?}");
+        assert_eq!(again.code, Some(3), "it is told why: {again:?}");
+        assert!(again.stderr.contains("of 400 claude tokens"), "{again:?}");
         assert_eq!(stage.provider.billing_records().len(), 1);
     });
 }

@@ -1,6 +1,6 @@
 //! Where Enforcer itself sits in the cgroup tree: a directory of its own beside all bottles.
 //!
-//! `MOUNT/enforcer[-INSTANCE]/{controller,meter,bottles/…}`. Under systemd the controller stays in its unit's
+//! `MOUNT/enforcer[-INSTANCE]/{controller,meter,lane/process,bottles/…}`. Under systemd the controller stays in its unit's
 //! cgroup, which is its own already. No bottle may contain any of it; the registry checks that.
 use std::fs;
 use std::io;
@@ -39,7 +39,8 @@ impl Home {
     pub fn enter(instance: Option<&str>, managed: bool) -> Result<Self, HomeError> {
         let mount = cgroup::mount()?;
         let mut home = Self { root: mount.join(directory(instance)), origin: None };
-        for dir in [home.root.clone(), home.root.join("meter"), home.bottles()] {
+        let meter = home.root.join("meter");
+        for dir in [home.root.clone(), meter, home.lane(), home.lane_process(), home.bottles()] {
             make(&dir)?;
         }
         if !managed {
@@ -55,6 +56,18 @@ impl Home {
     #[must_use]
     pub fn meter_procs(&self) -> PathBuf {
         self.root.join("meter/cgroup.procs")
+    }
+
+    /// The refusal lane's cgroup: its sockets are made in it.
+    #[must_use]
+    pub fn lane(&self) -> PathBuf {
+        self.root.join("lane")
+    }
+
+    /// The cgroup of the lane's process, below [`Self::lane`].
+    #[must_use]
+    pub fn lane_process(&self) -> PathBuf {
+        self.lane().join("process")
     }
 
     /// The directory that `run`'s bottles are made in.
@@ -73,7 +86,7 @@ impl Drop for Home {
         {
             tracing::debug!(%error, "the cgroup that the controller came from is gone");
         }
-        for dir in ["controller", "meter", "bottles", ""] {
+        for dir in ["controller", "meter", "lane/process", "lane", "bottles", ""] {
             remove(&self.root.join(dir));
         }
     }

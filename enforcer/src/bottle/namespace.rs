@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -49,6 +49,15 @@ pub enum NamespaceError {
     /// It has no cookie.
     #[error("the network namespace cannot be told from others: {0}")]
     Cookie(io::Error),
+}
+
+impl NamespaceError {
+    /// Whether a socket of IPv6 cannot be had because there is no IPv6.
+    #[must_use]
+    pub fn is_without_ip6(&self) -> bool {
+        let Self::Listen { source, .. } = self else { return false };
+        matches!(source.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+    }
 }
 
 /// A network namespace by the number that `/proc` shows of it. Another may bear it as soon as the namespace has
@@ -165,7 +174,7 @@ impl Namespace {
                     inside.sockets.push(second);
                     inside.ip6 = Some(ip6);
                 }
-                Err(NamespaceError::Listen { source, .. }) if is_without_ip6(&source) => {}
+                Err(error) if error.is_without_ip6() => {}
                 Err(error) => inside.without_ip6 = Some(error),
             }
             Ok(inside)
@@ -191,6 +200,12 @@ impl Namespace {
     }
 }
 
+impl AsFd for Namespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 /// Where the meter is in namespaces other than the host's: on loopback, at the port of `listen`. What `listen` says
 /// is kept where it is a loopback address itself, so that one address is right everywhere.
 #[must_use]
@@ -203,7 +218,10 @@ pub fn loopback(listen: SocketAddr) -> (SocketAddr, Ipv6Addr) {
 }
 
 /// A listening socket in the namespace of this thread. Its address need not be there yet (`lo` may still be down).
-fn bind(address: SocketAddr) -> Result<TcpListener, NamespaceError> {
+///
+/// # Errors
+/// When it cannot be had.
+pub fn bind(address: SocketAddr) -> Result<TcpListener, NamespaceError> {
     let bound = || {
         let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
@@ -218,11 +236,6 @@ fn bind(address: SocketAddr) -> Result<TcpListener, NamespaceError> {
         rustix::io::Errno::ADDRINUSE => NamespaceError::Taken(address),
         error => NamespaceError::Listen { address, source: error.into() },
     })
-}
-
-/// Whether the kernel has no IPv6 there.
-fn is_without_ip6(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
 #[cfg(test)]

@@ -4,16 +4,15 @@ use crate::cli::{Cut, Global};
 use crate::control::api;
 use crate::control::client::{Blocking, ClientError};
 use crate::error::Failure;
+use crate::kernel::Face;
 
 pub(super) fn run(global: &Global, cut: &Cut) -> Result<(), Failure> {
-    if cut.answered {
-        return Err(Failure::not_yet("cut --answered"));
-    }
-    if cut.hard {
-        return Err(Failure::not_yet("cut --hard"));
-    }
-    let face = cut.silent.then(|| "silent".to_owned());
-    let request = api::Cut { reason: cut.reason.clone(), face, hard: false };
+    let face = match (cut.silent, cut.answered) {
+        (true, _) => Some(Face::Silent),
+        (false, true) => Some(Face::Answered),
+        (false, false) => None,
+    };
+    let request = api::Cut { reason: cut.reason.clone(), face, hard: cut.hard };
     let control = super::connect(global)?;
     if cut.all { cut_all(&control, &request) } else { cut_each(&control, &cut.names, &request) }
 }
@@ -37,5 +36,6 @@ fn cut_each(control: &Blocking, names: &[String], request: &api::Cut) -> Result<
 }
 
 fn line(bottle: &api::Bottle) -> String {
-    format!("{}: {}\n", crate::text::scrub(&bottle.name), bottle.state.as_str())
+    let face = bottle.face.map(|face| format!(" ({})", face.as_str())).unwrap_or_default();
+    format!("{}: {}{face}\n", crate::text::scrub(&bottle.name), bottle.state.as_str())
 }

@@ -25,6 +25,7 @@ use crate::control::api;
 use crate::control::client::{Blocking, Client};
 use crate::error::{Exit, Failure};
 use crate::escape::sender;
+use crate::lane::sockets;
 use crate::state::control_socket;
 
 /// Does what the command line says. The code is not always success: `run` ends with its command's.
@@ -54,6 +55,9 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Settings(settings) => settings::run(global, &settings),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { dir } => manual::pages(&dir),
+        Command::LaneSockets { port } => {
+            sockets::hand_over(port).map_err(|error| Failure::io("the refusal lane's sockets", &error))
+        }
         Command::ProbeSender(order) => sender::run(&order).map_err(|error| Failure::io("the sender", &error)),
     }?;
     Ok(ExitCode::SUCCESS)

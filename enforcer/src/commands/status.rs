@@ -18,11 +18,12 @@ pub(super) fn run(global: &Global, status: &Status) -> Result<(), Failure> {
 fn page(status: &api::Status) -> String {
     let daemon = &status.daemon;
     let mut page = format!(
-        "daemon {} (pid {}), meter {} on {}, programs {}\n",
+        "daemon {} (pid {}), meter {} on {}, lane {}, programs {}\n",
         scrub(&daemon.version),
         daemon.pid,
         scrub(&daemon.meter.state),
         scrub(&daemon.meter.listen),
+        scrub(&daemon.lane.state),
         scrub(&daemon.kernel.programs),
     );
     if let Some(why) = &daemon.closed {
@@ -108,6 +109,7 @@ mod tests {
             at: "2026-01-31T12:00:00.000Z".into(),
             by: "controller".into(),
             reason: None,
+            face: crate::kernel::Face::Silent,
         };
         api::Bottle {
             name: "b1".into(),
@@ -116,7 +118,7 @@ mod tests {
             cgroup: "/c".into(),
             pids: 3,
             state: api::State::Cut,
-            face: Some("silent".into()),
+            face: Some(crate::kernel::Face::Silent),
             cause: Some(cause),
             policy: "cutoff".into(),
             egress: "open".into(),

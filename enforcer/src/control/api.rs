@@ -6,6 +6,7 @@ use meter_proxy::tokens::{Provenance, Tokens};
 use serde::{Deserialize, Serialize};
 
 use crate::audit::Cause;
+use crate::kernel::Face;
 use crate::ledger::Sum;
 
 /// `GET /v1/status`.
@@ -26,6 +27,8 @@ pub struct Daemon {
     pub version: String,
     /// The meter process.
     pub meter: Meter,
+    /// The refusal lane.
+    pub lane: Lane,
     /// The kernel plane.
     pub kernel: Programs,
     /// Why requests are refused although the meter serves (`the ledger …: disk full`); absent when all is well.
@@ -40,6 +43,15 @@ pub struct Meter {
     /// Address and port of the listener.
     pub listen: String,
     /// `serving`, `starting` or `down`.
+    pub state: String,
+}
+
+/// The refusal lane: the process that tells agents of answered cuts why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lane {
+    /// Process id; `None` while it is down.
+    pub pid: Option<u32>,
+    /// `serving`, `starting` or `down`; while it does not serve, answered cuts are silent ones.
     pub state: String,
 }
 
@@ -95,7 +107,7 @@ pub struct Bottle {
     /// State.
     pub state: State,
     /// `silent` or `answered` while cut.
-    pub face: Option<String>,
+    pub face: Option<Face>,
     /// Why it is cut.
     pub cause: Option<Cause>,
     /// `cutoff`, `freeze` or `kill`.
@@ -254,7 +266,7 @@ pub struct Cut {
     pub reason: Option<String>,
     /// `silent` (default) or `answered`.
     #[serde(default)]
-    pub face: Option<String>,
+    pub face: Option<Face>,
     /// Abort every socket of the bottle too.
     #[serde(default)]
     pub hard: bool,

@@ -10,10 +10,12 @@ use super::durable::{After, action};
 use super::members::KEPT;
 use super::requests::{PROGRESS_GRAIN, orphan};
 use super::{Core, Stage};
+use crate::act::Which;
 use crate::audit::{ActionKind, Cause};
 use crate::bottle::cgroup::{self, Cgroup, CgroupError};
 use crate::clock::now_ms;
-use crate::kernel::{KernelError, Pinned};
+use crate::kernel::{Face, KernelError, Pinned};
+use crate::lane;
 use crate::ledger::{Attachment, Entry, Owner, Reservation, Snapshot, Sum, Verdict};
 use crate::settings::Egress;
 
@@ -46,6 +48,7 @@ impl Core {
 
         let mut pinned: HashMap<String, Pinned> =
             self.kernel.adopted().into_iter().map(|pinned| (pinned.name.clone(), pinned)).collect();
+        pinned.retain(|name, _| !lane::is_own_guard(name));
         for found in pinned.values() {
             self.last_generation = self.last_generation.max(found.generation);
         }
@@ -89,7 +92,7 @@ impl Core {
             return Ok(None);
         }
         let guard = attachment.guard(self.listener);
-        let cut_in_kernel = pinned.as_ref().is_some_and(|pinned| pinned.cut);
+        let cut_in_kernel = pinned.as_ref().and_then(|pinned| pinned.cut);
         match pinned {
             Some(pinned) if is_of(&pinned, &attachment) => self.kernel.refresh(guard),
             Some(_) => {
@@ -106,10 +109,11 @@ impl Core {
         let (slot, name) = (attachment.slot, attachment.name.clone());
         self.enter(attachment, Stage::Attached);
         let verdict = match (cause, cut_in_kernel) {
-            (None, true) => {
+            (None, Some(_)) => {
                 Some(found_cut(format!("{name} was found cut in the kernel but not in the ledger")))
             }
-            (cause, _) => cause,
+            (Some(cause), Some(face)) => Some(Cause { face: cause.face.max(face), ..cause }),
+            (cause, None) => cause,
         };
         Ok(Some((slot, verdict)))
     }
@@ -222,7 +226,11 @@ impl Core {
         self.lend(slot);
         let Some(cause) = cause else { return self.open_first(slot) };
         let passed = self.kernel.is_open(slot);
-        self.kernel.cut(slot);
+        self.store_cut(slot, cause.face);
+        if cause.face == Face::Answered {
+            // those to an earlier meter: nobody is there to end them
+            self.abort(slot, Which::Metered);
+        }
         let Some(bottle) = self.bottles.get_mut(&slot) else { return };
         bottle.cause = Some(cause.clone());
         bottle.verdict += 1;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::durable::action;
 use super::{Core, Message};
 use crate::audit::ActionKind;
+use crate::lane::is_own_guard;
 
 /// The heartbeats of this core.
 pub(super) struct Heart {
@@ -44,7 +45,9 @@ impl Core {
         let silence = self.kernel.silence();
         self.heart = Heart::default();
         self.kernel.beat();
-        if let Some(silence) = silence.filter(|_| !self.kernel.adopted().is_empty()) {
+        if let Some(silence) =
+            silence.filter(|_| !self.kernel.adopted().iter().all(|pinned| is_own_guard(&pinned.name)))
+        {
             self.record_silence(silence, "no controller ran");
         }
     }

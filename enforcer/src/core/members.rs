@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use meter_proxy::protocol::{ToMeter, Upstream};
+use meter_proxy::protocol::{ToLane, ToMeter, Upstream};
 use tokio::sync::oneshot;
 
 use super::durable::{After, action};
@@ -14,6 +14,7 @@ use crate::audit::ActionKind;
 use crate::clock::now_ms;
 use crate::control::api::Problem;
 use crate::kernel::Guard;
+use crate::lane::FIRST_OWN_SLOT;
 use crate::ledger::{Attachment, AttachmentId, Entry, Verdict};
 use crate::settings::Egress;
 
@@ -51,8 +52,9 @@ impl Attachment {
     #[must_use]
     pub fn guard(&self, listener: Listener) -> Guard {
         let (meter, meter_ip6) = listener.endpoints();
+        let (lane, lane_ip6) = listener.lane_endpoints();
         let lockdown = self.egress != Egress::Open;
-        Guard { meter_ip6, lockdown, ..Guard::new(self.slot, self.generation, meter) }
+        Guard { meter_ip6, lane, lane_ip6, lockdown, ..Guard::new(self.slot, self.generation, meter) }
     }
 }
 
@@ -125,9 +127,9 @@ impl Core {
     }
 
     fn free_slot(&self) -> Result<u32, Problem> {
-        (1..enforcer_ebpf::SLOTS)
+        (1..FIRST_OWN_SLOT)
             .find(|slot| !self.bottles.contains_key(slot))
-            .ok_or_else(|| Problem::host(format!("all {} slots are taken", enforcer_ebpf::SLOTS - 1)))
+            .ok_or_else(|| Problem::host(format!("all {} slots are taken", FIRST_OWN_SLOT - 1)))
     }
 
     /// The bottle that the cgroup is nested in (the innermost), else the one that the settings extend.
@@ -252,6 +254,7 @@ impl Core {
         let slot = attachment.slot;
         self.answer_waiting_of(slot);
         self.tell_meter(ToMeter::Detached { bottle: reference(&attachment) });
+        self.tell_lane(ToLane::Opened { bottle: reference(&attachment) });
         let keep_cut = keep_cut && has_cut;
         let mut row = action(ActionKind::Detach, Some(name.to_owned()), None, &by);
         row.detail = keep_cut.then(|| KEPT.into());

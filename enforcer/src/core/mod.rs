@@ -5,11 +5,12 @@
 //! is committed first and done after. `requests` follows the meter's messages, `accounts` says what they are
 //! charged to, `verdicts` cuts and restores,
 //! `members` attaches and detaches, `adopt` takes over what an earlier controller left, `durable` talks to the
-//! writer, `lease` beats the heart, `drops` tells what the kernel dropped, `view` shows the state.
+//! writer, `lease` beats the heart, `drops` tells what the kernel dropped, `lane` says why, `view` shows the state.
 mod accounts;
 mod adopt;
 mod drops;
 mod durable;
+mod lane;
 mod lease;
 mod members;
 mod requests;
@@ -26,15 +27,17 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use meter_proxy::protocol::{Notice, ToController, ToMeter};
+use meter_proxy::protocol::{Notice, ToController, ToLane, ToMeter};
 use tokio::sync::{broadcast, oneshot};
 
 pub use self::adopt::AdoptError;
 use self::durable::{Committed, Outstanding};
+pub use self::lane::Why;
 use self::lease::Heart;
 pub use self::members::Admission;
 use self::requests::{Live, RowLimit, Waiting};
 pub use self::view::BottleModel;
+use crate::act::Actor;
 use crate::audit::{ActionKind, Cause};
 use crate::budget::{AccountId, Accounts, Path};
 use crate::control::api::{self, Problem};
@@ -51,6 +54,9 @@ pub const HOST_SLOT: u32 = 0;
 
 /// The controller's end of the running meter's socket: what is put in is sent in order.
 pub type MeterLink = Sender<ToMeter>;
+
+/// The controller's end of the running lane's socket.
+pub type LaneLink = Sender<ToLane>;
 
 /// Something changed; who listens looks up what he needs.
 #[derive(Clone, Debug)]
@@ -74,6 +80,17 @@ pub struct Listener {
     pub beside: Option<SocketAddr>,
     /// Id in the kernel's entries and flows.
     pub id: u32,
+    /// Where the refusal lane is, here and at the same port on loopback in every other namespace.
+    pub lane: Option<LaneAddress>,
+}
+
+/// Where the refusal lane listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaneAddress {
+    /// On IPv4's loopback.
+    pub ip4: SocketAddr,
+    /// On IPv6's, at the same port, where it could be had.
+    pub ip6: Option<Ipv6Addr>,
 }
 
 impl Listener {
@@ -87,11 +104,24 @@ impl Listener {
         }
     }
 
-    /// What the kernel is told of the host's network namespace.
+    /// What the kernel is told of the host's network namespace while no lane serves.
     #[must_use]
     pub fn place(&self) -> Place {
         let (meter, meter_ip6) = self.endpoints();
         Place { meter_ip6, ..Place::new(self.id, meter) }
+    }
+
+    /// What the kernel is told of the host's network namespace while the lane serves.
+    #[must_use]
+    pub fn place_with_lane(&self) -> Place {
+        let (lane, lane_ip6) = self.lane_endpoints();
+        Place { lane, lane_ip6, ..self.place() }
+    }
+
+    /// The lane's, as the kernel's entries hold it.
+    #[must_use]
+    pub fn lane_endpoints(&self) -> (Option<SocketAddr>, Option<Ipv6Addr>) {
+        (self.lane.map(|lane| lane.ip4), self.lane.and_then(|lane| lane.ip6))
     }
 }
 
@@ -120,6 +150,25 @@ pub enum Message {
     },
     /// The kernel dropped or refused something of a bottle.
     Dropped(Event),
+    /// A new refusal lane is connected.
+    LaneUp {
+        /// Its turn; grows with each lane process.
+        epoch: u64,
+        /// Its socket.
+        link: LaneLink,
+    },
+    /// The lane asks why a connection may not go on.
+    Why {
+        /// Which lane.
+        epoch: u64,
+        /// Whose connection, and the number to answer to.
+        why: Why,
+    },
+    /// The lane process is gone.
+    LaneLost {
+        /// Which.
+        epoch: u64,
+    },
     /// The core's own heartbeat has come through its queue.
     Beat,
     /// Something of a bottle stays closed, and the operator should read why.
@@ -269,6 +318,8 @@ pub struct Core {
     itself: Sender<Message>,
     changes: broadcast::Sender<Change>,
     meter: Option<(u64, MeterLink)>,
+    lane: Option<(u64, LaneLink)>,
+    actor: Actor,
     accounts: Accounts,
     /// Accounts whose crossing has been acted upon.
     crossed: HashSet<AccountId>,
@@ -345,6 +396,8 @@ pub struct Parts {
     pub writer: Writer,
     /// Where bottles are sent.
     pub listener: Listener,
+    /// Who does to sockets what takes longer than a store.
+    pub actor: Actor,
     /// Who listens to changes.
     pub changes: broadcast::Sender<Change>,
 }
@@ -374,6 +427,8 @@ impl Core {
             itself,
             changes: parts.changes,
             meter: None,
+            lane: None,
+            actor: parts.actor,
             accounts: Accounts::default(),
             crossed: HashSet::new(),
             added: HashMap::new(),
@@ -417,6 +472,9 @@ impl Core {
             Message::Meter { epoch, message, received } => self.meter_said(epoch, message, received),
             Message::MeterLost { epoch } => self.meter_lost(epoch),
             Message::Dropped(event) => self.dropped(&event),
+            Message::LaneUp { epoch, link } => self.lane = Some((epoch, link)),
+            Message::Why { epoch, why } => self.why(epoch, &why),
+            Message::LaneLost { epoch } => self.lane_lost(epoch),
             Message::Beat => self.beat(),
             Message::Closed(notice) => self.notice(ActionKind::Refuse, notice),
             Message::Committed(committed) => self.answered(committed),

@@ -1,6 +1,6 @@
 //! The meter's messages: identify, reserve, progress, settle; and what becomes of them when the meter dies.
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use enforcer_ebpf::LISTENER_HOST;
@@ -15,7 +15,7 @@ use crate::audit::ActionKind;
 use crate::budget::{AccountId, Held, Judgement, Path, Scope};
 use crate::clock::now_ms;
 use crate::control::api::Problem;
-use crate::kernel::Flow;
+use crate::kernel::{Flow, address_of};
 use crate::ledger::{Attachment, Entry, ExchangeId, Reservation, Settlement, UsageRow};
 use crate::settings::{Egress, Gate, Unattached};
 
@@ -570,13 +570,9 @@ pub(super) fn reference(attachment: &Attachment) -> BottleRef {
 }
 
 /// Where a redirected connection was going; `None` when the program connected to the meter by itself.
-fn original(flow: &Flow, local: SocketAddr) -> Option<SocketAddr> {
-    let mut octets = [0; 16];
-    for (word, chunk) in flow.original_ip.iter().zip(octets.chunks_exact_mut(4)) {
-        chunk.copy_from_slice(&word.to_ne_bytes());
-    }
+pub(super) fn original(flow: &Flow, local: SocketAddr) -> Option<SocketAddr> {
     let port = u16::try_from(flow.original_port).ok()?;
-    let original = SocketAddr::new(IpAddr::V6(Ipv6Addr::from(octets)).to_canonical(), port);
+    let original = SocketAddr::new(address_of(&flow.original_ip), port);
     (original != SocketAddr::new(local.ip().to_canonical(), local.port())).then_some(original)
 }
 

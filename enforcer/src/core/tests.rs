@@ -11,8 +11,9 @@ use meter_proxy::protocol::{BottleRef, Refusal, Reserve, Settle, Upstream};
 use meter_proxy::tokens::{Ending, Provenance, Tokens};
 
 use super::*;
-use crate::kernel::Pinned;
+use crate::act::{self, Abort, Which};
 use crate::kernel::fake::FakeKernel;
+use crate::kernel::{Face, Pinned};
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::{FlowRow, Ledger, LedgerError, Reader, Snapshot, UsageQuery};
 use crate::settings::Egress;
@@ -23,6 +24,8 @@ struct Bench {
     core: CoreHandle,
     kernel: Arc<FakeKernel>,
     orders: Receiver<ToMeter>,
+    told: Receiver<ToLane>,
+    aborts: Receiver<Abort>,
     reader: Box<dyn Reader>,
     refusing: Arc<AtomicBool>,
     silent: Arc<AtomicBool>,
@@ -61,6 +64,11 @@ impl Ledger for Moody {
     }
 }
 
+fn listener() -> Listener {
+    let lane = LaneAddress { ip4: "127.0.0.1:7081".parse().unwrap(), ip6: None };
+    Listener { address: meter_address(), beside: None, id: 1, lane: Some(lane) }
+}
+
 fn settings(yaml: &str) -> Settings {
     Settings::parse(yaml, std::path::Path::new("settings.yml")).unwrap()
 }
@@ -82,14 +90,22 @@ impl Bench {
             Moody { ledger, refusing: refusing.clone(), silent: silent.clone(), never: never.clone() };
         let (writer, _thread) = Writer::spawn(Box::new(moody));
         let kernel = Arc::new(kernel);
-        let listener = Listener { address: meter_address(), beside: None, id: 1 };
         let (changes, _) = broadcast::channel(16);
-        let parts =
-            Parts { settings: Arc::new(settings(yaml)), kernel: kernel.clone(), writer, listener, changes };
+        let (actor, aborts) = act::orders();
+        let parts = Parts {
+            settings: Arc::new(settings(yaml)),
+            kernel: kernel.clone(),
+            writer,
+            listener: listener(),
+            actor,
+            changes,
+        };
         let (core, _thread) = start(parts, snapshot).unwrap();
         let (link, orders) = channel();
         core.tell(Message::MeterUp { epoch: 1, link });
-        Self { core, kernel, orders, reader, refusing, silent, never, dir }
+        let (link, told) = channel();
+        core.tell(Message::LaneUp { epoch: 1, link });
+        Self { core, kernel, orders, told, aborts, reader, refusing, silent, never, dir }
     }
 
     /// The controller dies and another starts; the kernel holds what it held.
@@ -121,8 +137,7 @@ impl Bench {
                 .collect(),
         };
         let attachment = self.ask(|reply| Message::Admit { admission, reply }).unwrap();
-        let listener = Listener { address: meter_address(), beside: None, id: 1 };
-        self.kernel.attach_id(name, attachment.cgroup_id, attachment.guard(listener));
+        self.kernel.attach_id(name, attachment.cgroup_id, attachment.guard(listener()));
         attachment
     }
 
@@ -657,7 +672,7 @@ fn pinned(attachment: &Attachment, cut: bool) -> Pinned {
         slot: attachment.slot,
         generation: attachment.generation,
         cgroup_id: attachment.cgroup_id,
-        cut,
+        cut: cut.then_some(Face::Silent),
     }
 }
 
@@ -683,7 +698,7 @@ fn a_guard_that_the_ledger_does_not_know_is_kept_closed() {
     let known = bench.view("known").attachment;
     // any cgroup that is there will do: the fake kernel attaches to none
     let somewhere = std::fs::metadata(crate::bottle::cgroup::mount().unwrap()).unwrap().ino();
-    let strange = Pinned { name: "strange".into(), slot: 7, generation: 9, cgroup_id: somewhere, cut: false };
+    let strange = Pinned { name: "strange".into(), slot: 7, generation: 9, cgroup_id: somewhere, cut: None };
     let bench = bench.restart("", vec![pinned(&known, false), strange]);
     assert!(!bench.kernel.is_open(7));
     assert!(bench.view("strange").cause.unwrap().to_string().contains("not in the ledger"));
@@ -701,8 +716,9 @@ fn a_guard_that_holds_something_else_ends_the_start() {
     let snapshot = ledger.load().unwrap();
     let (writer, _thread) = Writer::spawn(Box::new(ledger));
     let (changes, _) = broadcast::channel(16);
-    let listener = Listener { address: meter_address(), beside: None, id: 1 };
-    let parts = Parts { settings: Arc::new(settings("")), kernel, writer, listener, changes };
+    let (actor, _aborts) = act::orders();
+    let parts =
+        Parts { settings: Arc::new(settings("")), kernel, writer, listener: listener(), actor, changes };
     assert!(start(parts, snapshot).is_err());
 }
 
@@ -742,4 +758,135 @@ fn the_heart_beats_by_itself_and_each_bottle_has_the_lease() {
     assert!(bench.kernel.beats() >= before + 3, "it beats while nothing happens");
     let without = Bench::new("lease: off");
     assert_eq!(without.kernel.lease(without.attach("b1").slot), None);
+}
+
+impl Bench {
+    fn cut_as(&self, name: &str, face: Option<Face>, hard: bool) {
+        let order = api::Cut { face, hard, ..api::Cut::default() };
+        let (by, received) = ("uid:7".into(), Instant::now());
+        self.ask(|reply| Message::Cut { name: name.into(), order, by, received, reply }).unwrap();
+    }
+
+    /// Uses up what is allowed.
+    fn cross(&self, bottle: BottleRef) {
+        self.reserve(1, bottle, 10);
+        assert_eq!(self.order(), ToMeter::Permit { exchange: 1 });
+        self.settle(1, 1_000);
+        self.view("b1");
+    }
+
+    fn faces(&self, bottle: BottleRef) -> [Option<Face>; 2] {
+        [self.view("b1").face, self.kernel.face(bottle.slot)]
+    }
+
+    fn aborts(&self) -> Vec<Which> {
+        self.aborts.try_iter().map(|abort| abort.which).collect()
+    }
+}
+
+#[test]
+fn a_crossing_shows_the_face_that_is_set_and_closes_upstream_whichever_it_is() {
+    for (yaml, face, aborts) in
+        [("", Face::Answered, &[Which::Metered][..]), ("cut: silent\n", Face::Silent, &[])]
+    {
+        let bench = Bench::new(&format!("{yaml}budget: {{ claude: 100 }}"));
+        let bottle = bench.attach("b1");
+        bench.cross(bottle);
+        assert_eq!(bench.faces(bottle), [Some(face); 2]);
+        assert_eq!(bench.aborts(), aborts);
+        let told: Vec<ToMeter> = bench.orders.try_iter().collect();
+        assert!(told.contains(&ToMeter::Cut { bottle, upstream: Upstream::Close }), "{told:?}");
+    }
+}
+
+#[test]
+fn of_two_faces_the_more_closed_stands_and_the_first_cause_with_it() {
+    let budget = "budget: { claude: 100 }";
+    // silence over an answer
+    let bench = Bench::new(budget);
+    let bottle = bench.attach("b1");
+    bench.cross(bottle);
+    bench.cut_as("b1", Some(Face::Answered), false);
+    assert_eq!(bench.faces(bottle), [Some(Face::Answered); 2]);
+    bench.cut_as("b1", None, false);
+    assert_eq!(bench.faces(bottle), [Some(Face::Silent); 2]);
+    assert_eq!(bench.told.try_iter().collect::<Vec<_>>(), [ToLane::Opened { bottle }]);
+    let cause = bench.view("b1").cause.unwrap();
+    assert_eq!((cause.kind, cause.face), (crate::audit::CauseKind::Budget, Face::Silent));
+
+    // an answer never over silence
+    let bench = Bench::new(budget);
+    let bottle = bench.attach("b1");
+    bench.reserve(1, bottle, 10);
+    bench.cut_as("b1", None, false);
+    bench.settle(1, 1_000);
+    bench.cut_as("b1", Some(Face::Answered), false);
+    assert_eq!(bench.faces(bottle), [Some(Face::Silent); 2]);
+    assert!(bench.aborts().is_empty(), "its connections are held");
+
+    bench.restore("b1", &[("claude", 5_000)], false).unwrap();
+    assert_eq!(bench.faces(bottle), [None; 2]);
+    bench.cut_as("b1", Some(Face::Answered), false);
+    assert_eq!(bench.faces(bottle), [Some(Face::Answered); 2]);
+    bench.told.try_iter().for_each(drop);
+    bench.restore("b1", &[], false).unwrap();
+    assert_eq!(bench.told.try_iter().collect::<Vec<_>>(), [ToLane::Opened { bottle }]);
+}
+
+#[test]
+fn a_nested_bottle_sees_the_most_closed_of_the_cuts_around_it() {
+    let bench = Bench::new("");
+    let outer = bench.attach_as("outer", "/sys/fs/cgroup/o", &[]);
+    let inner = bench.attach_as("b1", "/sys/fs/cgroup/o/i", &[]);
+    bench.cut_as("outer", Some(Face::Answered), false);
+    let abort = bench.aborts.recv_timeout(SOON).unwrap();
+    assert_eq!((abort.slot, abort.slots), (outer.slot, vec![outer.slot, inner.slot]));
+    assert_eq!(bench.view("b1").face, Some(Face::Answered));
+    bench.cut_as("b1", None, true);
+    assert_eq!(bench.aborts(), [Which::All]);
+    assert_eq!((bench.view("b1").face, bench.view("outer").face), (Some(Face::Silent), Some(Face::Answered)));
+}
+
+#[test]
+fn the_face_is_kept_by_the_ledger_and_the_more_closed_one_by_the_kernel() {
+    for (in_kernel, face) in
+        [(Some(Face::Answered), Face::Answered), (Some(Face::Silent), Face::Silent), (None, Face::Answered)]
+    {
+        let bench = Bench::new("");
+        bench.attach("b1");
+        bench.cut_as("b1", Some(Face::Answered), false);
+        let held = Pinned { cut: in_kernel, ..pinned(&bench.view("b1").attachment, true) };
+        let slot = held.slot;
+        let bench = bench.restart("", vec![held]);
+        assert_eq!((bench.view("b1").face, bench.kernel.face(slot)), (Some(face), Some(face)));
+    }
+}
+
+#[test]
+fn the_lane_is_told_why_of_an_answered_cut_alone() {
+    let bench = Bench::new("budget: { claude: 100 }");
+    let bottle = bench.attach("b1");
+    let (peer, local) = ("127.0.0.1:40000".parse().unwrap(), "127.0.0.1:7081".parse().unwrap());
+    let asked: SocketAddr = "203.0.113.7:443".parse().unwrap();
+    bench.kernel.connect(bottle.slot, peer, local, asked);
+    let because = |epoch, peer| {
+        bench.told.try_iter().for_each(drop);
+        let why = Why { question: 3, peer, local, listener: LISTENER_HOST };
+        bench.core.tell(Message::Why { epoch, why });
+        bench.view("b1");
+        bench.told.try_iter().next()
+    };
+    let nothing = Some(ToLane::Because { question: 3, answer: None });
+    assert_eq!(because(1, peer), nothing, "it is open");
+    bench.cross(bottle);
+    let Some(ToLane::Because { question: 3, answer: Some(answer) }) = because(1, peer) else {
+        panic!("it is cut, and answered")
+    };
+    assert_eq!((answer.bottle, answer.name.as_str(), answer.original), (bottle, "b1", Some(asked)));
+    let Refusal::Budget { provider, scope, limit, used, .. } = answer.refusal else { panic!("{answer:?}") };
+    assert_eq!((provider.as_str(), scope.as_str(), limit, used), ("claude", "global", 100, 1_000));
+    assert_eq!(because(1, "127.0.0.1:40001".parse().unwrap()), nothing, "nobody's");
+    assert_eq!(because(2, peer), None, "an earlier lane's question");
+    bench.cut_as("b1", None, false);
+    assert_eq!(because(1, peer), nothing, "it is cut silently");
 }

@@ -1,4 +1,5 @@
-//! Cuts and restores. A cut is stored, then told, then committed; a restore is committed, then stored and told.
+//! Cuts and restores. A cut is stored, then told, then done to sockets and committed; a restore is committed, then
+//! stored and told. Of two faces of a cut the more closed one stands.
 use std::path::Path;
 use std::time::Instant;
 
@@ -7,11 +8,13 @@ use tokio::sync::oneshot;
 
 use super::durable::{After, Committed, action};
 use super::requests::reference;
-use super::{Change, Core, Stage, answer};
+use super::{Bottle, Change, Core, Stage, answer};
+use crate::act::{Abort, Which};
 use crate::audit::{ActionKind, Cause, CauseKind};
 use crate::budget::{self, AccountId, Scope};
 use crate::clock::{now_ms, rfc3339};
 use crate::control::api::{self, Problem};
+use crate::kernel::Face;
 use crate::ledger::{AttachmentId, Entry, ExchangeId, Verdict};
 
 /// A restore that was found right, before it is durable.
@@ -62,7 +65,7 @@ impl Core {
             if let Some((scope, governing)) = self.accounts.governing(&path)
                 && governing == account
             {
-                self.kernel.cut(slot);
+                self.store_cut(slot, self.settings.cut);
                 governed.push((slot, scope));
             }
         }
@@ -91,6 +94,14 @@ impl Core {
         self.cut(slot, cause, Upstream::Close, received, After::Nothing);
     }
 
+    /// Stores a cut. A bottle whose hooks are being put on or off has no lane: nothing of it is in use.
+    pub(super) fn store_cut(&self, slot: u32, face: Face) {
+        let Some(bottle) = self.bottles.get(&slot) else { return };
+        let standing = bottle.cause.as_ref().map_or(face, |cause| cause.face.max(face));
+        let in_use = bottle.stage == Stage::Attached;
+        self.kernel.cut_as(slot, if in_use { standing } else { Face::Silent });
+    }
+
     pub(super) fn budget_cause(&self, scope: Scope, account: AccountId, flow: Option<ExchangeId>) -> Cause {
         let figures = self.accounts.account(account);
         Cause {
@@ -104,10 +115,12 @@ impl Core {
             at: rfc3339(now_ms()),
             by: "controller".into(),
             reason: None,
+            face: self.settings.cut,
         }
     }
 
-    /// Stores the cut, tells the meter, commits. A bottle that is cut already keeps its first cause.
+    /// Stores the cut, tells the meter, aborts connections, commits. A bottle that is cut already keeps its first
+    /// cause.
     pub(super) fn cut(
         &mut self,
         slot: u32,
@@ -116,15 +129,19 @@ impl Core {
         received: Instant,
         after: After,
     ) {
-        let Some(bottle) = self.bottles.get_mut(&slot) else { return };
-        let again = bottle.cause.is_some();
-        self.kernel.cut(slot);
+        let Some(bottle) = self.bottles.get(&slot) else { return };
+        let before = bottle.cause.as_ref().map(|cause| cause.face);
+        self.store_cut(slot, cause.face);
         let took = received.elapsed();
+        let Some(bottle) = self.bottles.get_mut(&slot) else { return };
         bottle.verdict += 1;
-        let standing = bottle.cause.get_or_insert_with(|| cause.clone()).clone();
+        let standing = bottle.cause.get_or_insert_with(|| cause.clone());
+        standing.face = standing.face.max(cause.face);
+        let standing = standing.clone();
         let (name, attachment) = (bottle.attachment.name.clone(), bottle.attachment.id);
         let attaching = bottle.stage == Stage::Attaching;
         self.tell_meter_of(slot, upstream);
+        self.show_face(slot, before, standing.face);
         self.answer_waiting_of(slot);
         if attaching {
             // the attachment is not in the ledger yet: `open_first` finds the cause and records the cut
@@ -133,7 +150,7 @@ impl Core {
         let by = cause.by.clone();
         let mut row = action(ActionKind::Cut, Some(name), Some(cause), &by);
         row.took_us = Some(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-        row.detail = again.then(|| "was cut already".into());
+        row.detail = before.map(|_| format!("was cut already, and is now {}", standing.face.as_str()));
         let verdict = Entry::Verdict(Verdict { attachment, cause: Some(standing) });
         self.submit_done(vec![verdict, Entry::Action(row)], after);
         self.publish(Change::State);
@@ -148,8 +165,43 @@ impl Core {
         reply: oneshot::Sender<Result<(), Problem>>,
     ) {
         let Some(slot) = self.slot_of(name) else { return answer(reply, Err(unknown(name))) };
-        let cause = Cause::operator(by, order.reason);
-        self.cut(slot, cause, Upstream::Hold, received, After::Report { reply });
+        let face = order.face.unwrap_or(Face::Silent);
+        let cause = Cause { face, ..Cause::operator(by, order.reason) };
+        let hold = face == Face::Silent && !order.hard;
+        let upstream = if hold { Upstream::Hold } else { Upstream::Close };
+        self.cut(slot, cause, upstream, received, After::Report { reply });
+        if order.hard {
+            self.abort(slot, Which::All);
+        }
+    }
+
+    /// What follows from a cut's face once it is stored: an answered bottle's connections to the meter are aborted, so
+    /// that its agent asks again and hears why; a silent one's to the lane are ended.
+    fn show_face(&self, slot: u32, before: Option<Face>, now: Face) {
+        match (before, now) {
+            (Some(Face::Answered), Face::Silent) => self.end_lane_below(slot),
+            (None, Face::Answered) => self.abort(slot, Which::Metered),
+            _ => {}
+        }
+    }
+
+    /// Has connections of the bottle, and of those nested in its cgroup, aborted on another thread.
+    pub(super) fn abort(&self, slot: u32, which: Which) {
+        let Some(Bottle { attachment, .. }) = self.bottles.get(&slot) else { return };
+        self.actor.abort(Abort {
+            bottle: attachment.name.clone(),
+            slot,
+            cgroup: attachment.cgroup.clone().into(),
+            cgroup_id: attachment.cgroup_id,
+            slots: self.slots_below(&attachment.cgroup),
+            which,
+        });
+    }
+
+    /// Slots of the bottles at and below this cgroup.
+    pub(super) fn slots_below(&self, cgroup: &str) -> Vec<u32> {
+        let below = |bottle: &Bottle| Path::new(&bottle.attachment.cgroup).starts_with(cgroup);
+        self.bottles.iter().filter(|(_, bottle)| below(bottle)).map(|(slot, _)| *slot).collect()
     }
 
     pub(super) fn restore(
@@ -317,6 +369,7 @@ impl Core {
         if bottle.stage == Stage::Attached {
             self.kernel.open(slot);
             self.tell_meter_of(slot, Upstream::Hold);
+            self.end_lane_below(slot);
         }
         Ok(())
     }
@@ -330,24 +383,37 @@ impl Core {
 
     /// Tells the meter how the bottles at and below this cgroup stand now.
     pub(super) fn tell_meter_below(&self, cgroup: &str, upstream: Upstream) {
-        for (slot, bottle) in &self.bottles {
-            if Path::new(&bottle.attachment.cgroup).starts_with(cgroup) {
-                let bottle = reference(&bottle.attachment);
-                self.tell_meter(match self.shut_by(*slot) {
-                    Some(_) => ToMeter::Cut { bottle, upstream },
-                    None => ToMeter::Open { bottle },
-                });
-            }
+        for slot in self.slots_below(cgroup) {
+            let Some(bottle) = self.bottles.get(&slot) else { continue };
+            let bottle = reference(&bottle.attachment);
+            self.tell_meter(match self.shut_by(slot) {
+                Some(_) => ToMeter::Cut { bottle, upstream },
+                None => ToMeter::Open { bottle },
+            });
         }
     }
 
     /// Why nothing of this bottle passes: its own verdict, or that of a bottle whose cgroup holds it.
     pub(super) fn shut_by(&self, slot: u32) -> Option<&Cause> {
-        let inner = Path::new(&self.bottles.get(&slot)?.attachment.cgroup);
-        self.bottles
-            .values()
-            .filter(|outer| inner.starts_with(&outer.attachment.cgroup))
-            .find_map(|outer| outer.cause.as_ref())
+        self.cuts_around(slot).next()
+    }
+
+    /// What the bottle sees of all the cuts that shut it; `None`: it is open.
+    pub(super) fn face_of(&self, slot: u32) -> Option<Face> {
+        self.cuts_around(slot).map(|cause| cause.face).max()
+    }
+
+    /// The verdicts of this bottle and of those whose cgroups hold it, where they are cut: its own first.
+    fn cuts_around(&self, slot: u32) -> impl Iterator<Item = &Cause> {
+        let own = self.bottles.get(&slot);
+        let holds = move |outer: &&Bottle| {
+            own.is_some_and(|own| {
+                own.attachment.id != outer.attachment.id
+                    && Path::new(&own.attachment.cgroup).starts_with(&outer.attachment.cgroup)
+            })
+        };
+        let outer = self.bottles.values().filter(holds);
+        own.into_iter().chain(outer).filter_map(|bottle| bottle.cause.as_ref())
     }
 }
 

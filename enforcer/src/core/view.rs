@@ -6,6 +6,7 @@ use super::{Bottle, Core, Stage};
 use crate::audit::Cause;
 use crate::budget::{AccountId, Scope};
 use crate::control::api;
+use crate::kernel::Face;
 use crate::ledger::Attachment;
 
 /// One bottle as the core knows it; packets and processes are read elsewhere.
@@ -15,6 +16,8 @@ pub struct BottleModel {
     pub attachment: Attachment,
     /// Why nothing of it passes: its own verdict, or that of a bottle whose cgroup holds it. `None`: open.
     pub cause: Option<Cause>,
+    /// What it sees of that; `None`: open.
+    pub face: Option<Face>,
     /// Settled usage by provider.
     pub usage: BTreeMap<String, api::Usage>,
     /// Governing budget by provider.
@@ -25,8 +28,10 @@ impl Core {
     pub(super) fn view(&mut self) -> Vec<BottleModel> {
         let cuts = self.cuts();
         let shut = |cgroup: &str| {
-            let around = Path::new(cgroup).ancestors().filter_map(|level| cuts.get(level));
-            around.min_by_key(|(slot, _)| *slot).map(|(_, cause)| cause.clone())
+            let around: Vec<&Cause> =
+                Path::new(cgroup).ancestors().filter_map(|level| cuts.get(level)).collect();
+            let face = around.iter().map(|cause| cause.face).max();
+            (around.first().map(|cause| (*cause).clone()), face)
         };
         let slots: Vec<u32> = self.bottles.keys().copied().collect();
         let mut models: Vec<BottleModel> =
@@ -37,7 +42,7 @@ impl Core {
 
     pub(super) fn view_one(&mut self, name: &str) -> Option<BottleModel> {
         let slot = self.slot_of(name)?;
-        self.model(slot, |core, _| core.shut_by(slot).cloned())
+        self.model(slot, |core, _| (core.shut_by(slot).cloned(), core.face_of(slot)))
     }
 
     pub(super) fn list(&self) -> Vec<(String, u64)> {
@@ -54,25 +59,29 @@ impl Core {
         attached.map(|bottle| &bottle.attachment)
     }
 
-    /// Cut bottles by cgroup: to look every bottle up among all of them would take their number squared.
-    fn cuts(&self) -> HashMap<PathBuf, (u32, Cause)> {
-        let cut = |(slot, bottle): (&u32, &Bottle)| {
-            Some((PathBuf::from(&bottle.attachment.cgroup), (*slot, bottle.cause.clone()?)))
-        };
-        self.bottles.iter().filter_map(cut).collect()
+    /// Cuts by cgroup: to look every bottle up among all of them would take their number squared.
+    fn cuts(&self) -> HashMap<PathBuf, Cause> {
+        let cut = |bottle: &Bottle| Some((PathBuf::from(&bottle.attachment.cgroup), bottle.cause.clone()?));
+        self.bottles.values().filter_map(cut).collect()
     }
 
-    /// `shut` says by what a bottle with this cgroup is shut.
-    fn model(&mut self, slot: u32, shut: impl Fn(&Self, &str) -> Option<Cause>) -> Option<BottleModel> {
+    /// `shut` says by what a bottle with this cgroup is shut (its own cut first), and what it sees of it.
+    fn model(
+        &mut self,
+        slot: u32,
+        shut: impl Fn(&Self, &str) -> (Option<Cause>, Option<Face>),
+    ) -> Option<BottleModel> {
         let budget = self
             .governing_accounts(slot)
             .into_iter()
             .map(|(scope, account)| (self.accounts.provider(account).to_owned(), self.budget(scope, account)))
             .collect();
         let bottle = self.bottles.get(&slot).filter(|bottle| bottle.stage != Stage::Attaching)?;
+        let (cause, face) = shut(self, &bottle.attachment.cgroup);
         Some(BottleModel {
             attachment: bottle.attachment.clone(),
-            cause: shut(self, &bottle.attachment.cgroup),
+            cause,
+            face,
             usage: self.usage.get(&bottle.attachment.name).cloned().unwrap_or_default(),
             budget,
         })

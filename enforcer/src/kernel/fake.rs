@@ -10,9 +10,9 @@ use std::time::Duration;
 use enforcer_ebpf::LISTENER_HOST;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use super::table::address_words;
+use super::table::{address_words, flow_key};
 use super::{
-    Allowed, Counters, Event, Events, Face, Flow, Guard, Kernel, KernelError, Pinned, Place, events,
+    Allowed, Counters, Event, Events, Face, Flow, FlowKey, Guard, Kernel, KernelError, Pinned, Place, events,
 };
 use crate::bottle::cgroup::Cgroup;
 
@@ -67,7 +67,7 @@ impl FakeKernel {
         for pinned in &fake.adopted {
             let meter = SocketAddr::from(([0, 0, 0, 0], 0));
             let guard = Guard::new(pinned.slot, pinned.generation, meter);
-            let slot = Slot::new(&pinned.name, guard, pinned.cgroup_id, !pinned.cut);
+            let slot = Slot::new(&pinned.name, guard, pinned.cgroup_id, pinned.cut.is_none());
             fake.state().slots.insert(pinned.slot, slot);
         }
         fake
@@ -258,6 +258,14 @@ impl Kernel for FakeKernel {
         let state = self.state();
         let found = state.strangers.iter().find(|(socket, _)| *socket == (peer, local))?;
         Some(found.1.clone())
+    }
+
+    fn flows_of(&self, slot: u32) -> Result<Vec<(FlowKey, Flow)>, KernelError> {
+        let state = self.state();
+        let of_slot = state.flows.iter().filter(|(_, flow)| flow.slot == slot);
+        Ok(of_slot
+            .map(|((peer, local, listener), flow)| (flow_key(*peer, *local, *listener), *flow))
+            .collect())
     }
 }
 

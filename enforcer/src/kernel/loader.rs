@@ -13,7 +13,7 @@ use std::time::Duration;
 use aya::maps::{Array, IterableMap as _, MapData, RingBuf};
 use aya::programs::ProgramFd;
 use aya::{Btf, EbpfLoader};
-use enforcer_ebpf::{Bottle, FlowKey, SLOTS};
+use enforcer_ebpf::{Bottle, SLOTS};
 
 use super::allow::{AllowList, Allowed};
 use super::families;
@@ -22,9 +22,9 @@ use super::maps::{HOMES, Namespaces, ORIGINALS, Readers, Slots, check_shapes, lo
 use super::pins::{self, Pins};
 use super::refusal::{failed, not_attached, refused};
 use super::sock_diag::SockDiag;
-use super::table::{self, Table, address_words};
+use super::table::{self, Table};
 use super::words::{Words, coarse_now};
-use super::{Counters, Events, Face, Flow, Guard, Kernel, KernelError, Pinned, Place, sys};
+use super::{Counters, Events, Face, Flow, FlowKey, Guard, Kernel, KernelError, Pinned, Place, sys};
 use crate::bottle::cgroup::{self, Cgroup};
 
 /// The loaded programs and their maps.
@@ -176,7 +176,7 @@ impl Loader {
         }
         let cgroup_id = cgroup_id.unwrap_or(0);
         let generation = self.table.generation(slot);
-        Ok(Pinned { name, slot, generation, cgroup_id, cut: !self.table.is_open(slot) })
+        Ok(Pinned { name, slot, generation, cgroup_id, cut: self.table.face(slot) })
     }
 
     /// Pins the programs in place of the earlier ones.
@@ -331,15 +331,7 @@ impl Kernel for Loader {
     }
 
     fn flow(&self, peer: SocketAddr, local: SocketAddr, listener: u32) -> Option<Flow> {
-        let key = FlowKey {
-            source_ip: address_words(peer.ip()),
-            destination_ip: address_words(local.ip()),
-            source_port: peer.port().into(),
-            destination_port: local.port().into(),
-            listener,
-            pad: 0,
-        };
-        let flow = self.readers.flow(&key)?;
+        let flow = self.readers.flow(&table::flow_key(peer, local, listener))?;
         check_slot(flow.slot).ok()?;
         let current = self.table.is_live(flow.slot) && self.table.generation(flow.slot) == flow.generation;
         current.then_some(flow)
@@ -349,6 +341,12 @@ impl Kernel for Loader {
         let socket = SockDiag::open().and_then(|mut diag| diag.connected(peer, local));
         let socket = socket.inspect_err(|error| tracing::warn!(%error, %peer, "whose it is cannot be told"));
         cgroup::path_of_id(socket.ok()??.cgroup?)
+    }
+
+    fn flows_of(&self, slot: u32) -> Result<Vec<(FlowKey, Flow)>, KernelError> {
+        check_slot(slot)?;
+        // looking through the connections of all bottles takes long
+        if lock(&self.slots).has_flows(slot) { self.readers.flows_of(slot) } else { Ok(Vec::new()) }
     }
 }
 

@@ -125,13 +125,18 @@ impl Slots {
         self.counters.set(slot, zeroes()?, 0).map_err(clear)?;
         self.event_states.set(slot, EventState::default(), 0).map_err(clear)?;
         // looking through the connections of all bottles takes long
-        if self.flow_counts.get(slot).is_some_and(|count| count.load(Ordering::SeqCst) != 0) {
+        if self.has_flows(slot) {
             self.remove_flows(|_, flow| flow.slot == slot).map_err(clear)?;
         }
         if let Some(count) = self.flow_counts.get(slot) {
             count.store(0, Ordering::SeqCst);
         }
         Ok(())
+    }
+
+    /// Whether connections of the slot are remembered.
+    pub fn has_flows(&self, slot: u32) -> bool {
+        self.flow_counts.get(slot).is_some_and(|count| count.load(Ordering::SeqCst) != 0)
     }
 
     /// Forgets the connections to an earlier controller's listeners in other namespaces than the host's: they have
@@ -186,6 +191,20 @@ impl Readers {
         let [passed_packets, passed_bytes, dropped_packets, dropped_bytes] =
             sums.map_err(|source| KernelError::Io { what: "cannot read the counters".to_owned(), source })?;
         Ok(Counters { passed_packets, passed_bytes, dropped_packets, dropped_bytes })
+    }
+
+    /// What is remembered of the slot's connections. Others may come and go meanwhile; one may be there twice.
+    pub fn flows_of(&self, slot: u32) -> Result<Vec<(FlowKey, Flow)>, KernelError> {
+        let most = 2 * usize::try_from(FLOWS).unwrap_or(usize::MAX);
+        let mut found = Vec::new();
+        // where keys come and go the walk may begin anew: it is bounded
+        for entry in self.flows.iter().take(most) {
+            let (key, flow) = entry.map_err(|error| refused("cannot read connections", &error))?;
+            if flow.slot == slot {
+                found.push((key, flow));
+            }
+        }
+        Ok(found)
     }
 
     /// What is remembered of a connection. An error is as good as nothing: a connection of nobody is refused.

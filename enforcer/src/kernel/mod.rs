@@ -22,11 +22,13 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use enforcer_ebpf::{Counters, Event, Flow};
+pub use enforcer_ebpf::{Counters, Event, Flow, FlowKey};
+use serde::{Deserialize, Serialize};
 
 pub use self::allow::{Allowed, AllowedPorts};
 pub use self::events::{Events, age};
 pub use self::sys::{namespace_cookie, open_cgroup};
+pub use self::table::address_of;
 
 use crate::bottle::cgroup::Cgroup;
 
@@ -73,8 +75,8 @@ pub struct Pinned {
     pub generation: u32,
     /// Inode of the cgroup it was attached to; 0 when that cgroup is gone.
     pub cgroup_id: u64,
-    /// Whether the map says cut.
-    pub cut: bool,
+    /// How the map says cut; `None`: open.
+    pub cut: Option<Face>,
 }
 
 /// What a bottle's entry is to hold besides the verdict.
@@ -97,6 +99,9 @@ pub struct Guard {
     pub redirect: bool,
     /// Whether nothing leaves but to the meter and to what the allow-list names.
     pub lockdown: bool,
+    /// Whether these are the refusal lane's own sockets: while open, they speak from the lane's address and port to
+    /// loopback, and nothing else.
+    pub is_lane: bool,
 }
 
 impl Guard {
@@ -112,6 +117,7 @@ impl Guard {
             lane_ip6: None,
             redirect: true,
             lockdown: false,
+            is_lane: false,
         }
     }
 }
@@ -140,13 +146,26 @@ impl Place {
     }
 }
 
-/// What a cut bottle's programs see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a cut bottle's programs see. Of two, the greater is the more closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Face {
-    /// Nothing: every packet is dropped, every call refused.
-    Silent,
     /// The refusal lane, and nothing else.
     Answered,
+    /// Nothing: every packet is dropped, every call refused.
+    #[default]
+    Silent,
+}
+
+impl Face {
+    /// The word used in settings and in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Silent => "silent",
+        }
+    }
 }
 
 /// The kernel plane. Shared by threads; every call is short and touches no disk.
@@ -177,7 +196,7 @@ pub trait Kernel: Send + Sync {
     }
 
     /// Drops every packet of the slot from when this returns, but those to and from the refusal lane where the face
-    /// is [`Face::Answered`]. A cut bottle's face changes at once.
+    /// is [`Face::Answered`]; that puts an attached slot in use. A cut bottle's face changes at once.
     fn cut_as(&self, slot: u32, face: Face);
 
     /// Lets the slot's packets pass again (and for the first time, after [`Kernel::attach`]).
@@ -239,4 +258,10 @@ pub trait Kernel: Send + Sync {
     /// network namespace, which the calling thread must be in. `None` when there is none, when it is closed, or when
     /// its cgroup cannot be told or is gone. Takes two dozen microseconds: for what is rare.
     fn made_in(&self, peer: SocketAddr, local: SocketAddr) -> Option<PathBuf>;
+
+    /// The connections of the slot to the meter and to the lane that are remembered now. Cheap where there are none.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    fn flows_of(&self, slot: u32) -> Result<Vec<(FlowKey, Flow)>, KernelError>;
 }

@@ -15,6 +15,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::refusal::failed;
 use super::{KernelError, sys};
+use crate::lane::is_own_guard;
 
 /// Where bpffs is mounted.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -139,7 +140,8 @@ impl Pins {
         // by directory, not by name: what cannot be read as a name has to go too
         for directory in list(&bottles)? {
             remove_links(&directory)?;
-            count += 1;
+            let name = directory.file_name().and_then(OsStr::to_str).and_then(unescape);
+            count += usize::from(!name.is_some_and(|name| is_own_guard(&name)));
         }
         match fs::remove_dir_all(&self.root) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

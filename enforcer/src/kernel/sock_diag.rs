@@ -87,6 +87,28 @@ pub struct InetSocket {
     identity: [u8; IDENTITY],
 }
 
+impl InetSocket {
+    /// A TCP connection as its own end knows it: it is found by both addresses, and is it only with this cookie. The
+    /// kernel finds IPv6 sockets that speak IPv4 under `V4`.
+    #[must_use]
+    pub fn connection(local: SocketAddr, remote: SocketAddr, cookie: u64) -> Self {
+        let is_v4 = local.ip().to_canonical().is_ipv4() && remote.ip().to_canonical().is_ipv4();
+        let mut identity = [0; IDENTITY];
+        for (at, end) in [(0, local), (1, remote)] {
+            identity[2 * at..][..2].copy_from_slice(&end.port().to_be_bytes());
+            let address = &mut identity[4 + 16 * at..][..16];
+            match end.ip().to_canonical() {
+                IpAddr::V4(ip) if is_v4 => address[..4].copy_from_slice(&ip.octets()),
+                IpAddr::V4(ip) => address.copy_from_slice(&ip.to_ipv6_mapped().octets()),
+                IpAddr::V6(ip) => address.copy_from_slice(&ip.octets()),
+            }
+        }
+        identity[40..].copy_from_slice(&cookie.to_ne_bytes());
+        let family = if is_v4 { Family::V4 } else { Family::V6 };
+        Self { family, transport: Transport::Tcp, local, remote, inode: 0, cookie, cgroup: None, identity }
+    }
+}
+
 /// A connection to the kernel about the sockets of one network namespace.
 #[derive(Debug)]
 pub struct SockDiag {
@@ -438,6 +460,13 @@ mod tests {
         for short in 1..FIXED {
             assert!(read(&listed(&[])[..short]).is_err(), "{short} bytes");
         }
+    }
+
+    #[test]
+    fn a_connection_is_named_as_it_is_listed() {
+        let socket = read_socket(&listed(&[]), Family::V4, Transport::Tcp).unwrap().unwrap();
+        let named = InetSocket::connection(socket.local, socket.remote, socket.cookie);
+        assert_eq!(named, InetSocket { inode: 0, cgroup: None, ..socket });
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use enforcer_ebpf::{
-    self as abi, Bottle, CUT, Endpoint, FACE_ANSWERED, FACE_SILENT, FLAG_LIVE, FLAG_LOCKDOWN, FLAG_REDIRECT,
-    MAPPED, OPEN, SLOTS,
+    self as abi, Bottle, CUT, Endpoint, FACE_ANSWERED, FACE_SILENT, FLAG_LANE, FLAG_LIVE, FLAG_LOCKDOWN,
+    FLAG_REDIRECT, FlowKey, MAPPED, OPEN, SLOTS,
 };
 
 use super::sys::Mapping;
@@ -47,7 +47,12 @@ impl Table {
             store_endpoint(&raw mut (*bottle).meter, endpoint(guard.meter, guard.meter_ip6));
             store_endpoint(&raw mut (*bottle).lane, optional_endpoint(guard.lane, guard.lane_ip6));
             let flags = word(&raw mut (*bottle).flags);
-            for (flag, on) in [(FLAG_REDIRECT, guard.redirect), (FLAG_LOCKDOWN, guard.lockdown)] {
+            let flags_of = [
+                (FLAG_REDIRECT, guard.redirect),
+                (FLAG_LOCKDOWN, guard.lockdown),
+                (FLAG_LANE, guard.is_lane),
+            ];
+            for (flag, on) in flags_of {
                 if on {
                     flags.fetch_or(flag, Ordering::SeqCst);
                 } else {
@@ -90,6 +95,10 @@ impl Table {
             word(&raw mut (*bottle).cut).store(CUT, Ordering::SeqCst);
             fence(Ordering::SeqCst);
             word(&raw mut (*bottle).epoch).fetch_add(1, Ordering::SeqCst);
+            if face == FACE_ANSWERED {
+                // the lane answers what is in use, also one that has never been open
+                word(&raw mut (*bottle).flags).fetch_or(FLAG_LIVE, Ordering::SeqCst);
+            }
         }
     }
 
@@ -107,6 +116,17 @@ impl Table {
     pub fn is_open(&self, slot: u32) -> bool {
         // SAFETY: see `word` and `entry`.
         self.is_live(slot) && unsafe { word(&raw mut (*self.entry(slot)).cut) }.load(Ordering::SeqCst) == OPEN
+    }
+
+    /// How the slot is cut; `None`: its packets pass. One that is not in use is cut silently.
+    pub fn face(&self, slot: u32) -> Option<Face> {
+        // SAFETY: see `word` and `entry`.
+        let face = unsafe { word(&raw mut (*self.entry(slot)).face) }.load(Ordering::SeqCst);
+        match (self.is_open(slot), self.is_live(slot), face) {
+            (true, ..) => None,
+            (false, true, FACE_ANSWERED) => Some(Face::Answered),
+            _ => Some(Face::Silent),
+        }
     }
 
     /// Whether the slot is in use: it has been opened since it was prepared.
@@ -190,6 +210,27 @@ pub fn address_words(ip: IpAddr) -> [u32; 4] {
     }
 }
 
+/// A connection as the key of its entry in `FLOWS`.
+pub fn flow_key(peer: SocketAddr, local: SocketAddr, listener: u32) -> FlowKey {
+    FlowKey {
+        source_ip: address_words(peer.ip()),
+        destination_ip: address_words(local.ip()),
+        source_port: peer.port().into(),
+        destination_port: local.port().into(),
+        listener,
+        pad: 0,
+    }
+}
+
+/// An address of a key of `FLOWS`; IPv4 as itself.
+pub fn address_of(words: &[u32; 4]) -> IpAddr {
+    let mut octets = [0; 16];
+    for (word, bytes) in words.iter().zip(octets.chunks_exact_mut(4)) {
+        bytes.copy_from_slice(&word.to_ne_bytes());
+    }
+    IpAddr::V6(Ipv6Addr::from(octets)).to_canonical()
+}
+
 fn mapped(ip: Ipv4Addr) -> [u32; 4] {
     [0, 0, MAPPED, u32::from_ne_bytes(ip.octets())]
 }
@@ -222,6 +263,10 @@ mod tests {
         let v4 = address_words("127.0.0.1".parse().unwrap());
         assert_eq!(v4, address_words("::ffff:127.0.0.1".parse().unwrap()));
         assert_eq!(v4[2], MAPPED);
+        for ip in ["127.0.0.1", "2001:db8::7"] {
+            let ip: IpAddr = ip.parse().unwrap();
+            assert_eq!(address_of(&address_words(ip)), ip);
+        }
         assert_eq!(address_words("::1".parse().unwrap()), [0, 0, 0, u32::from_ne_bytes([0, 0, 0, 1])]);
     }
 }

@@ -15,8 +15,8 @@ use super::file::{
 use super::values::{check_cidr, check_host, check_name, check_upstream, hosts_overlap};
 use super::yaml::{Fault, Places};
 use super::{
-    AgentSettings, BottleSettings, Budgets, Face, Gate, MAX_PORTS, MAX_RESOLVERS, MAX_RULES, Policy,
-    ScopeRule, Settings, Window, built_in_providers,
+    AgentSettings, BottleSettings, Budgets, Gate, MAX_PORTS, MAX_RESOLVERS, MAX_RULES, Policy, ScopeRule,
+    Settings, Window, built_in_providers,
 };
 
 /// Providers that are part of the design and not of this version.
@@ -42,6 +42,7 @@ pub(super) fn settings(file: File, places: &Places, cgroup_mount: Option<&Path>)
             _ => default.gate,
         },
         midstream: file.midstream.unwrap_or(default.midstream),
+        cut: file.cut.unwrap_or(default.cut),
         hold: file.hold.map_or(default.hold, |hold| hold.0),
         lease: check.lease(file.lease, default.lease)?,
         unattached: file.unattached.unwrap_or(default.unattached),
@@ -67,12 +68,11 @@ pub(super) fn settings(file: File, places: &Places, cgroup_mount: Option<&Path>)
 /// Refuses each value that the schema knows and that would do nothing yet.
 fn refuse_unsupported(file: &File, places: &Places) -> Result<(), Fault> {
     let weighed = |weights: &BTreeMap<String, f64>| weights.values().any(|&weight| weight != 1.0);
-    let unsupported: [(bool, &[&str], &str); 11] = [
+    let unsupported: [(bool, &[&str], &str); 10] = [
         (other(file.shutdown, Policy::Cutoff), &["shutdown"], "cutoff"),
         (other(file.window, Window::Total), &["window"], "total"),
         (other(file.scope_rule, ScopeRule::Nearest), &["scope_rule"], "nearest"),
         (file.gate == Some(GateWord::Exact), &["gate"], "estimate or off"),
-        (other(file.cut, Face::Silent), &["cut"], "silent"),
         (other(file.reopen, Reopen::Auto), &["reopen"], "auto"),
         (filled(file.warn_at.as_ref()), &["warn_at"], "[]"),
         (file.weights.as_ref().is_some_and(weighed), &["weights"], "1 for every class"),

@@ -32,6 +32,7 @@ pub use values::{NameError, TokensError, check_name, check_tokens, is_dns_name, 
 use yaml::Fault;
 
 use crate::bottle::cgroup;
+pub use crate::kernel::Face;
 
 /// Longest settings file that is read, bytes.
 pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
@@ -184,16 +185,6 @@ words! {
 }
 
 words! {
-    /// What a budget cut looks like to the agent. Only `silent` in this version.
-    Face {
-        /// Packets vanish.
-        Silent = "silent",
-        /// The agent is told the reason.
-        Answered = "answered",
-    }
-}
-
-words! {
     /// What becomes of a peer that belongs to no bottle.
     Unattached {
         /// It is refused.
@@ -212,7 +203,7 @@ impl Default for Settings {
             scope_rule: ScopeRule::Nearest,
             gate: Gate::Estimate,
             midstream: true,
-            cut: Face::Silent,
+            cut: Face::Answered,
             hold: Duration::from_secs(60),
             lease: Some(Duration::from_secs(10)),
             unattached: Unattached::Refuse,

@@ -77,6 +77,7 @@ fn every_supported_value_arrives() {
     assert_eq!(settings.budget, budget(&[("claude", 5_000_000), ("codex", 500_000), ("local", 7)]));
     assert_eq!(settings.gate, Gate::Off);
     assert!(!settings.midstream);
+    assert_eq!((settings.cut, parse("").unwrap().cut), (Face::Silent, Face::Answered));
     assert_eq!(settings.hold, Duration::from_millis(1500));
     assert_eq!(settings.unattached, Unattached::Meter);
     assert_eq!(settings.allow_private, ["10.0.0.0/8", "fd00::/8", "127.0.0.1/32"]);
@@ -114,7 +115,6 @@ fn what_has_no_effect_yet_is_refused_with_its_place() {
         ("window: daily", "1:9", "window"),
         ("scope_rule: ceiling", "1:13", "scope_rule"),
         ("gate: exact", "1:7", "gate"),
-        ("cut: answered", "1:6", "cut"),
         ("reopen: manual", "1:9", "reopen"),
         ("warn_at: [50]", "1:10", "warn_at"),
         ("weights: { output: 5 }", "1:10", "weights"),

@@ -56,6 +56,7 @@ fn budget_cause() -> Cause {
         at: "2026-01-31T12:00:00.000Z".into(),
         by: "controller".into(),
         reason: None,
+        face: crate::kernel::Face::Silent,
     }
 }
 
@@ -65,7 +66,7 @@ fn status() -> api::Status {
     builder.agent = Some("implementer".into());
     let mut reviewer = bottle("reviewer", 305_112, budget("bottle", "reviewer", 300_000, 305_112));
     reviewer.state = api::State::Cut;
-    reviewer.face = Some("answered".into());
+    reviewer.face = Some(crate::kernel::Face::Answered);
     reviewer.cause = Some(budget_cause());
     reviewer.kernel.dropped_packets = 77;
     let mut scout = bottle("scout", 400, budget("global", "global", 1, 1));
@@ -75,6 +76,7 @@ fn status() -> api::Status {
             pid: 4100,
             version: "0.1.0".into(),
             meter: api::Meter { pid: Some(4101), listen: "127.0.0.1:7080".into(), state: "serving".into() },
+            lane: api::Lane { pid: Some(4102), state: "serving".into() },
             kernel: api::Programs { programs: "attached".into(), lease_s: Some(10) },
             closed: None,
         },

@@ -258,7 +258,7 @@ fn whose(budget: &Budget) -> String {
 fn detail(bottle: &Bottle, width: u16) -> Text<'static> {
     let mut text = Text::default();
     if let Some(cause) = &bottle.cause {
-        let face = bottle.face.as_deref().map(|face| format!(" ({})", scrub(face))).unwrap_or_default();
+        let face = bottle.face.map(|face| format!(" ({})", face.as_str())).unwrap_or_default();
         let words = format!("{}{face}: {}", bottle.state.as_str(), cause_words(cause));
         text.extend(fold(&words, width, ALARM));
     }

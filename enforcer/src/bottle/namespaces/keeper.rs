@@ -4,6 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
+use std::os::fd::AsFd as _;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,9 @@ pub(super) struct Keeper {
     own: NamespaceId,
     bottles: BTreeMap<u32, Watched>,
     known: Known,
+    /// Where the meter and the lane are in each namespace, the host's too, by its cookie.
+    places: BTreeMap<u64, Place>,
+    lane_serves: bool,
     last_listener: u32,
     /// Not tried again before then.
     retry: BTreeMap<NamespaceId, Instant>,
@@ -61,18 +65,21 @@ impl Keeper {
     }
 
     fn new(parts: Parts) -> io::Result<Self> {
-        let most = namespaces_within(raise_descriptor_limit()?);
+        // here there are the meter's sockets and as many of the lane's
+        let most = namespaces_within(raise_descriptor_limit()? / 2);
         Ok(Self {
-            parts,
             own: NamespaceId::own()?,
             bottles: BTreeMap::new(),
             known: Known::new(most),
+            places: BTreeMap::from([(parts.host_cookie, parts.listener.place_with_lane())]),
+            lane_serves: false,
             last_listener: LISTENER_HOST,
             retry: BTreeMap::new(),
             told: BTreeSet::new(),
             in_vain: BTreeSet::new(),
             round: VecDeque::new(),
             busy: Duration::ZERO,
+            parts,
         })
     }
 
@@ -99,6 +106,7 @@ impl Keeper {
             }
             Message::Forget { slot } => self.forget(slot),
             Message::Refused(event) => self.refused(&event),
+            Message::Lane(serves) => self.turn_lane(serves),
             Message::Stop => {}
         }
     }
@@ -209,7 +217,8 @@ impl Keeper {
         if namespace.id() == self.own || self.known.meet(slot, namespace.id()) {
             return Ok(());
         }
-        let Inside { cookie, sockets, ip4, ip6, without_ip6 } = namespace.listen(self.parts.listen)?;
+        let Inside { cookie, sockets, ip4, ip6, without_ip6 } =
+            namespace.listen(self.parts.listener.address)?;
         if let Some(error) = without_ip6 {
             tracing::warn!(pid, %error, "sockets of that network namespace that take IPv6 alone are refused");
         }
@@ -222,17 +231,55 @@ impl Keeper {
             return Err(error.into());
         }
         self.known.serve(slot, namespace.id(), listener, cookie, pid);
+        self.open_lane(slot, &namespace, cookie, place);
         tracing::debug!(pid, listener, cookie, "a network namespace is served");
         Ok(())
     }
 
+    /// Opens the lane's sockets in a namespace that is served. Without them an answered cut is a silent one there.
+    fn open_lane(&mut self, slot: u32, namespace: &Namespace, cookie: u64, place: Place) {
+        let place = match self.parts.lane.listen_in(namespace.as_fd(), place.listener) {
+            Ok(lane) => Place { lane: Some(lane.ip4), lane_ip6: lane.ip6, ..place },
+            Err(error) => {
+                self.say(
+                    slot,
+                    format!("an answered cut is silent in one of its network namespaces: {error}"),
+                );
+                place
+            }
+        };
+        self.places.insert(cookie, place);
+        if self.lane_serves {
+            self.write_place(cookie, &place);
+        }
+    }
+
+    /// The lane serves from now on, or nothing is sent to it any more.
+    fn turn_lane(&mut self, serves: bool) {
+        self.lane_serves = serves;
+        for (cookie, place) in &self.places {
+            let without = Place { lane: None, lane_ip6: None, ..*place };
+            self.write_place(*cookie, if serves { place } else { &without });
+        }
+    }
+
+    /// Writes a place anew. One that cannot be written is taken away: nothing is sent from there, and that is told.
+    fn write_place(&self, cookie: u64, place: &Place) {
+        let written = self.parts.kernel.set_place(cookie, place);
+        if let Err(error) = written.or_else(|error| self.parts.kernel.remove_place(cookie).and(Err(error))) {
+            tracing::error!(%error, cookie, "where the lane is cannot be written");
+        }
+    }
+
     /// The kernel forgets the place first: nothing is sent to sockets that are about to close.
-    fn give_up(&self, gone: Vec<Served>) {
+    fn give_up(&mut self, gone: Vec<Served>) {
         for Served { listener, cookie, .. } in gone {
             if let Err(error) = self.parts.kernel.remove_place(cookie) {
                 tracing::error!(%error, cookie, "a network namespace without a meter is not forgotten");
             }
             self.parts.meter.unlisten(listener);
+            self.parts.lane.unlisten(listener);
+            self.places.remove(&cookie);
             tracing::debug!(listener, cookie, "a network namespace is not served any more");
         }
     }

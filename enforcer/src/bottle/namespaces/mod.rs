@@ -10,18 +10,18 @@ mod keeper;
 mod known;
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use tokio::sync::oneshot;
 
 use self::keeper::Keeper;
 use super::cgroup::{Cgroup, CgroupError};
-use crate::core::CoreHandle;
+use crate::core::{CoreHandle, Listener};
 use crate::kernel::{Event, Kernel};
+use crate::lane::Lane;
 use crate::ledger::Attachment;
 use crate::meter::Meter;
 
@@ -31,10 +31,14 @@ pub struct Parts {
     pub kernel: Arc<dyn Kernel>,
     /// Who accepts.
     pub meter: Arc<Meter>,
+    /// Who answers where bottles are cut.
+    pub lane: Arc<Lane>,
     /// Who records what stays closed.
     pub core: CoreHandle,
-    /// As set: its port is the meter's in every namespace.
-    pub listen: SocketAddr,
+    /// Where both are in the host's namespace: at the same ports they are in every other.
+    pub listener: Listener,
+    /// The host's namespace.
+    pub host_cookie: u64,
 }
 
 /// A bottle to be looked after.
@@ -57,6 +61,8 @@ enum Message {
     Forget { slot: u32 },
     /// The kernel refused a connection for want of a place.
     Refused(Event),
+    /// The refusal lane serves, or is gone.
+    Lane(bool),
     /// End the thread.
     Stop,
 }
@@ -83,22 +89,36 @@ impl Watched {
     }
 }
 
+/// What the thread is told; it waits here until there is one.
+pub struct Inbox(Receiver<Message>);
+
+impl Inbox {
+    /// Serves the namespaces that these bottles are in, then starts the thread.
+    ///
+    /// # Errors
+    /// When this process's own namespace or its limits cannot be told, or no thread can be started.
+    pub fn start(self, parts: Parts, bottles: Vec<Watched>) -> io::Result<JoinHandle<()>> {
+        let keeper = Keeper::of(parts, bottles)?;
+        std::thread::Builder::new().name("namespaces".into()).spawn(move || keeper.run(&self.0))
+    }
+}
+
 /// The thread's handle; see the module's head.
 pub struct Namespaces {
     messages: Sender<Message>,
 }
 
 impl Namespaces {
-    /// Serves the namespaces that these bottles are in, then starts the thread.
-    ///
-    /// # Errors
-    /// When this process's own namespace or its limits cannot be told, or no thread can be started.
-    pub fn start(parts: Parts, bottles: Vec<Watched>) -> io::Result<(Self, JoinHandle<()>)> {
-        let keeper = Keeper::of(parts, bottles)?;
+    /// The handle, and what comes of it, for [`Inbox::start`].
+    #[must_use]
+    pub fn new() -> (Arc<Self>, Inbox) {
         let (messages, inbox) = channel();
-        let thread =
-            std::thread::Builder::new().name("namespaces".into()).spawn(move || keeper.run(&inbox))?;
-        Ok((Self { messages }, thread))
+        (Arc::new(Self { messages }), Inbox(inbox))
+    }
+
+    /// The refusal lane serves, or is gone.
+    pub fn lane(&self, serves: bool) {
+        self.tell(Message::Lane(serves));
     }
 
     /// Looks after a bottle from now on. Returns when the namespaces that its processes are in are served; one line

@@ -3,7 +3,7 @@ use std::time::Instant;
 
 use tokio::sync::{broadcast, oneshot};
 
-use super::asked::{check_cut, check_tokens};
+use super::asked::check_tokens;
 use super::{Parts, Registry, blocking, failed};
 use crate::audit;
 use crate::bottle::cgroup;
@@ -18,21 +18,17 @@ impl Controller for Registry {
             Ok(found) => found,
             Err(problem) => (Vec::new(), Some(problem.error)),
         };
-        let standing = self.parts.meter.standing();
-        let state = match (standing.pid, standing.serving) {
-            (Some(_), true) => "serving",
-            (Some(_), false) => "starting",
-            (None, _) => "down",
-        };
+        let (meter, lane) = (self.parts.meter.standing(), self.parts.lane.standing());
         api::Status {
             daemon: api::Daemon {
                 pid: std::process::id(),
                 version: env!("CARGO_PKG_VERSION").into(),
                 meter: api::Meter {
-                    pid: standing.pid,
+                    pid: meter.pid,
                     listen: self.parts.listener.address.to_string(),
-                    state: state.into(),
+                    state: meter.as_str().into(),
                 },
+                lane: api::Lane { pid: lane.pid, state: lane.as_str().into() },
                 kernel: api::Programs {
                     programs: "attached".into(),
                     lease_s: self.parts.settings.lease.map(|lease| lease.as_secs()),
@@ -63,7 +59,6 @@ impl Controller for Registry {
     }
 
     async fn cut(&self, name: &str, cut: api::Cut, by: &str) -> Result<api::Bottle, Problem> {
-        check_cut(&cut)?;
         let received = Instant::now();
         self.ask(|reply| Message::Cut { name: name.into(), order: cut, by: by.into(), received, reply })
             .await?;
@@ -71,7 +66,6 @@ impl Controller for Registry {
     }
 
     async fn cut_all(&self, cut: api::Cut, by: &str) -> Result<Vec<api::Bottle>, Problem> {
-        check_cut(&cut)?;
         let received = Instant::now();
         let mut answers = Vec::new();
         for (name, _) in self.attached().await? {

@@ -42,17 +42,6 @@ pub(super) fn check_tokens(budget: &BTreeMap<String, u64>) -> Result<(), Problem
     })
 }
 
-pub(super) fn check_cut(cut: &api::Cut) -> Result<(), Problem> {
-    match (cut.face.as_deref(), cut.hard) {
-        (None | Some("silent"), false) => Ok(()),
-        (_, true) => Err(not_yet("a hard cut")),
-        (Some("answered"), _) => Err(not_yet("an answered cut")),
-        (Some(other), _) => {
-            Err(Problem::usage(format!("{other} is no face of a cut")).with_hint("faces: silent"))
-        }
-    }
-}
-
 fn not_yet(what: &str) -> Problem {
     Problem::usage(format!("{what} is not yet in this version"))
 }

@@ -12,7 +12,10 @@ impl Registry {
         let place = self.place(attach).await?;
         let bottles_dir = self.parts.bottles_dir.clone();
         let ours: Vec<u32> =
-            [Some(std::process::id()), self.parts.meter.standing().pid].into_iter().flatten().collect();
+            [Some(std::process::id()), self.parts.meter.standing().pid, self.parts.lane.standing().pid]
+                .into_iter()
+                .flatten()
+                .collect();
         blocking(move || {
             let (cgroup, made) = match place {
                 Place::Path(path) => Cgroup::open(&path).map(|cgroup| (cgroup, false)),

@@ -23,6 +23,7 @@ use crate::core::{Change, CoreHandle, Listener, Message};
 use crate::egress::Keeper;
 use crate::error::Failure;
 use crate::kernel::Kernel;
+use crate::lane::Lane;
 use crate::ledger::{LedgerError, Reader};
 use crate::meter::Meter;
 use crate::settings::Settings;
@@ -41,6 +42,8 @@ pub struct Parts {
     pub listener: Listener,
     /// The meter process.
     pub meter: Arc<Meter>,
+    /// The refusal lane's process.
+    pub lane: Arc<Lane>,
     /// The meter in other network namespaces.
     pub namespaces: Arc<Namespaces>,
     /// The cgroup below which `run` makes bottles.

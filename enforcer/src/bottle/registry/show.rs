@@ -40,7 +40,7 @@ impl Registry {
 
 /// One bottle as `status` shows it.
 fn show(kernel: &dyn Kernel, model: BottleModel) -> api::Bottle {
-    let BottleModel { attachment, cause, usage, budget } = model;
+    let BottleModel { attachment, cause, face, usage, budget } = model;
     let processes = cgroup::count(Path::new(&attachment.cgroup), attachment.cgroup_id);
     let state = match (processes, &cause) {
         (None, _) => api::State::Gone,
@@ -58,7 +58,7 @@ fn show(kernel: &dyn Kernel, model: BottleModel) -> api::Bottle {
         cgroup: attachment.cgroup,
         pids: processes.unwrap_or(0),
         state,
-        face: cause.is_some().then(|| "silent".into()),
+        face,
         cause,
         policy: attachment.policy,
         egress: attachment.egress.as_str().into(),

@@ -202,7 +202,7 @@ impl Trial {
             }
             let next = self.bottle.reload()?;
             let adopted = next.adopted();
-            if adopted.iter().map(|pinned| (pinned.slot, pinned.cut)).ne([(SLOT, !open)]) {
+            if adopted.iter().map(|pinned| (pinned.slot, pinned.cut.is_none())).ne([(SLOT, open)]) {
                 return Err(failure("a bottle or its verdict is lost when programs are replaced"));
             }
             self.must_hear(open, "taken-over")?;

@@ -99,6 +99,7 @@ fn cause() -> Cause {
         at: "2026-01-31T12:00:00.000Z".to_owned(),
         by: "controller".to_owned(),
         reason: None,
+        face: crate::kernel::Face::Answered,
     }
 }
 

@@ -1,58 +1,66 @@
-//! Leaf certificates for the meter: signed on one thread beside the core, and for metered hosts alone, so that a
-//! meter that was taken over gets no certificate for any other site.
+//! Leaf certificates for the meter and the lane: signed on one thread beside the core, and for metered hosts alone, so that a
+//! helper that was taken over gets no certificate for any other site.
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
-use meter_proxy::protocol::{Provider, ToMeter};
+use meter_proxy::protocol::{Leaf, Provider};
 
 use crate::ca::Ca;
 
 /// Questions that may wait; a key takes about a millisecond.
 const QUEUE: usize = 64;
 
+/// Takes the leaf, or why there is none, to who asked; `false` when that one is gone.
+type Answer = Box<dyn FnOnce(Result<Leaf, String>) -> bool + Send>;
+
 struct Question {
-    number: u64,
     host: String,
-    answer: Sender<ToMeter>,
+    answer: Answer,
 }
 
-/// The signing thread; it ends when this is dropped.
-pub(super) struct Signer {
+/// The signing thread; it ends when the last of these is dropped.
+#[derive(Clone)]
+pub struct Signer {
     questions: SyncSender<Question>,
 }
 
 impl Signer {
-    pub(super) fn start(ca: Arc<Ca>, providers: Vec<Provider>) -> io::Result<Self> {
+    /// Starts the thread; it signs for the hosts of these providers.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(ca: Arc<Ca>, providers: Vec<Provider>) -> io::Result<Self> {
         let (questions, queue) = sync_channel(QUEUE);
         std::thread::Builder::new().name("sign".into()).spawn(move || sign(&ca, &providers, &queue))?;
         Ok(Self { questions })
     }
 
-    /// Has a leaf for `host` signed and sent; never blocks.
-    pub(super) fn ask(&self, number: u64, host: String, answer: &Sender<ToMeter>) {
-        let question = Question { number, host, answer: answer.clone() };
-        if self.questions.try_send(question).is_err() {
-            let leaf = Err("too many certificates are being signed".into());
-            tell(answer, ToMeter::Signed { question: number, leaf });
+    /// Has a leaf for `host` signed and given to `answer`; never blocks.
+    pub fn ask(&self, host: String, answer: impl FnOnce(Result<Leaf, String>) -> bool + Send + 'static) {
+        let question = Question { host, answer: Box::new(answer) };
+        if let Err(TrySendError::Full(question) | TrySendError::Disconnected(question)) =
+            self.questions.try_send(question)
+        {
+            tell(question.answer, Err("too many certificates are being signed".into()));
         }
     }
 }
 
 fn sign(ca: &Ca, providers: &[Provider], queue: &Receiver<Question>) {
-    for Question { number, host, answer } in queue {
+    for Question { host, answer } in queue {
         let leaf = if is_metered(&host, providers) {
             ca.leaf(&host).map_err(|error| error.to_string())
         } else {
             Err(format!("{host} is not metered"))
         };
-        tell(&answer, ToMeter::Signed { question: number, leaf });
+        tell(answer, leaf);
     }
 }
 
-fn tell(link: &Sender<ToMeter>, message: ToMeter) {
-    if link.send(message).is_err() {
-        tracing::debug!("the meter that asked for a certificate is gone");
+fn tell(answer: Answer, leaf: Result<Leaf, String>) {
+    if !answer(leaf) {
+        tracing::debug!("the helper that asked for a certificate is gone");
     }
 }
 

@@ -1,5 +1,5 @@
-//! The meter's listening sockets, as the controller holds them: opened here for the host's network, handed to each
-//! meter process when it starts, and to the running one when they come or go.
+//! A helper's listening sockets, as the controller holds them: the meter's are opened here for the host's network;
+//! handed to each process when it starts, and to the running one when they come or go.
 //!
 //! Not here: which network namespaces have sockets of their own, and how those are opened.
 use std::collections::BTreeMap;
@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use enforcer_ebpf::LISTENER_HOST;
 use meter_proxy::protocol::{self, MAX_DESCRIPTORS, OWN_LISTENER, ProtocolError, ToMeter};
 
-use super::MeterError;
 use crate::kernel::namespace_cookie;
+use crate::meter::MeterError;
 
 /// The meter speaks of its own namespace as the kernel's entries do.
 const _: () = assert!(OWN_LISTENER == LISTENER_HOST);
@@ -21,8 +21,8 @@ const _: () = assert!(OWN_LISTENER == LISTENER_HOST);
 /// How many ports are tried where any will do, until one is free for both families.
 const TRIES: u32 = 64;
 
-/// The sockets of one listener: of one port, at most one of each family.
-pub type Sockets = Arc<Vec<TcpListener>>;
+/// The sockets of one listener, of one port.
+pub type Sockets = Arc<Vec<OwnedFd>>;
 
 /// Where the host's bottles find the meter.
 pub struct HostListeners {
@@ -86,72 +86,77 @@ fn beside(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(other, address.port())
 }
 
-/// Every listener that a meter is to have, by id. A change reaches the running meter in the order of its socket; one
+/// Every listener that a helper is to have, by id. A change reaches the running process in the order of its socket; one
 /// that starts is handed all.
-#[derive(Default)]
-pub(super) struct Listeners(Mutex<State>);
-
-#[derive(Default)]
-struct State {
-    sockets: BTreeMap<u32, Sockets>,
-    link: Option<Sender<ToMeter>>,
+pub struct Listeners<O> {
+    state: Mutex<State<O>>,
+    listen: fn(u32) -> O,
+    unlisten: fn(u32) -> O,
 }
 
-impl Listeners {
-    /// Begins with those of the host's namespace.
-    pub(super) fn new(host: Vec<TcpListener>) -> Self {
-        Self(Mutex::new(State { sockets: BTreeMap::from([(LISTENER_HOST, Arc::new(host))]), link: None }))
+struct State<O> {
+    sockets: BTreeMap<u32, Sockets>,
+    link: Option<Sender<O>>,
+}
+
+impl<O> Listeners<O> {
+    /// None yet; by these orders they come and go.
+    pub fn new(listen: fn(u32) -> O, unlisten: fn(u32) -> O) -> Self {
+        Self { state: Mutex::new(State { sockets: BTreeMap::new(), link: None }), listen, unlisten }
     }
 
-    /// Adds one. A connection to it waits in its queue until the meter has been told.
-    pub(super) fn add(&self, id: u32, sockets: Vec<TcpListener>) {
+    /// Adds one. A connection to it waits in its queue until the helper has been told.
+    pub fn add(&self, id: u32, sockets: Vec<OwnedFd>) {
         let mut state = self.state();
         state.sockets.insert(id, Arc::new(sockets));
-        state.tell(ToMeter::Listen { id });
+        state.tell((self.listen)(id));
     }
 
-    /// Takes one away: with the meter's copies the sockets are closed.
-    pub(super) fn remove(&self, id: u32) {
+    /// Takes one away: with the helper's copies the sockets are closed.
+    pub fn remove(&self, id: u32) {
         let mut state = self.state();
         if state.sockets.remove(&id).is_some() {
-            state.tell(ToMeter::Unlisten { id });
+            state.tell((self.unlisten)(id));
         }
     }
 
     /// The sockets of an id; none when it was taken away.
-    pub(super) fn of(&self, id: u32) -> Option<Sockets> {
+    pub fn of(&self, id: u32) -> Option<Sockets> {
         self.state().sockets.get(&id).cloned()
     }
 
-    /// All listeners that a new meter is to be handed now; what changes from here on goes into its `link`.
-    pub(super) fn begin(&self, link: Sender<ToMeter>) -> Vec<(u32, Sockets)> {
+    /// All listeners that a new process is to be handed now; what changes from here on goes into its `link`.
+    pub fn begin(&self, link: Sender<O>) -> Vec<(u32, Sockets)> {
         let mut state = self.state();
         state.link = Some(link);
         state.sockets.iter().map(|(id, sockets)| (*id, sockets.clone())).collect()
     }
 
-    /// The meter is gone.
-    pub(super) fn end(&self) {
+    /// The process is gone.
+    pub fn end(&self) {
         self.state().link = None;
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State<O>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    fn tell(&self, message: ToMeter) {
+impl<O> State<O> {
+    fn tell(&self, message: O) {
         if let Some(link) = &self.link
             && link.send(message).is_err()
         {
-            tracing::debug!("the meter is gone; the next one is handed every listener");
+            tracing::debug!("the helper is gone; the next one is handed every listener");
         }
     }
 }
 
 /// Hands listeners to a meter that starts, as many in a message as it takes.
-pub(super) fn hand_over(socket: &OwnedFd, listeners: &[(u32, Sockets)]) -> Result<(), ProtocolError> {
+///
+/// # Errors
+/// When it is gone.
+pub fn hand_over(socket: &OwnedFd, listeners: &[(u32, Sockets)]) -> Result<(), ProtocolError> {
     let each =
         listeners.iter().flat_map(|(id, sockets)| sockets.iter().map(move |socket| (*id, socket.as_fd())));
     let all: Vec<(u32, BorrowedFd<'_>)> = each.collect();
@@ -168,13 +173,14 @@ mod tests {
 
     use super::*;
 
-    fn socket() -> TcpListener {
-        TcpListener::bind("127.0.0.1:0").unwrap()
+    fn socket() -> OwnedFd {
+        TcpListener::bind("127.0.0.1:0").unwrap().into()
     }
 
     #[test]
     fn a_meter_is_handed_all_and_told_what_changes() {
-        let listeners = Listeners::new(vec![socket(), socket()]);
+        let listeners = Listeners::new(|id| ToMeter::Listen { id }, |id| ToMeter::Unlisten { id });
+        listeners.add(LISTENER_HOST, vec![socket(), socket()]);
         listeners.add(2, vec![socket()]);
         let (link, told) = channel();
         let handed = listeners.begin(link);
