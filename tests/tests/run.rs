@@ -25,7 +25,11 @@ struct Scene {
 
 impl Scene {
     fn new(script: impl Into<Script>) -> Self {
-        let stage = Stage::over_tls(script, "");
+        Self::with(script, "")
+    }
+
+    fn with(script: impl Into<Script>, settings: &str) -> Self {
+        let stage = Stage::over_tls(script, settings);
         let programs = tempfile::tempdir().unwrap();
         fs::set_permissions(programs.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::copy(process::built("demo-agent"), programs.path().join("demo-agent")).unwrap();
@@ -138,7 +142,8 @@ impl Drop for Running {
 
 #[test]
 fn root_a_launch_budget_cuts_the_command_in_its_stream() {
-    let scene = Scene::new(Reply::paced(5_000, 8, Duration::from_millis(2)));
+    // an answered one ends the stream, and the agent with it
+    let scene = Scene::with(Reply::paced(5_000, 8, Duration::from_millis(2)), "cut: silent");
     let agent = scene.agent();
     let mut command = scene.command(&["--budget", "claude=600", "--name", "spender"], &[&agent, "--stream"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -186,8 +186,6 @@ fn what_comes_later_says_so_and_does_nothing() {
         &["kill", "b1", "--yes"],
         &["budget", "list"],
         &["budget", "set", "global", "claude=5"],
-        &["cut", "b1", "--hard"],
-        &["cut", "b1", "--answered"],
         &["attach", "b1", "--pid", "1", "--policy", "kill"],
         &["run", "--policy", "freeze", "--", "true"],
         &["ca", "rotate"],

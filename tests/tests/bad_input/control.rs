@@ -62,7 +62,7 @@ fn root_what_is_no_request_of_the_api_is_refused_in_json() {
         ),
         ("POST", "/v1/bottles", huge.as_str(), 413),
         ("POST", "/v1/bottles/none/cut", "", 404),
-        ("POST", "/v1/bottles/none/cut", r#"{"face": "rude"}"#, 404),
+        ("POST", "/v1/bottles/none/cut", r#"{"face": "rude"}"#, 400),
         ("POST", "/v1/bottles/none/explode", "", 404),
         ("POST", "/v1/bottles/none/freeze", "", 501),
         ("DELETE", "/v1/bottles/none", "", 404),
