@@ -12,7 +12,7 @@ use std::time::Duration;
 use aya::maps::{Array, IterableMap as _, MapData, RingBuf};
 use aya::programs::ProgramFd;
 use aya::{Btf, EbpfLoader};
-use enforcer_ebpf::{Bottle, FlowKey, SLOTS};
+use enforcer_ebpf::{Bottle, FlowKey, LISTENER_HOST, SLOTS};
 
 use super::allow::{AllowList, Allowed};
 use super::families;
@@ -30,6 +30,7 @@ pub struct Loader {
     pins: Pins,
     table: Table,
     heart: Words,
+    last_listener: Words,
     slots: Mutex<Slots>,
     readers: Readers,
     namespaces: Namespaces,
@@ -91,6 +92,7 @@ impl Loader {
         let mut loader = Self {
             table,
             heart: words(&mut ebpf, "HEART", 1)?,
+            last_listener: words(&mut ebpf, "LAST_LISTENER", 1)?,
             slots: Mutex::new(slots),
             readers: Readers::open(&pins)?,
             namespaces: Namespaces::take(&mut ebpf)?,
@@ -297,6 +299,14 @@ impl Kernel for Loader {
     fn silence(&self) -> Option<Duration> {
         let last = self.heart.get(0)?.load(Ordering::SeqCst);
         (last != 0).then(|| Duration::from_nanos(coarse_now().saturating_sub(last)))
+    }
+
+    fn new_listener(&self) -> Option<u32> {
+        let next =
+            |last: u64| last.max(LISTENER_HOST.into()).checked_add(1).filter(|next| *next <= u32::MAX.into());
+        let word = self.last_listener.get(0)?;
+        let last = word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next).ok()?;
+        next(last).and_then(|given| u32::try_from(given).ok())
     }
 
     fn set_place(&self, cookie: u64, place: &Place) -> Result<(), KernelError> {

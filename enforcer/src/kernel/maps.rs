@@ -1,6 +1,6 @@
 //! The maps as this controller's programs know them, and what is read and written there by calls.
 //!
-//! `BOTTLES` and `HEART` are written through shared memory instead: see `table` and `heart`.
+//! Verdicts and single words are written through shared memory instead: see `table` and `words`.
 use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -49,7 +49,7 @@ pub const ORIGINALS: &str = "ORIGINALS";
 /// As above.
 pub const HOMES: &str = "HOMES";
 
-const SHAPES: [Shape; 12] = [
+const SHAPES: [Shape; 13] = [
     shape("CG", MapType::CgroupStorage, STORAGE_KEY, size_of::<u32>(), 0, 0),
     shape("BOTTLES", MapType::Array, size_of::<u32>(), size_of::<Bottle>(), SLOTS, MMAPABLE),
     shape("COUNTERS", MapType::PerCpuArray, size_of::<u32>(), size_of::<Counters>(), SLOTS, 0),
@@ -57,6 +57,7 @@ const SHAPES: [Shape; 12] = [
     shape("FLOW_COUNTS", MapType::Array, size_of::<u32>(), size_of::<u64>(), SLOTS, MMAPABLE),
     shape("NAMESPACES", MapType::Hash, size_of::<u64>(), size_of::<abi::Place>(), NAMESPACES, 0),
     shape("HEART", MapType::Array, size_of::<u32>(), size_of::<u64>(), 1, MMAPABLE),
+    shape("LAST_LISTENER", MapType::Array, size_of::<u32>(), size_of::<u64>(), 1, MMAPABLE),
     shape(
         "ALLOW",
         MapType::LpmTrie,
@@ -134,7 +135,7 @@ impl Slots {
     }
 
     /// Forgets the connections to an earlier controller's listeners in other namespaces than the host's: they have
-    /// ended with its meter, and their ids will be given to others.
+    /// ended with its meter.
     pub fn forget_other_listeners(&mut self) -> Result<(), KernelError> {
         let forgotten = self.remove_flows(|key, _| key.listener != LISTENER_HOST);
         forgotten.map_err(|error| refused("cannot forget connections", &error))

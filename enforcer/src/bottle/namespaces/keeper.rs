@@ -7,7 +7,6 @@ use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use enforcer_ebpf::LISTENER_HOST;
 use meter_proxy::protocol::{BottleRef, Notice, namespaces_within};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -37,7 +36,6 @@ pub(super) struct Keeper {
     own: NamespaceId,
     bottles: BTreeMap<u32, Watched>,
     known: Known,
-    last_listener: u32,
     /// Not tried again before then.
     retry: BTreeMap<NamespaceId, Instant>,
     /// Slots of bottles of which it was said that they have too many, or use what cannot be served.
@@ -67,7 +65,6 @@ impl Keeper {
             own: NamespaceId::own()?,
             bottles: BTreeMap::new(),
             known: Known::new(most),
-            last_listener: LISTENER_HOST,
             retry: BTreeMap::new(),
             told: BTreeSet::new(),
             in_vain: BTreeSet::new(),
@@ -213,8 +210,7 @@ impl Keeper {
         if let Some(error) = without_ip6 {
             tracing::warn!(pid, %error, "sockets of that network namespace that take IPv6 alone are refused");
         }
-        self.last_listener = self.last_listener.checked_add(1).ok_or(Closed::NoIds)?;
-        let listener = self.last_listener;
+        let listener = self.parts.kernel.new_listener().ok_or(Closed::NoIds)?;
         self.parts.meter.listen(listener, sockets);
         let place = Place { meter_ip6: ip6, ..Place::new(listener, ip4) };
         if let Err(error) = self.parts.kernel.set_place(cookie, &place) {
