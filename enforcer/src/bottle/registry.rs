@@ -211,10 +211,9 @@ impl Registry {
         let forget = Message::Forget { attachment: attachment.id };
         let guarded = blocking(move || {
             kernel.attach(&name, &cgroup, guard).map_err(problem)?;
-            let found = sockets::examine(&cgroup, hard).lines(&name);
-            Ok((cgroup, found))
+            Ok((sockets::examine(&cgroup, hard), cgroup))
         });
-        let (cgroup, mut found) = match guarded.await? {
+        let (sockets, cgroup) = match guarded.await? {
             Ok(guarded) => guarded,
             Err(problem) => {
                 // nothing is attached or pinned; what is pinned under this name is another's
@@ -222,8 +221,13 @@ impl Registry {
                 return Err(problem);
             }
         };
-        found.extend(unconfined);
-        let recorded = self.complete(attachment, cgroup, found, by).await;
+        let recorded = match check_sockets(attachment, &sockets) {
+            Ok(()) => {
+                let found = sockets.lines(&attachment.name).into_iter().chain(unconfined).collect();
+                self.complete(attachment, cgroup, found, by).await
+            }
+            Err(problem) => Err(problem),
+        };
         if recorded.is_err() {
             // a slot whose hooks are still on is not given away: it stays closed, and taken
             self.take_off(attachment).await?;
@@ -542,6 +546,16 @@ fn make_anew(path: &Path) -> Result<(Cgroup, bool), CgroupError> {
         }
         made => made.map(|cgroup| (cgroup, true)),
     }
+}
+
+/// Refuses to confine a bottle whose processes hold what could send past every hook already.
+fn check_sockets(attachment: &Attachment, sockets: &sockets::Report) -> Result<(), Problem> {
+    let past = sockets.past_every_hook().filter(|_| attachment.egress != Egress::Open);
+    past.map_or(Ok(()), |past| {
+        let (name, mode) = (&attachment.name, attachment.egress.as_str());
+        Err(Problem::host(format!("{name} cannot be confined (egress {mode}): {past}"))
+            .with_hint("start it with enforcer run, or attach it before its processes open sockets"))
+    })
 }
 
 /// Whether a cgroup holds the enforcer's own directories, or is one of them.
