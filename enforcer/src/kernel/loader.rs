@@ -87,6 +87,8 @@ impl Loader {
             what: "cannot map the table of bottles".to_owned(),
             source,
         })?;
+        // before the connections: no hook sends another to a listener of the earlier controller's meanwhile
+        let namespaces = Namespaces::take(&mut ebpf)?;
         let mut slots = Slots::take(&mut ebpf)?;
         slots.forget_other_listeners()?;
         let mut loader = Self {
@@ -95,7 +97,7 @@ impl Loader {
             last_listener: words(&mut ebpf, "LAST_LISTENER", 1)?,
             slots: Mutex::new(slots),
             readers: Readers::open(&pins)?,
-            namespaces: Namespaces::take(&mut ebpf)?,
+            namespaces,
             allowed: Mutex::new(AllowList::open(take(&mut ebpf, "ALLOW")?)?),
             families: families::load(&mut ebpf, btf.as_ref()),
             events: Mutex::new(Some(take(&mut ebpf, "EVENTS")?)),
