@@ -154,7 +154,8 @@ impl Loader {
         Ok(!self.table.is_live(slot))
     }
 
-    /// Runs the programs loaded now behind a bottle's links; its verdict stays what the table says.
+    /// Runs the programs loaded now behind a bottle's links; its verdict stays what the table says. A controller that
+    /// died while attaching or detaching it may have left hooks without their slot: they are given it.
     fn adopt_bottle(&self, name: String, slot: u32) -> Result<Pinned, KernelError> {
         check_slot(slot)?;
         let mut cgroup_id = None;
@@ -170,10 +171,11 @@ impl Loader {
                 // all of a bottle's links are made for one cgroup
                 cgroup_id = Some(sys::link_info(link.as_fd()).map_err(wrong)?.cgroup_id);
             }
-            match sys::link_update(link.as_fd(), program.as_fd()) {
+            match (sys::link_update(link.as_fd(), program.as_fd()), cgroup_id) {
                 // its cgroup is gone: nothing runs there any more
-                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => cgroup_id = Some(0),
-                result => result.map_err(wrong)?,
+                (Err(error), _) if error.raw_os_error() == Some(libc::ENOLINK) => cgroup_id = Some(0),
+                (Ok(()), Some(id)) if hook.slot => lock(&self.slots).assign(id, hook.attach_type, slot)?,
+                (result, _) => result.map_err(wrong)?,
             }
         }
         let cgroup_id = cgroup_id.unwrap_or(0);
@@ -196,7 +198,8 @@ impl Loader {
         Ok(())
     }
 
-    /// Attaches and pins every hook; each finds its slot as soon as its pin is there.
+    /// Attaches and pins every hook, and gives each its slot after that: one that is pinned without a slot drops, and
+    /// a slot without a pin would stay in the cgroup's storage if this process died, for whoever is attached next.
     fn attach_hooks(
         &self,
         name: &str,
@@ -208,11 +211,11 @@ impl Loader {
         for (hook, program) in self.hooks() {
             let link = sys::link_create(program.as_fd(), cgroup.as_fd(), hook.attach_type)
                 .map_err(|error| not_attached(cgroup.path(), error))?;
+            let path = self.pins.link(name, hook.pin);
+            sys::pin(link.as_fd(), &path).map_err(|source| failed("cannot pin", &path, source))?;
             if hook.slot {
                 slots.assign(cgroup.id(), hook.attach_type, slot)?;
             }
-            let path = self.pins.link(name, hook.pin);
-            sys::pin(link.as_fd(), &path).map_err(|source| failed("cannot pin", &path, source))?;
         }
         Ok(())
     }
