@@ -6,16 +6,16 @@
 mod support;
 
 use std::io::Read as _;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use aya::maps::{Array, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
 use enforcer::bottle::cgroup::Cgroup;
 use enforcer::kernel::loader::Loader;
 use enforcer::kernel::{Guard, Kernel as _, Place};
-use enforcer_ebpf::{EVENT_NAMESPACE, FLOWS_PER_BOTTLE};
+use enforcer_ebpf::{EVENT_NAMESPACE, FLOWS_PER_BOTTLE, Flow, FlowKey, MAPPED};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use support::eventually;
 use support::host::{Host, LISTENER, SLOT, here, place};
@@ -60,6 +60,12 @@ fn bottle(host: &Host, loader: &Loader, name: &str, slot: u32, meter: &Meter) ->
 fn flow_counts(host: &Host) -> Array<MapData, u64> {
     let map = MapData::from_pin(host.pins().join("FLOW_COUNTS")).unwrap();
     Array::try_from(Map::Array(map)).unwrap()
+}
+
+/// An IPv4 address as the keys of `FLOWS` hold it.
+fn mapped(address: SocketAddr) -> [u32; 4] {
+    let IpAddr::V4(ip) = address.ip() else { panic!("{address} is not IPv4") };
+    [0, 0, MAPPED, u32::from_ne_bytes(ip.octets())]
 }
 
 #[test]
@@ -242,6 +248,34 @@ fn root_a_namespace_without_a_place_is_refused_and_told_of() {
 }
 
 #[test]
+fn root_a_connection_that_was_not_counted_goes_when_its_slot_is_given_away() {
+    in_own_network(|| {
+        let host = Host::new("late");
+        let meter = Meter::new();
+        let loader = host.opened(meter.guard());
+        let mut sender = Sender::start(Some(&host.cgroup));
+        let peer: SocketAddr = sender.order(&format!("connect {PUBLIC4}:443")).parse().unwrap();
+        let key = FlowKey {
+            source_ip: mapped(peer),
+            destination_ip: mapped(meter.ip4.local_addr().unwrap()),
+            source_port: peer.port().into(),
+            destination_port: meter.port().into(),
+            listener: LISTENER,
+            pad: 0,
+        };
+        let flows = MapData::from_pin(host.pins().join("FLOWS")).unwrap();
+        let mut flows: HashMap<_, FlowKey, Flow> = Map::HashMap(flows).try_into().unwrap();
+        let flow = flows.get(&key, 0).unwrap();
+        loader.detach("b", SLOT).unwrap();
+        assert!(flows.get(&key, 0).is_err() && flow_counts(&host).get(&SLOT, 0).unwrap() == 0);
+        // as a hook does that was under way meanwhile
+        flows.insert(key, flow, 0).unwrap();
+        loader.attach("again", &host.cgroup(), Guard { generation: 8, ..meter.guard() }).unwrap();
+        assert!(flows.get(&key, 0).is_err());
+    });
+}
+
+#[test]
 fn root_a_new_controller_gives_a_listener_s_id_to_another_namespace() {
     in_own_network(|| {
         let host = Host::new("ids");
@@ -287,9 +321,8 @@ fn root_a_connection_begun_under_an_earlier_controller_is_no_neighbour_s() {
             sender
         });
         let peers = froms.map(|from| from.parse::<SocketAddr>().unwrap());
-        let slot_of = |loader: &Loader, peer, listener| {
-            loader.flow(peer, local, listener).map(|flow: enforcer::kernel::Flow| flow.slot)
-        };
+        let slot_of =
+            |loader: &Loader, peer, listener| loader.flow(peer, local, listener).map(|flow: Flow| flow.slot);
         assert_eq!(slot_of(&loader, peers[0], LISTENER + 1), None, "it is not open yet");
         assert_eq!(begun[0].order("write"), "ok");
         assert_eq!(slot_of(&loader, peers[0], LISTENER + 1), Some(1), "opened in time, it is remembered");
