@@ -22,8 +22,8 @@ use crate::bottle::registry::{self, Registry};
 use crate::ca::{self, Ca};
 use crate::control::api::Problem;
 use crate::control::server;
-use crate::core::{self, CoreHandle, Listener, Message};
-use crate::egress::{Confined, Keeper};
+use crate::core::{self, BottleModel, CoreHandle, Listener, Message};
+use crate::egress::Keeper;
 use crate::error::{Exit, Failure};
 use crate::kernel::Kernel;
 use crate::kernel::loader::Loader;
@@ -101,15 +101,14 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     kernel.set_place(cookie, &listener.place())?;
 
     let egress = Arc::new(Keeper::new(kernel.clone(), settings.allow.clone(), settings.resolvers.clone()));
-    egress.take_over(snapshot.attachments.iter().map(|(attachment, _)| Confined {
-        slot: attachment.slot,
-        name: attachment.name.clone(),
-        mode: attachment.egress,
-    }))?;
+    // narrowed before anything opens; which of them live, and in which slots, is the core's to find out
+    egress.take_over(snapshot.attachments.iter().map(|(attachment, _)| attachment.into()))?;
     let (writer, writing) = Writer::spawn(Box::new(ledger));
     let (changes, changed) = broadcast::channel(CHANGES_KEPT);
     let parts = core::Parts { settings: settings.clone(), kernel: kernel.clone(), writer, listener, changes };
     let (core, deciding) = core::start(parts, snapshot)?;
+    let (bottles, _) = core.ask(|reply| Message::View { reply }).await.map_err(Problem::from)?;
+    egress.take_over(bottles.iter().map(|bottle| (&bottle.attachment).into()))?;
 
     let meter_options = meter::Options {
         program,
@@ -118,7 +117,7 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
         sockets,
     };
     let meter = Arc::new(Meter::start(meter_options, core.clone(), ca)?);
-    let (namespaces, looking) = look_after_namespaces(&kernel, &meter, &core, listener).await?;
+    let (namespaces, looking) = look_after_namespaces(&kernel, &meter, &core, listener, bottles).await?;
     let parts = registry::Parts {
         core: core.clone(),
         kernel,
@@ -171,9 +170,9 @@ async fn look_after_namespaces(
     meter: &Arc<Meter>,
     core: &CoreHandle,
     listener: Listener,
+    bottles: Vec<BottleModel>,
 ) -> Result<(Arc<Namespaces>, JoinHandle<()>), Failure> {
     let told = kernel.events()?;
-    let (bottles, _) = core.ask(|reply| Message::View { reply }).await.map_err(Problem::from)?;
     let parts = namespaces::Parts {
         kernel: kernel.clone(),
         meter: meter.clone(),
