@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::known::{Full, Known, MAX_OF_BOTTLE, Served};
 use super::{Message, Parts, Watched};
-use crate::bottle::cgroup::{Cgroup, CgroupError};
+use crate::bottle::cgroup::{self, Cgroup, CgroupError};
 use crate::bottle::namespace::{self, Inside, Namespace, NamespaceError, NamespaceId};
 use crate::core::Message as CoreMessage;
 use crate::kernel::{Event, KernelError, Place};
@@ -192,6 +192,10 @@ impl Keeper {
                 tracing::debug!(pid, %source, "a process left its network namespace before it was served");
                 None
             }
+            Err(closed @ Closed::Outside) => {
+                tracing::debug!(pid, %closed, "a network namespace is not served");
+                None
+            }
             Err(closed) => {
                 self.retry.insert(id, Instant::now() + RETRY);
                 let line = format!("a network namespace (process {pid}) is closed: {closed}");
@@ -200,9 +204,19 @@ impl Keeper {
         }
     }
 
+    /// Whether a process, or a thread, is certainly in the bottle.
+    fn is_inside(&self, slot: u32, pid: u32) -> bool {
+        let Some(Watched { cgroup, .. }) = self.bottles.get(&slot) else { return false };
+        cgroup::path_of(pid).is_ok_and(|path| path.starts_with(cgroup.path())) && cgroup.exists()
+    }
+
     /// Sockets first, then the meter, and the kernel last: what it sends there is accepted.
     fn serve(&mut self, slot: u32, pid: u32) -> Result<(), Closed> {
         let namespace = Namespace::of_process(pid)?;
+        // the number may have become another process's; from here on the namespace cannot
+        if !self.is_inside(slot, pid) {
+            return Err(Closed::Outside);
+        }
         if namespace.id() == self.own || self.known.meet(slot, namespace.id()) {
             return Ok(());
         }
@@ -242,7 +256,10 @@ impl Keeper {
         if !current || self.known.has_cookie(event.cookie) || !self.in_vain.insert(slot) {
             return;
         }
-        let threads = namespace::of_threads(event.pid).unwrap_or_default();
+        // the socket may be in the hands of a process outside, whose namespaces are no business of the bottle's
+        let is_inside = self.is_inside(slot, event.pid);
+        let threads =
+            if is_inside { namespace::of_threads(event.pid).unwrap_or_default() } else { Vec::new() };
         for (id, thread) in &threads {
             self.meet(slot, *id, *thread);
         }
@@ -294,6 +311,8 @@ enum Closed {
     Namespace(#[from] NamespaceError),
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    #[error("the process is not in the bottle any more")]
+    Outside,
     #[error("every id of listening sockets has been given once")]
     NoIds,
 }
@@ -310,7 +329,6 @@ mod tests {
     use std::process::{Child, Command};
 
     use super::*;
-    use crate::bottle::cgroup;
 
     /// A cgroup with one process; both go with it.
     struct Inhabited(Option<Cgroup>, Child);
