@@ -24,10 +24,26 @@ const BUSY_PART: u32 = 20;
 /// A namespace that could not be served is tried again after this long.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// The namespaces that a bottle's processes are in, each with one of them. Those that end meanwhile are in none.
-fn found_in(cgroup: &Cgroup) -> Result<BTreeMap<NamespaceId, u32>, CgroupError> {
+/// Processes of one bottle that are looked at in a round, in the order of their numbers; the next round goes on from
+/// there, so that a bottle with many has its own looked at less often, and no other's.
+const MAX_OF_ROUND: usize = 1_024;
+
+/// What a look at a bottle found.
+#[derive(Debug, PartialEq, Eq)]
+struct Look {
+    /// The namespaces that its processes are in, each with one of them. Those that end meanwhile are in none.
+    found: BTreeMap<NamespaceId, u32>,
+    /// The first process that was not looked at, if there were too many.
+    rest: Option<u32>,
+}
+
+/// Looks at no more than `most` of a bottle's processes, from number `first` on.
+fn look(cgroup: &Cgroup, first: u32, most: usize) -> Result<Look, CgroupError> {
+    let mut pids = cgroup.pids()?;
+    pids.retain(|pid| *pid >= first);
+    let rest = (pids.len() > most).then(|| *pids.select_nth_unstable(most).1);
     let of = |pid| NamespaceId::of_process(pid).ok().map(|id| (id, pid));
-    Ok(cgroup.pids()?.into_iter().filter_map(of).collect())
+    Ok(Look { found: pids.into_iter().take(most).filter_map(of).collect(), rest })
 }
 
 /// The thread's state.
@@ -44,6 +60,8 @@ pub(super) struct Keeper {
     in_vain: BTreeSet<u32>,
     /// Slots that are still to be looked at in this round.
     round: VecDeque<u32>,
+    /// Slots of bottles that were not looked at to the end, with the process to go on from.
+    rest: BTreeMap<u32, u32>,
     busy: Duration,
 }
 
@@ -69,6 +87,7 @@ impl Keeper {
             told: BTreeSet::new(),
             in_vain: BTreeSet::new(),
             round: VecDeque::new(),
+            rest: BTreeMap::new(),
             busy: Duration::ZERO,
         })
     }
@@ -104,13 +123,14 @@ impl Keeper {
         let slot = bottle.slot;
         self.forget(slot);
         self.bottles.insert(slot, bottle);
-        self.look_at(slot)
+        self.look_at(slot, usize::MAX)
     }
 
     fn forget(&mut self, slot: u32) {
         self.bottles.remove(&slot);
         self.told.remove(&slot);
         self.in_vain.remove(&slot);
+        self.rest.remove(&slot);
         let gone = self.known.forget(slot);
         self.give_up(gone);
     }
@@ -119,7 +139,7 @@ impl Keeper {
     fn look_at_next(&mut self) -> bool {
         let Some(slot) = self.round.pop_front() else { return false };
         let started = Instant::now();
-        self.look_at(slot);
+        self.look_at(slot, MAX_OF_ROUND);
         self.busy += started.elapsed();
         true
     }
@@ -127,7 +147,7 @@ impl Keeper {
     /// Ends the round; the instant at which the next begins. A bottle inside another comes first: what it is in
     /// counts for it, not for the one around it.
     fn end_round(&mut self) -> Instant {
-        let gone = self.known.end_round();
+        let gone = self.known.end_round(|slot| self.rest.contains_key(&slot));
         self.give_up(gone);
         let now = Instant::now();
         self.retry.retain(|_, until| *until > now);
@@ -138,11 +158,16 @@ impl Keeper {
         now + ROUND.max(std::mem::take(&mut self.busy) * BUSY_PART)
     }
 
-    /// Serves the namespaces that a bottle's processes are in now. One line for each that stays closed.
-    fn look_at(&mut self, slot: u32) -> Vec<String> {
+    /// Serves the namespaces that a bottle's processes are in now, or so many of them. One line for each that stays
+    /// closed.
+    fn look_at(&mut self, slot: u32, most: usize) -> Vec<String> {
         let Some(bottle) = self.bottles.get(&slot) else { return Vec::new() };
-        let found = match found_in(&bottle.cgroup) {
-            Ok(found) => found,
+        let first = self.rest.remove(&slot).unwrap_or(0);
+        let found = match look(&bottle.cgroup, first, most) {
+            Ok(Look { found, rest }) => {
+                self.rest.extend(rest.map(|rest| (slot, rest)));
+                found
+            }
             Err(error) => {
                 tracing::warn!(bottle = bottle.name, %error, "its network namespaces cannot be told");
                 self.known.keep(slot);
@@ -264,7 +289,7 @@ impl Keeper {
             self.meet(slot, *id, *thread);
         }
         if threads.is_empty() {
-            self.look_at(slot);
+            self.look_at(slot, MAX_OF_ROUND);
         }
         if self.known.has_cookie(event.cookie) {
             self.in_vain.remove(&slot);
@@ -355,6 +380,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn root_a_bottle_of_many_processes_is_looked_at_in_parts() {
+        assert!(nix::unistd::geteuid().is_root(), "this test makes cgroups: run it as root");
+        let Inhabited(cgroup, first) = &Inhabited::new(usize::MAX);
+        let cgroup = cgroup.as_ref().unwrap();
+        let mut others = [(); 4].map(|()| Command::new("sleep").arg("1000").spawn().unwrap());
+        let mut pids = vec![first.id()];
+        for child in &others {
+            std::fs::write(cgroup.path().join("cgroup.procs"), child.id().to_string()).unwrap();
+            pids.push(child.id());
+        }
+        pids.sort_unstable();
+        let looks = [(0, 2), (pids[2], 2), (pids[4], 2), (0, 5)].map(|(from, most)| look(cgroup, from, most));
+        for child in &mut others {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        let rests = looks.map(|look| look.unwrap().rest);
+        assert_eq!(rests, [Some(pids[2]), Some(pids[4]), None, None]);
+    }
+
     /// `ENFORCER_TEST_FULL=1`: 1,000 bottles instead of 50.
     #[test]
     fn root_a_round_finds_the_namespace_of_every_bottle_quickly() {
@@ -366,8 +412,9 @@ mod tests {
         for _ in 0..20 {
             let started = Instant::now();
             for Inhabited(cgroup, child) in &bottles {
-                let found = found_in(cgroup.as_ref().unwrap()).unwrap();
-                assert_eq!(found, BTreeMap::from([(own, child.id())]));
+                let looked = look(cgroup.as_ref().unwrap(), 0, MAX_OF_ROUND).unwrap();
+                let found = BTreeMap::from([(own, child.id())]);
+                assert_eq!(looked, Look { found, rest: None });
             }
             rounds.push(started.elapsed());
         }
