@@ -12,6 +12,7 @@ mod maps;
 pub mod pins;
 pub mod probe;
 mod refusal;
+mod shapes;
 pub mod sock_diag;
 mod sys;
 mod table;
