@@ -13,7 +13,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use super::known::{Full, Known, MAX_OF_BOTTLE, Served};
 use super::{Message, Parts, Watched};
 use crate::bottle::cgroup::{self, Cgroup, CgroupError};
-use crate::bottle::namespace::{self, Inside, Namespace, NamespaceError, NamespaceId};
+use crate::bottle::netns::{self, Inside, Namespace, NamespaceError, NamespaceId};
 use crate::core::Message as CoreMessage;
 use crate::kernel::{Event, KernelError, Place};
 
@@ -283,8 +283,7 @@ impl Keeper {
         }
         // the socket may be in the hands of a process outside, whose namespaces are no business of the bottle's
         let is_inside = self.is_inside(slot, event.pid);
-        let threads =
-            if is_inside { namespace::of_threads(event.pid).unwrap_or_default() } else { Vec::new() };
+        let threads = if is_inside { netns::of_threads(event.pid).unwrap_or_default() } else { Vec::new() };
         for (id, thread) in &threads {
             self.meet(slot, *id, *thread);
         }

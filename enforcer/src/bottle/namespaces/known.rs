@@ -3,7 +3,7 @@
 //! Time is counted in rounds: in each, every bottle is looked at once; for one that takes several, they are one. Not here: how namespaces are found and opened.
 use std::collections::BTreeMap;
 
-use crate::bottle::namespace::NamespaceId;
+use crate::bottle::netns::NamespaceId;
 
 /// Most network namespaces of one bottle, beside the host's.
 pub const MAX_OF_BOTTLE: usize = 16;
