@@ -16,12 +16,14 @@ use enforcer_ebpf::{
 use crate::connect::is_for_meter;
 use crate::skb::Header;
 use crate::sock_addr::{Destination, TCP, UDP};
-use crate::{ALLOW, endpoint, homes, lane, place, read};
+use crate::{ALLOW, BOTTLES, endpoint, homes, lane, place, read};
 
 /// Bits of a whole key of `ALLOW`.
 const WHOLE_KEY: u32 = 32 + 128;
 /// The port of DNS.
 const DNS: u32 = 53;
+/// socket()'s type of raw sockets, which send packets of any protocol.
+pub const SOCK_RAW: u32 = 3;
 
 /// Whether a socket may connect there. UDP may, anywhere: nothing leaves by that, and a resolving program that is
 /// refused an address of one family tries those of the other first, which may have no route. What it sends is judged.
@@ -66,6 +68,12 @@ pub fn may_leave(packet: &SkBuffContext, header: &Header, bottle: &Bottle, slot:
     // the host's meter may have a second address on loopback, which only its place tells
     let place = homes::of_packet(packet).and_then(place::of);
     place.is_some_and(|place| is_own(place) || (is_tcp && is_endpoint(ip, port, &endpoint(&place.meter))))
+}
+
+/// Whether the bottle in this slot is under lockdown; while the slot is not written, it may be.
+#[inline(always)]
+pub fn may_be_confined(slot: u32) -> bool {
+    slot == 0 || BOTTLES.get(slot).is_none_or(is_confined)
 }
 
 /// Whether the bottle is under lockdown.

@@ -6,16 +6,20 @@ use enforcer_ebpf::{FLAG_LIVE, FLOWS_PER_BOTTLE, Flow, FlowKey};
 
 use crate::{BOTTLES, FLOW_COUNTS, FLOWS, add, read};
 
-/// Remembers the connection as its bottle's; whether it was added. An entry that is there stays: of the another
-/// socket it is only replaced when stale.
+/// Remembers the connection as its bottle's; whether it was added. Where another socket's entry is there that is
+/// not stale, one of the two is not where it says: it is taken away, and both are nobody's.
 #[inline(always)]
 pub fn remember(key: &FlowKey, flow: &Flow) -> bool {
     // SAFETY: the entry is only read; one removed meanwhile yields another connection's cookie, never ours.
     if let Some(there) = unsafe { FLOWS.get(key) } {
-        if there.cookie == flow.cookie || is_current(there.slot, there.generation) {
+        let (cookie, is_taken) = (there.cookie, is_current(there.slot, there.generation));
+        if cookie == flow.cookie {
             return false;
         }
-        forget(key, there.cookie);
+        forget(key, cookie);
+        if is_taken {
+            return false;
+        }
     }
     // may be passed by as many connections as there are CPUs, each having read the count before the others
     if !is_current(flow.slot, flow.generation) || !has_room(flow.slot) {

@@ -3,15 +3,17 @@
 //! This file is the only thing that the two sides of the kernel share. Every struct is `repr(C)`, padded by
 //! named fields and asserted in size, so that a field is added at the end of a reserved run and never moves.
 //! Addresses are network byte order words as the kernel holds them (`user_ip4`), IPv4 as v4-mapped IPv6.
-//! The lifetimes: entries of `BOTTLES`, `NAMESPACES`, `ALLOW` and `HEART` are written by the controller alone;
+//! The lifetimes: entries of `BOTTLES`, `NAMESPACES`, `ALLOW`, `HEART` and `LAST_LISTENER` are written by the
+//! controller alone;
 //! counters, flows, originals and events by the kernel.
 #![no_std]
 
 pub mod address;
 
 /// Version of this ABI: the maps' shapes and which hooks a bottle has. What another version has pinned is refused
-/// at adoption. (2: the redirect's hooks and `ORIGINALS`. 3: places, lease, events, allow-list, homes.)
-pub const ABI_VERSION: u32 = 3;
+/// at adoption. (2: the redirect's hooks and `ORIGINALS`. 3: places, lease, events, allow-list, homes. 4: the last
+/// listener id.)
+pub const ABI_VERSION: u32 = 4;
 
 /// Entries of `BOTTLES`; slot 0 is never live, so a hook whose slot is not written yet drops.
 pub const SLOTS: u32 = 4096;
@@ -120,7 +122,8 @@ pub struct Bottle {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
-    /// Id of the meter's listening sockets there ([`LISTENER_HOST`] in the host's): never given to another namespace.
+    /// Id of the meter's listening sockets there ([`LISTENER_HOST`] in the host's): never given to another namespace,
+    /// by a later controller neither.
     pub listener: u32,
     /// Zero.
     pub pad: u32,

@@ -4,25 +4,21 @@ use aya_ebpf::helpers::generated::bpf_set_retval;
 use aya_ebpf::programs::LsmContext;
 
 use crate::sock_addr::{ALLOW, REFUSE};
-use crate::{BOTTLES, egress, slot};
+use crate::{egress, slot};
 
 const AF_UNIX: i32 = 1;
 const AF_INET: i32 = 2;
 const AF_INET6: i32 = 10;
 const AF_NETLINK: i32 = 16;
-const SOCK_RAW: i32 = 3;
 /// The type's bits; the others are SOCK_CLOEXEC and SOCK_NONBLOCK.
-const TYPE_MASK: i32 = 0xf;
+const TYPE_MASK: u32 = 0xf;
 const EAFNOSUPPORT: i32 = 97;
 
-/// `security_socket_create(family, type, protocol, kern)`. While the slot is not written, the bottle may be a
-/// confined one.
+/// `security_socket_create(family, type, protocol, kern)`.
 #[inline(always)]
 pub fn socket_create(call: &LsmContext) -> i32 {
-    let (family, kind, by_kernel): (i32, i32, i32) = (call.arg(0), call.arg(1), call.arg(3));
-    let slot = slot();
-    let confined = slot == 0 || BOTTLES.get(slot).is_none_or(egress::is_confined);
-    if !confined || by_kernel != 0 || is_judged_elsewhere(family, kind & TYPE_MASK) {
+    let (family, kind, by_kernel): (i32, u32, i32) = (call.arg(0), call.arg(1), call.arg(3));
+    if !egress::may_be_confined(slot()) || by_kernel != 0 || is_judged_elsewhere(family, kind & TYPE_MASK) {
         return ALLOW;
     }
     // SAFETY: the helper only sets what the call returns.
@@ -32,10 +28,10 @@ pub fn socket_create(call: &LsmContext) -> i32 {
 
 /// Families that reach nobody outside, or whose packets the other hooks see. Netlink's sockets are raw by name.
 #[inline(always)]
-fn is_judged_elsewhere(family: i32, kind: i32) -> bool {
+fn is_judged_elsewhere(family: i32, kind: u32) -> bool {
     match family {
         AF_UNIX | AF_NETLINK => true,
-        AF_INET | AF_INET6 => kind != SOCK_RAW,
+        AF_INET | AF_INET6 => kind != egress::SOCK_RAW,
         _ => false,
     }
 }

@@ -70,6 +70,10 @@ static NAMESPACES: HashMap<u64, Place> = HashMap::pinned(NAMESPACE_ENTRIES, 0);
 #[map]
 static HEART: Array<u64> = Array::pinned(1, BPF_F_MMAPABLE);
 
+/// The last listener id that a controller gave, through shared memory. Here only to be pinned: no program reads it.
+#[map]
+static LAST_LISTENER: Array<u64> = Array::pinned(1, BPF_F_MMAPABLE);
+
 /// What bottles under lockdown may reach; written by the controller alone.
 #[map]
 static ALLOW: LpmTrie<AllowKey, AllowPorts> = LpmTrie::pinned(ALLOW_ENTRIES, 0);

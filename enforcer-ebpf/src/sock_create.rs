@@ -4,21 +4,16 @@
 use aya_ebpf::programs::SockContext;
 
 use crate::sock_addr::{ALLOW, REFUSE};
-use crate::{BOTTLES, egress, homes, read, slot};
+use crate::{egress, homes, read, slot};
 
-/// SOCK_RAW.
-const RAW: u32 = 3;
-
-/// A socket is made. While the slot is not written, the bottle may be a confined one.
+/// A socket is made.
 #[inline(always)]
 pub fn create(socket: &SockContext) -> i32 {
-    let slot = slot();
-    let confined = slot == 0 || BOTTLES.get(slot).is_none_or(egress::is_confined);
-    // SAFETY: the kernel's context of this program.
-    let kind = read(unsafe { &(*socket.sock).type_ });
-    if !confined {
+    if !egress::may_be_confined(slot()) {
         return ALLOW;
     }
+    // SAFETY: the kernel's context of this program.
+    let kind = read(unsafe { &(*socket.sock).type_ });
     homes::note_new(socket);
-    if kind == RAW { REFUSE } else { ALLOW }
+    if kind == egress::SOCK_RAW { REFUSE } else { ALLOW }
 }

@@ -10,10 +10,11 @@ use aya_ebpf::programs::SockOpsContext;
 use enforcer_ebpf::{Bottle, Flow, FlowKey, Original};
 
 use crate::flows::{forget, remember};
-use crate::{BOTTLES, originals, read, slot};
+use crate::{BOTTLES, originals, place, read, slot};
 
 /// Adds the connection when it is made, takes it away when it is closed. Whose it is, and through which listener,
-/// the hook on connect() has left in the socket.
+/// the hook on connect() has left in the socket. That may be long ago (TCP Fast Open connects when it sends first):
+/// what is not the listener of the socket's namespace now is not remembered.
 #[inline(always)]
 pub fn track(socket: &SockOpsContext) {
     let opening = socket.op() == BPF_SOCK_OPS_TCP_CONNECT_CB;
@@ -22,11 +23,15 @@ pub fn track(socket: &SockOpsContext) {
         return;
     }
     let Some(original) = originals::of_tcp(socket) else { return };
-    let key = key(socket, read(&original.listener));
+    let listener = read(&original.listener);
+    let key = key(socket, listener);
     // SAFETY: the context is the one that the kernel gave this program.
     let cookie = unsafe { bpf_get_socket_cookie(socket.as_ptr()) };
     if closing {
         return forget(&key, cookie);
+    }
+    if place::of(place::cookie_of_tcp(socket)).is_none_or(|place| read(&place.listener) != listener) {
+        return;
     }
     let slot = slot();
     let Some(bottle) = BOTTLES.get(slot) else { return };

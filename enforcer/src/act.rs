@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::bottle::cgroup::Cgroup;
-use crate::bottle::namespace::{self, Namespace, NamespaceId};
+use crate::bottle::netns::{self, Namespace, NamespaceId};
 use crate::core::{CoreHandle, Message};
 use crate::kernel::sock_diag::{InetSocket, SockDiag, namespace_of};
 use crate::kernel::{Flow, FlowKey, Kernel, address_of};
@@ -180,7 +180,7 @@ fn abort_all(order: &Abort, failures: &mut Vec<String>) -> usize {
     };
     let own = NamespaceId::own().into_iter().map(|id| (id, std::process::id()));
     // threads of a process that has ended meanwhile are in none
-    let theirs = pids.into_iter().flat_map(|pid| namespace::of_threads(pid).unwrap_or_default());
+    let theirs = pids.into_iter().flat_map(|pid| netns::of_threads(pid).unwrap_or_default());
     let mut seen = BTreeSet::new();
     let mut aborted = 0;
     for (id, pid) in own.chain(theirs) {

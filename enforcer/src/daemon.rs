@@ -23,8 +23,8 @@ use crate::bottle::registry::{self, Registry};
 use crate::ca::{self, Ca};
 use crate::control::api::Problem;
 use crate::control::server;
-use crate::core::{self, CoreHandle, Listener, Message};
-use crate::egress::{Confined, Keeper};
+use crate::core::{self, BottleModel, CoreHandle, Listener, Message};
+use crate::egress::Keeper;
 use crate::error::{Exit, Failure};
 use crate::helpers::signer::Signer;
 use crate::kernel::Kernel;
@@ -106,17 +106,16 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     kernel.set_place(cookie, &listener.place())?;
 
     let egress = Arc::new(Keeper::new(kernel.clone(), settings.allow.clone(), settings.resolvers.clone()));
-    egress.take_over(snapshot.attachments.iter().map(|(attachment, _)| Confined {
-        slot: attachment.slot,
-        name: attachment.name.clone(),
-        mode: attachment.egress,
-    }))?;
+    // narrowed before anything opens; which of them live, and in which slots, is the core's to find out
+    egress.take_over(snapshot.attachments.iter().map(|(attachment, _)| attachment.into()))?;
     let (writer, writing) = Writer::spawn(Box::new(ledger));
     let (changes, changed) = broadcast::channel(CHANGES_KEPT);
     let (actor, orders) = act::orders();
     let parts =
         core::Parts { settings: settings.clone(), kernel: kernel.clone(), writer, listener, actor, changes };
     let (core, deciding) = core::start(parts, snapshot)?;
+    let (bottles, _) = core.ask(|reply| Message::View { reply }).await.map_err(Problem::from)?;
+    egress.take_over(bottles.iter().map(|bottle| (&bottle.attachment).into()))?;
 
     let signer = Signer::start(ca, settings.providers.clone()).map_err(meter::MeterError::from)?;
     let meter_options = meter::Options {
@@ -153,7 +152,7 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
         listener,
         host_cookie: cookie,
     };
-    let looking = look_after_namespaces(parts, inbox, &namespaces).await?;
+    let looking = look_after_namespaces(parts, inbox, &namespaces, bottles).await?;
     let parts = registry::Parts {
         core: core.clone(),
         kernel,
@@ -208,9 +207,9 @@ async fn look_after_namespaces(
     parts: namespaces::Parts,
     inbox: namespaces::Inbox,
     namespaces: &Arc<Namespaces>,
+    bottles: Vec<BottleModel>,
 ) -> Result<JoinHandle<()>, Failure> {
     let told = parts.kernel.events()?;
-    let (bottles, _) = parts.core.ask(|reply| Message::View { reply }).await.map_err(Problem::from)?;
     let (namespaces, core) = (namespaces.clone(), parts.core.clone());
     let started = tokio::task::spawn_blocking(move || {
         let bottles = bottles.iter().filter_map(|bottle| Watched::if_there(&bottle.attachment)).collect();

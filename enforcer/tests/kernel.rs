@@ -11,7 +11,9 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::time::Duration;
 
-use aya::maps::{Array, MapData};
+use aya::maps::cgroup_storage::CgroupStorageKey;
+#[expect(deprecated, reason = "the map's successor cannot be used on the packet path")]
+use aya::maps::{Array, CgroupStorage, Map, MapData};
 use aya::programs::{CgroupSkb, CgroupSkbAttachType};
 use enforcer::bottle::cgroup::{self, Cgroup, CgroupError};
 use enforcer::kernel::loader::{Loader, unpin_all};
@@ -243,6 +245,25 @@ fn root_a_guard_that_was_never_finished_is_removed() {
     fs::remove_file(host.pins().join("bottles/b/egress")).unwrap();
     assert!(host.load().adopted().is_empty());
     assert_eq!(fs::read_dir(host.pins().join("bottles")).unwrap().count(), 0);
+}
+
+#[test]
+#[expect(deprecated, reason = "the map's successor cannot be used on the packet path")]
+fn root_a_hook_pinned_without_its_slot_drops_and_is_given_it_by_the_next_controller() {
+    let host = Host::new("slotless");
+    let loader = host.attached(no_meter());
+    loader.open(SLOT);
+    let (mut sender, receiver) = (Sender::start(Some(&host.cgroup)), Receiver::new("127.0.0.1"));
+    let storage = MapData::from_pin(host.pins().join("CG")).unwrap();
+    let mut storage: CgroupStorage<_, u32> = Map::CgroupStorage(storage).try_into().unwrap();
+    let egress = CgroupStorageKey::new(host.cgroup().id(), 1);
+    assert_eq!(storage.get(egress, 0).unwrap(), SLOT);
+    storage.insert(egress, 0, 0).unwrap();
+    drop(loader);
+    assert!(!receiver.hears(&mut sender));
+    let loader = host.load();
+    assert!(loader.is_open(SLOT));
+    assert!(receiver.hears(&mut sender));
 }
 
 #[test]

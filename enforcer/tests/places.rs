@@ -6,16 +6,16 @@
 mod support;
 
 use std::io::Read as _;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use aya::maps::{Array, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
 use enforcer::bottle::cgroup::Cgroup;
 use enforcer::kernel::loader::Loader;
 use enforcer::kernel::{Guard, Kernel as _, Place};
-use enforcer_ebpf::{EVENT_NAMESPACE, FLOWS_PER_BOTTLE};
+use enforcer_ebpf::{EVENT_NAMESPACE, FLOWS_PER_BOTTLE, Flow, FlowKey, MAPPED};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use support::eventually;
 use support::host::{Host, LISTENER, SLOT, here, place};
@@ -60,6 +60,12 @@ fn bottle(host: &Host, loader: &Loader, name: &str, slot: u32, meter: &Meter) ->
 fn flow_counts(host: &Host) -> Array<MapData, u64> {
     let map = MapData::from_pin(host.pins().join("FLOW_COUNTS")).unwrap();
     Array::try_from(Map::Array(map)).unwrap()
+}
+
+/// An IPv4 address as the keys of `FLOWS` hold it.
+fn mapped(address: SocketAddr) -> [u32; 4] {
+    let IpAddr::V4(ip) = address.ip() else { panic!("{address} is not IPv4") };
+    [0, 0, MAPPED, u32::from_ne_bytes(ip.octets())]
 }
 
 #[test]
@@ -242,6 +248,34 @@ fn root_a_namespace_without_a_place_is_refused_and_told_of() {
 }
 
 #[test]
+fn root_a_connection_that_was_not_counted_goes_when_its_slot_is_given_away() {
+    in_own_network(|| {
+        let host = Host::new("late");
+        let meter = Meter::new();
+        let loader = host.opened(meter.guard());
+        let mut sender = Sender::start(Some(&host.cgroup));
+        let peer: SocketAddr = sender.order(&format!("connect {PUBLIC4}:443")).parse().unwrap();
+        let key = FlowKey {
+            source_ip: mapped(peer),
+            destination_ip: mapped(meter.ip4.local_addr().unwrap()),
+            source_port: peer.port().into(),
+            destination_port: meter.port().into(),
+            listener: LISTENER,
+            pad: 0,
+        };
+        let flows = MapData::from_pin(host.pins().join("FLOWS")).unwrap();
+        let mut flows: HashMap<_, FlowKey, Flow> = Map::HashMap(flows).try_into().unwrap();
+        let flow = flows.get(&key, 0).unwrap();
+        loader.detach("b", SLOT).unwrap();
+        assert!(flows.get(&key, 0).is_err() && flow_counts(&host).get(&SLOT, 0).unwrap() == 0);
+        // as a hook does that was under way meanwhile
+        flows.insert(key, flow, 0).unwrap();
+        loader.attach("again", &host.cgroup(), Guard { generation: 8, ..meter.guard() }).unwrap();
+        assert!(flows.get(&key, 0).is_err());
+    });
+}
+
+#[test]
 fn root_a_new_controller_gives_a_listener_s_id_to_another_namespace() {
     in_own_network(|| {
         let host = Host::new("ids");
@@ -267,6 +301,85 @@ fn root_a_new_controller_gives_a_listener_s_id_to_another_namespace() {
         std::thread::sleep(Duration::from_millis(50));
         assert!(loader.flow(peer, local, LISTENER + 1).is_some(), "the end of the other one took it away");
     });
+}
+
+#[test]
+fn root_a_connection_begun_under_an_earlier_controller_is_no_neighbour_s() {
+    in_own_network(|| {
+        let host = Host::new("begun");
+        let meter = Meter::new();
+        let loader = host.load();
+        let paths = [bottle(&host, &loader, "one", 1, &meter), bottle(&host, &loader, "two", 2, &meter)];
+        let local = meter.ip4.local_addr().unwrap();
+        let elsewhere = Elsewhere::like(&meter, &loader, LISTENER + 1);
+        // a client without a cookie for the server asks for none (see ip-sysctl)
+        elsewhere.network.inside(|| std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", "5").unwrap());
+        let froms = ["127.0.0.1:45680", "127.0.0.1:45681", "127.0.0.1:45682"];
+        let mut begun = froms.map(|from| {
+            let mut sender = elsewhere.network.inside(|| Sender::start(Some(&paths[0])));
+            assert_eq!(sender.order(&format!("begin-from {from} {local}")), from);
+            sender
+        });
+        let peers = froms.map(|from| from.parse::<SocketAddr>().unwrap());
+        let slot_of =
+            |loader: &Loader, peer, listener| loader.flow(peer, local, listener).map(|flow: Flow| flow.slot);
+        assert_eq!(slot_of(&loader, peers[0], LISTENER + 1), None, "it is not open yet");
+        assert_eq!(begun[0].order("write"), "ok");
+        assert_eq!(slot_of(&loader, peers[0], LISTENER + 1), Some(1), "opened in time, it is remembered");
+        drop(loader);
+
+        // the id goes to another namespace, and this one has no place, then a new one
+        let loader = host.load();
+        let neighbours = Elsewhere::like(&meter, &loader, LISTENER + 1);
+        begun[1].order("write");
+        loader.set_place(elsewhere.cookie(), &Place { listener: LISTENER + 2, ..elsewhere.place() }).unwrap();
+        begun[2].order("write");
+        let mut neighbour = neighbours.network.inside(|| Sender::start(Some(&paths[1])));
+        for (from, peer) in froms.into_iter().zip(peers) {
+            for listener in [LISTENER + 1, LISTENER + 2] {
+                assert_eq!(slot_of(&loader, peer, listener), None, "{from}: it is nobody's");
+            }
+            assert_eq!(neighbour.order(&format!("connect-from {from} {local}")), from);
+            assert_eq!(slot_of(&loader, peer, LISTENER + 1), Some(2), "the neighbour's is the neighbour's");
+        }
+    });
+}
+
+#[test]
+fn root_of_two_connections_that_claim_one_entry_neither_has_it() {
+    in_own_network(|| {
+        let host = Host::new("claimed");
+        let meter = Meter::new();
+        let loader = host.load();
+        let paths = [bottle(&host, &loader, "one", 1, &meter), bottle(&host, &loader, "two", 2, &meter)];
+        let (from, local) = ("127.0.0.1:45683", meter.ip4.local_addr().unwrap());
+        let peer: SocketAddr = from.parse().unwrap();
+        // two namespaces with one id, as no controller writes them
+        let senders = paths.each_ref().map(|path| {
+            let network = Elsewhere::like(&meter, &loader, LISTENER + 1);
+            let mut sender = network.network.inside(|| Sender::start(Some(path)));
+            assert_eq!(sender.order(&format!("connect-from {from} {local}")), from);
+            (network, sender)
+        });
+        assert_eq!(loader.flow(peer, local, LISTENER + 1), None);
+        let counts = flow_counts(&host);
+        assert_eq!([1, 2].map(|slot| counts.get(&slot, 0).unwrap()), [0, 0]);
+        drop(senders);
+    });
+}
+
+#[test]
+fn root_ids_of_listeners_are_given_once_by_all_controllers_together() {
+    let host = Host::new("once");
+    let loader = host.load();
+    assert_eq!([(); 2].map(|()| loader.new_listener()), [Some(LISTENER + 1), Some(LISTENER + 2)]);
+    drop(loader);
+    let last = MapData::from_pin(host.pins().join("LAST_LISTENER")).unwrap();
+    let loader = host.load();
+    assert_eq!(loader.new_listener(), Some(LISTENER + 3));
+    let mut last: Array<_, u64> = Array::try_from(Map::Array(last)).unwrap();
+    last.set(0, u64::from(u32::MAX) - 1, 0).unwrap();
+    assert_eq!([(); 2].map(|()| loader.new_listener()), [Some(u32::MAX), None], "then there are no more");
 }
 
 #[test]

@@ -6,15 +6,18 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde_json::{Value, json};
 use support::clock::wait_until;
 use support::enforcer::Daemon;
+use support::inmate::Inmate;
 use support::namespace::{Holder, sockets_of};
-use support::network::{PUBLIC4, PUBLIC6, in_own_network, ip};
+use support::network::{Namespace, PUBLIC4, PUBLIC6, in_own_network, ip};
 use support::process::{self, Output, Seen, built};
 use support::provider::Reply;
 use support::sink::Sink;
@@ -483,4 +486,45 @@ fn root_looking_at_many_bottles_costs_little() {
     assert!(share < 0.1, "{share}");
     sleepers.iter_mut().for_each(process::kill);
     drop(bottles);
+}
+
+/// A copy of the only socket that a process has.
+fn copy_socket(pid: u32) -> OwnedFd {
+    let is_socket = |fd: &PathBuf| fs::read_link(fd).unwrap().to_str().unwrap().starts_with("socket:");
+    let mut entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|entry| entry.unwrap().path());
+    let number = entries.find(is_socket).unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
+    let id = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    let process = pidfd_open(id, PidfdFlags::empty()).unwrap();
+    pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).unwrap()
+}
+
+#[test]
+fn root_whoever_is_handed_a_bottle_s_socket_does_not_have_its_own_namespace_served() {
+    in_own_network(|| {
+        let stage = Stage::new(Reply::default(), "");
+        let meter: SocketAddr = stage.daemon.listen_addr().parse().unwrap();
+        let bottle = stage.bottle("b1", &[]);
+        let before = listening(&stage.daemon);
+        let mut inmate = Inmate::start(Some(&bottle.cgroup));
+        inmate.ok("unshare");
+        let connect = format!("connect {meter}");
+        wait_until(SOON, || inmate.order(&connect).starts_with("ok").then_some(())).expect("it is served");
+        let served = wait_served(&stage.daemon, &before);
+        let socket = copy_socket(inmate.pid());
+        drop(inmate);
+        wait_given_up(&stage.daemon, &served, "no process of the bottle is there");
+
+        // this process is outside, with a thread in a namespace that is none of the bottle's
+        let outside = Namespace::new();
+        outside.enter(|| {
+            for _ in 0..4 {
+                rustix::net::connect_unspec(&socket).unwrap();
+                assert_eq!(rustix::net::connect(&socket, &meter), Err(rustix::io::Errno::PERM));
+                // several rounds of the search
+                std::thread::sleep(Duration::from_millis(300));
+                assert_eq!(listening(&stage.daemon), before, "{}", stage.daemon.logs());
+            }
+            TcpListener::bind(meter).expect("nobody listens there");
+        });
+    });
 }

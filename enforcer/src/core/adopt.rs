@@ -118,13 +118,15 @@ impl Core {
         Ok(Some((slot, verdict)))
     }
 
-    /// A guard that the ledger knows nothing of is kept, closed: whom it guards cannot be decided.
+    /// A guard that the ledger knows nothing of is kept, closed: whom it guards cannot be decided, nor what it was to
+    /// reach, so it reaches nothing until the egress room writes what `metered` lets through.
     fn take_over_unknown(&mut self, pinned: Pinned) -> Result<Option<(u32, Option<Cause>)>, AdoptError> {
         self.kernel.cut(pinned.slot);
         if pinned.cgroup_id == 0 {
             self.kernel.detach(&pinned.name, pinned.slot)?;
             return Ok(None);
         }
+        self.kernel.set_allowed(pinned.slot, &[])?;
         let path = cgroup::path_of_id(pinned.cgroup_id).ok_or_else(|| AdoptError::Bottle {
             name: pinned.name.clone(),
             why: format!(
@@ -145,7 +147,6 @@ impl Core {
             slot: pinned.slot,
             generation: pinned.generation,
             policy: "cutoff".into(),
-            // what it was to reach is not known either
             egress: Egress::Metered,
             launch_budget: Vec::new(),
             attached_at: now_ms(),

@@ -13,7 +13,7 @@ use meter_proxy::tokens::{Ending, Provenance, Tokens};
 use super::*;
 use crate::act::{self, Abort, Which};
 use crate::kernel::fake::FakeKernel;
-use crate::kernel::{Face, Pinned};
+use crate::kernel::{Allowed, AllowedPorts, Face, Pinned};
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::{FlowRow, Ledger, LedgerError, Reader, Snapshot, UsageQuery};
 use crate::settings::Egress;
@@ -110,9 +110,23 @@ impl Bench {
 
     /// The controller dies and another starts; the kernel holds what it held.
     fn restart(self, yaml: &str, pinned: Vec<Pinned>) -> Self {
+        self.restart_with(yaml, pinned, [])
+    }
+
+    /// As [`Self::restart`], with what slots may reach.
+    fn restart_with(
+        self,
+        yaml: &str,
+        pinned: Vec<Pinned>,
+        allowed: impl IntoIterator<Item = (u32, Vec<Allowed>)>,
+    ) -> Self {
         self.core.tell(Message::Stop);
         drop(self.core);
-        Self::over(yaml, self.dir, FakeKernel::with_pinned(pinned))
+        let kernel = FakeKernel::with_pinned(pinned);
+        for (slot, allowed) in allowed {
+            kernel.set_allowed(slot, &allowed).unwrap();
+        }
+        Self::over(yaml, self.dir, kernel)
     }
 
     fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Message) -> T {
@@ -691,6 +705,11 @@ fn a_new_controller_takes_the_more_closed_of_ledger_and_kernel() {
     assert!(bench.view("open").cause.is_none());
 }
 
+fn anything_at(range: &str) -> Allowed {
+    let ports = AllowedPorts { any: true, ..AllowedPorts::default() };
+    Allowed { range: range.parse().unwrap(), ports }
+}
+
 #[test]
 fn a_guard_that_the_ledger_does_not_know_is_kept_closed() {
     let bench = Bench::new("");
@@ -699,8 +718,14 @@ fn a_guard_that_the_ledger_does_not_know_is_kept_closed() {
     // any cgroup that is there will do: the fake kernel attaches to none
     let somewhere = std::fs::metadata(crate::bottle::cgroup::mount().unwrap()).unwrap().ino();
     let strange = Pinned { name: "strange".into(), slot: 7, generation: 9, cgroup_id: somewhere, cut: None };
-    let bench = bench.restart("", vec![pinned(&known, false), strange]);
+    let left = [7, known.slot].map(|slot| (slot, vec![anything_at("192.0.2.0/24")]));
+    let bench = bench.restart_with("", vec![pinned(&known, false), strange], left.clone());
     assert!(!bench.kernel.is_open(7));
+    assert!(bench.kernel.allowed(7).is_empty(), "nor is what an earlier controller let through");
+    assert_eq!(bench.kernel.allowed(known.slot), left[1].1, "of others that is not the core's to change");
+    let strange = bench.view("strange").attachment;
+    assert_eq!(strange.egress, Egress::Metered);
+    assert!(bench.kernel.guard(7).unwrap().lockdown);
     assert!(bench.view("strange").cause.unwrap().to_string().contains("not in the ledger"));
     assert!(bench.attach("next").generation > 9, "no generation is given out twice");
 }

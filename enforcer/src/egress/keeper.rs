@@ -18,6 +18,7 @@ use super::merge::{Opening, merge};
 use super::names::{Known, may_open};
 use super::resolve::{Found, Resolver};
 use crate::kernel::{Allowed, Kernel, KernelError};
+use crate::ledger::Attachment;
 use crate::settings::Egress;
 
 /// Longest that an attach waits for names that were never looked up.
@@ -51,8 +52,8 @@ struct State {
     bottles: BTreeMap<u32, Confined>,
     names: BTreeMap<String, Known>,
     resolver: Arc<Resolver>,
-    /// What every bottle's entries were last written by.
-    written: Reachable,
+    /// What every bottle's entries were last written by; `None` when that differs, or is not known.
+    written: Option<Reachable>,
     /// Slots whose entries could not all be written.
     unwritten: BTreeSet<u32>,
 }
@@ -62,6 +63,12 @@ struct State {
 struct Reachable {
     servers: Vec<IpAddr>,
     names: BTreeMap<String, Vec<IpAddr>>,
+}
+
+impl From<&Attachment> for Confined {
+    fn from(attachment: &Attachment) -> Self {
+        Self { slot: attachment.slot, name: attachment.name.clone(), mode: attachment.egress }
+    }
 }
 
 impl State {
@@ -83,23 +90,31 @@ impl Keeper {
             bottles: BTreeMap::new(),
             names: BTreeMap::new(),
             resolver,
-            written: Reachable::default(),
+            written: None,
             unwritten: BTreeSet::new(),
         });
         Self { kernel, rules, servers, state, changed: Notify::new() }
     }
 
-    /// Writes what bottles of an earlier controller may reach by these rules. What names open follows when they are
-    /// looked up, which [`Self::keep_fresh`] does first.
+    /// Makes these the bottles that are confined, and writes what they may reach by these rules; what others could, in
+    /// slots that an earlier call named, is taken away. What names open follows when they are looked up, which
+    /// [`Self::keep_fresh`] does first.
     ///
     /// # Errors
     /// When the list cannot be written.
     pub fn take_over(&self, bottles: impl IntoIterator<Item = Confined>) -> Result<(), KernelError> {
+        let confined = bottles.into_iter().filter(|bottle| bottle.mode != Egress::Open);
+        let confined: BTreeMap<u32, Confined> = confined.map(|bottle| (bottle.slot, bottle)).collect();
         let mut state = self.state();
-        for bottle in bottles.into_iter().filter(|bottle| bottle.mode != Egress::Open) {
-            self.write(&state.reachable(Instant::now()), &bottle)?;
-            state.bottles.insert(bottle.slot, bottle);
+        for gone in state.bottles.keys().filter(|slot| !confined.contains_key(slot)) {
+            self.kernel.set_allowed(*gone, &[])?;
         }
+        let reachable = state.reachable(Instant::now());
+        for bottle in confined.values() {
+            self.write(&reachable, bottle)?;
+        }
+        state.unwritten.clear();
+        (state.bottles, state.written) = (confined, Some(reachable));
         Ok(())
     }
 
@@ -121,11 +136,13 @@ impl Keeper {
         }
         let (slot, warnings) = (bottle.slot, self.warnings(&bottle));
         let mut state = self.state();
-        if let Err(error) = self.write(&state.reachable(Instant::now()), &bottle) {
+        let reachable = state.reachable(Instant::now());
+        if let Err(error) = self.write(&reachable, &bottle) {
             drop(state);
             self.release(slot)?;
             return Err(error);
         }
+        state.written = state.written.take().filter(|written| *written == reachable);
         state.bottles.insert(slot, bottle);
         drop(state);
         self.changed.notify_one();
@@ -285,7 +302,7 @@ impl Keeper {
     fn write_all(&self) -> Vec<String> {
         let mut state = self.state();
         let reachable = state.reachable(Instant::now());
-        if reachable == state.written && state.unwritten.is_empty() {
+        if state.written.as_ref() == Some(&reachable) && state.unwritten.is_empty() {
             return Vec::new();
         }
         let mut news = Vec::new();
@@ -298,7 +315,7 @@ impl Keeper {
                 }
             }
         }
-        (state.written, state.unwritten) = (reachable, unwritten);
+        (state.written, state.unwritten) = (Some(reachable), unwritten);
         news
     }
 
@@ -360,6 +377,36 @@ mod tests {
         assert!(kernel.allowed(2).is_empty());
         assert!(keeper.write_all().is_empty());
         assert!(kernel.allowed(2).is_empty(), "what was released is not written again");
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_over_again_is_whole_and_nobody_else_s() {
+        let kernel = Arc::new(FakeKernel::new());
+        let keeper = keeper(&kernel, &["10.0.0.0/8:5432"]);
+        keeper.take_over([1, 2, 3].map(|slot| confined(slot, Egress::Allowlist))).unwrap();
+        // as the core leaves it: the first is gone, the second was attached anew, the third's rules are unknown
+        kernel.set_allowed(2, &[]).unwrap();
+        keeper.take_over([confined(2, Egress::Allowlist), confined(3, Egress::Metered)]).unwrap();
+        for _ in 0..2 {
+            assert!(kernel.allowed(1).is_empty());
+            assert_eq!(ranges(&kernel, 2), ["0.0.0.0/0", "10.0.0.0/8", "192.0.2.53/32"]);
+            assert_eq!(ranges(&kernel, 3), ["0.0.0.0/0", "192.0.2.53/32"]);
+            assert!(keeper.write_all().is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_one_bottle_was_written_by_alone_is_written_for_all() {
+        let kernel = Arc::new(FakeKernel::new());
+        let keeper = keeper(&kernel, &["git.test:22"]);
+        keeper.take_over([confined(1, Egress::Allowlist)]).unwrap();
+        let found = Found { addresses: vec!["192.0.2.1".parse().unwrap()], ttl: Duration::from_secs(60) };
+        keeper.learn("git.test".into(), Ok(found));
+        keeper.confine(confined(2, Egress::Allowlist)).await.unwrap();
+        assert_eq!(keeper.state().written, None);
+        assert!(keeper.write_all().is_empty());
+        assert_eq!(ranges(&kernel, 1), ranges(&kernel, 2));
+        assert!(keeper.state().written.is_some());
     }
 
     #[tokio::test]

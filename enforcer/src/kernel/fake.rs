@@ -42,6 +42,8 @@ struct State {
     places: BTreeMap<u64, Place>,
     allowed: BTreeMap<u32, Vec<Allowed>>,
     beats: u64,
+    /// How many ids beside the host's were given.
+    listeners: u32,
     /// Where events are written, once somebody reads them.
     events: Option<PipeWriter>,
 }
@@ -205,6 +207,12 @@ impl Kernel for FakeKernel {
 
     fn silence(&self) -> Option<Duration> {
         (self.state().beats > 0).then_some(Duration::ZERO)
+    }
+
+    fn new_listener(&self) -> Option<u32> {
+        let mut state = self.state();
+        state.listeners += 1;
+        Some(LISTENER_HOST + state.listeners)
     }
 
     fn set_place(&self, cookie: u64, place: &Place) -> Result<(), KernelError> {

@@ -13,14 +13,15 @@ use std::time::Duration;
 use aya::maps::{Array, IterableMap as _, MapData, RingBuf};
 use aya::programs::ProgramFd;
 use aya::{Btf, EbpfLoader};
-use enforcer_ebpf::{Bottle, SLOTS};
+use enforcer_ebpf::{Bottle, LISTENER_HOST, SLOTS};
 
 use super::allow::{AllowList, Allowed};
 use super::families;
 use super::hooks::{HOOKS, Hook, OBJECT, check_unguarded, load_programs};
-use super::maps::{HOMES, Namespaces, ORIGINALS, Readers, Slots, check_shapes, lock, take, words};
+use super::maps::{Namespaces, Readers, Slots, lock, take, words};
 use super::pins::{self, Pins};
 use super::refusal::{failed, not_attached, refused};
+use super::shapes::{HOMES, ORIGINALS, check_shapes};
 use super::sock_diag::SockDiag;
 use super::table::{self, Table};
 use super::words::{Words, coarse_now};
@@ -32,6 +33,7 @@ pub struct Loader {
     pins: Pins,
     table: Table,
     heart: Words,
+    last_listener: Words,
     slots: Mutex<Slots>,
     readers: Readers,
     namespaces: Namespaces,
@@ -88,14 +90,17 @@ impl Loader {
             what: "cannot map the table of bottles".to_owned(),
             source,
         })?;
+        // before the connections: no hook sends another to a listener of the earlier controller's meanwhile
+        let namespaces = Namespaces::take(&mut ebpf)?;
         let mut slots = Slots::take(&mut ebpf)?;
         slots.forget_other_listeners()?;
         let mut loader = Self {
             table,
             heart: words(&mut ebpf, "HEART", 1)?,
+            last_listener: words(&mut ebpf, "LAST_LISTENER", 1)?,
             slots: Mutex::new(slots),
             readers: Readers::open(&pins)?,
-            namespaces: Namespaces::take(&mut ebpf)?,
+            namespaces,
             allowed: Mutex::new(AllowList::open(take(&mut ebpf, "ALLOW")?)?),
             families: families::load(&mut ebpf, btf.as_ref()),
             events: Mutex::new(Some(take(&mut ebpf, "EVENTS")?)),
@@ -152,7 +157,8 @@ impl Loader {
         Ok(!self.table.is_live(slot))
     }
 
-    /// Runs the programs loaded now behind a bottle's links; its verdict stays what the table says.
+    /// Runs the programs loaded now behind a bottle's links; its verdict stays what the table says. A controller that
+    /// died while attaching or detaching it may have left hooks without their slot: they are given it.
     fn adopt_bottle(&self, name: String, slot: u32) -> Result<Pinned, KernelError> {
         check_slot(slot)?;
         let mut cgroup_id = None;
@@ -168,10 +174,11 @@ impl Loader {
                 // all of a bottle's links are made for one cgroup
                 cgroup_id = Some(sys::link_info(link.as_fd()).map_err(wrong)?.cgroup_id);
             }
-            match sys::link_update(link.as_fd(), program.as_fd()) {
+            match (sys::link_update(link.as_fd(), program.as_fd()), cgroup_id) {
                 // its cgroup is gone: nothing runs there any more
-                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => cgroup_id = Some(0),
-                result => result.map_err(wrong)?,
+                (Err(error), _) if error.raw_os_error() == Some(libc::ENOLINK) => cgroup_id = Some(0),
+                (Ok(()), Some(id)) if hook.slot => lock(&self.slots).assign(id, hook.attach_type, slot)?,
+                (result, _) => result.map_err(wrong)?,
             }
         }
         let cgroup_id = cgroup_id.unwrap_or(0);
@@ -194,7 +201,8 @@ impl Loader {
         Ok(())
     }
 
-    /// Attaches and pins every hook; each finds its slot as soon as its pin is there.
+    /// Attaches and pins every hook, and gives each its slot after that: one that is pinned without a slot drops, and
+    /// a slot without a pin would stay in the cgroup's storage if this process died, for whoever is attached next.
     fn attach_hooks(
         &self,
         name: &str,
@@ -206,11 +214,11 @@ impl Loader {
         for (hook, program) in self.hooks() {
             let link = sys::link_create(program.as_fd(), cgroup.as_fd(), hook.attach_type)
                 .map_err(|error| not_attached(cgroup.path(), error))?;
+            let path = self.pins.link(name, hook.pin);
+            sys::pin(link.as_fd(), &path).map_err(|source| failed("cannot pin", &path, source))?;
             if hook.slot {
                 slots.assign(cgroup.id(), hook.attach_type, slot)?;
             }
-            let path = self.pins.link(name, hook.pin);
-            sys::pin(link.as_fd(), &path).map_err(|source| failed("cannot pin", &path, source))?;
         }
         Ok(())
     }
@@ -299,6 +307,14 @@ impl Kernel for Loader {
     fn silence(&self) -> Option<Duration> {
         let last = self.heart.get(0)?.load(Ordering::SeqCst);
         (last != 0).then(|| Duration::from_nanos(coarse_now().saturating_sub(last)))
+    }
+
+    fn new_listener(&self) -> Option<u32> {
+        let next =
+            |last: u64| last.max(LISTENER_HOST.into()).checked_add(1).filter(|next| *next <= u32::MAX.into());
+        let word = self.last_listener.get(0)?;
+        let last = word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next).ok()?;
+        next(last).and_then(|given| u32::try_from(given).ok())
     }
 
     fn set_place(&self, cookie: u64, place: &Place) -> Result<(), KernelError> {

@@ -1,6 +1,6 @@
-//! The maps as this controller's programs know them, and what is read and written there by calls.
+//! What is read and written in maps by calls.
 //!
-//! `BOTTLES` and `HEART` are written through shared memory instead: see `table` and `heart`.
+//! Verdicts and single words are written through shared memory instead: see `table` and `words`.
 use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,79 +9,15 @@ use aya::Ebpf;
 #[expect(deprecated, reason = "its successor CGRP_STORAGE cannot be used on the packet path")]
 use aya::maps::CgroupStorage;
 use aya::maps::cgroup_storage::CgroupStorageKey;
-use aya::maps::{
-    Array, HashMap, IterableMap as _, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, PerCpuValues,
-};
+use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
-use enforcer_ebpf::{
-    self as abi, ALLOW, AllowKey, AllowPorts, Bottle, Counters, EVENT_BYTES, EventState, FLOWS, Flow,
-    FlowKey, LISTENER_HOST, NAMESPACES, Original, SLOTS,
-};
+use enforcer_ebpf::{self as abi, Counters, EventState, FLOWS, Flow, FlowKey, LISTENER_HOST, SLOTS};
 
 use super::KernelError;
 use super::pins::Pins;
-use super::refusal::{chain, is_not_found, refused};
+use super::refusal::{is_not_found, refused};
 use super::sys;
 use super::words::Words;
-
-/// A map as this controller's programs know it.
-struct Shape {
-    name: &'static str,
-    map_type: MapType,
-    key: usize,
-    value: usize,
-    entries: u32,
-    flags: u32,
-}
-
-/// `BPF_F_MMAPABLE`.
-pub(super) const MMAPABLE: u32 = 1 << 10;
-/// `BPF_F_NO_PREALLOC`.
-const NO_PREALLOC: u32 = 1;
-/// `BPF_F_CLONE`.
-const CLONE: u32 = 1 << 9;
-/// Bytes before the data of an LPM trie's key: the prefix length.
-const PREFIX: usize = 4;
-/// `struct bpf_cgroup_storage_key`, with its padding.
-const STORAGE_KEY: usize = 16;
-
-/// The maps whose definitions cannot say that they are pinned.
-pub const ORIGINALS: &str = "ORIGINALS";
-/// As above.
-pub const HOMES: &str = "HOMES";
-
-const SHAPES: [Shape; 12] = [
-    shape("CG", MapType::CgroupStorage, STORAGE_KEY, size_of::<u32>(), 0, 0),
-    shape("BOTTLES", MapType::Array, size_of::<u32>(), size_of::<Bottle>(), SLOTS, MMAPABLE),
-    shape("COUNTERS", MapType::PerCpuArray, size_of::<u32>(), size_of::<Counters>(), SLOTS, 0),
-    shape("FLOWS", MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>(), FLOWS, 0),
-    shape("FLOW_COUNTS", MapType::Array, size_of::<u32>(), size_of::<u64>(), SLOTS, MMAPABLE),
-    shape("NAMESPACES", MapType::Hash, size_of::<u64>(), size_of::<abi::Place>(), NAMESPACES, 0),
-    shape("HEART", MapType::Array, size_of::<u32>(), size_of::<u64>(), 1, MMAPABLE),
-    shape(
-        "ALLOW",
-        MapType::LpmTrie,
-        PREFIX + size_of::<AllowKey>(),
-        size_of::<AllowPorts>(),
-        ALLOW,
-        NO_PREALLOC,
-    ),
-    shape("EVENTS", MapType::RingBuf, 0, 0, EVENT_BYTES, 0),
-    shape("EVENT_STATES", MapType::Array, size_of::<u32>(), size_of::<EventState>(), SLOTS, 0),
-    shape(ORIGINALS, MapType::SkStorage, size_of::<i32>(), size_of::<Original>(), 0, NO_PREALLOC),
-    shape(HOMES, MapType::SkStorage, size_of::<i32>(), size_of::<u64>(), 0, NO_PREALLOC | CLONE),
-];
-
-const fn shape(
-    name: &'static str,
-    map_type: MapType,
-    key: usize,
-    value: usize,
-    entries: u32,
-    flags: u32,
-) -> Shape {
-    Shape { name, map_type, key, value, entries, flags }
-}
 
 /// What attaching and detaching write; one at a time.
 #[expect(deprecated, reason = "as above")]
@@ -119,15 +55,14 @@ impl Slots {
         }
     }
 
-    /// Zeroes a slot's counters and forgets its connections. No hook runs for it meanwhile.
+    /// Zeroes a slot's counters and forgets its connections, whatever their count: a hook that was running when the
+    /// slot was retired may add one after this. What it adds is of an older generation, so nobody's, and goes when
+    /// the slot is given away again, which clears it once more.
     pub fn clear(&mut self, slot: u32) -> Result<(), KernelError> {
         let clear = |error: MapError| refused("cannot clear the slot", &error);
         self.counters.set(slot, zeroes()?, 0).map_err(clear)?;
         self.event_states.set(slot, EventState::default(), 0).map_err(clear)?;
-        // looking through the connections of all bottles takes long
-        if self.has_flows(slot) {
-            self.remove_flows(|_, flow| flow.slot == slot).map_err(clear)?;
-        }
+        self.remove_flows(|_, flow| flow.slot == slot).map_err(clear)?;
         if let Some(count) = self.flow_counts.get(slot) {
             count.store(0, Ordering::SeqCst);
         }
@@ -140,7 +75,7 @@ impl Slots {
     }
 
     /// Forgets the connections to an earlier controller's listeners in other namespaces than the host's: they have
-    /// ended with its meter, and their ids will be given to others.
+    /// ended with its meter.
     pub fn forget_other_listeners(&mut self) -> Result<(), KernelError> {
         let forgotten = self.remove_flows(|key, _| key.listener != LISTENER_HOST);
         forgotten.map_err(|error| refused("cannot forget connections", &error))
@@ -277,48 +212,4 @@ fn zeroes() -> Result<PerCpuValues<Counters>, KernelError> {
 /// A lock whose holder cannot have left anything half done.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Refuses pinned maps of another shape: aya would take them over unseen.
-pub fn check_shapes(pins: &Pins) -> Result<(), KernelError> {
-    for shape in &SHAPES {
-        let path = pins.root().join(shape.name);
-        if !path.exists() {
-            continue;
-        }
-        let wrong = |what: String| KernelError::Pins { path: path.clone(), what };
-        let info = MapInfo::from_pin(&path).map_err(|error| wrong(chain(&error)))?;
-        if let Some(difference) = shape.difference(&info) {
-            return Err(wrong(difference));
-        }
-    }
-    Ok(())
-}
-
-impl Shape {
-    /// How a map differs from this, if it does.
-    fn difference(&self, there: &MapInfo) -> Option<String> {
-        let map_type = there.map_type().ok();
-        let is = |found: u32, wanted: usize| usize::try_from(found).is_ok_and(|found| found == wanted);
-        let same = map_type == Some(self.map_type)
-            && is(there.key_size(), self.key)
-            && is(there.value_size(), self.value)
-            && there.max_entries() == self.entries
-            && there.map_flags() == self.flags;
-        (!same).then(|| {
-            format!(
-                "the pinned map is {map_type:?} with {} byte keys, {} byte values, {} entries, flags {:#x}; \
-                 wanted {:?}, {}, {}, {}, {:#x}",
-                there.key_size(),
-                there.value_size(),
-                there.max_entries(),
-                there.map_flags(),
-                self.map_type,
-                self.key,
-                self.value,
-                self.entries,
-                self.flags,
-            )
-        })
-    }
 }

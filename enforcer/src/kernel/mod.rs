@@ -12,6 +12,7 @@ mod maps;
 pub mod pins;
 pub mod probe;
 mod refusal;
+mod shapes;
 pub mod sock_diag;
 mod sys;
 mod table;
@@ -125,7 +126,7 @@ impl Guard {
 /// Where the meter is in one network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Id of the listening sockets there; never given to another namespace.
+    /// Id of the listening sockets there ([`Kernel::new_listener`]); never given to another namespace.
     pub listener: u32,
     /// The meter's listener.
     pub meter: SocketAddr,
@@ -213,6 +214,10 @@ pub trait Kernel: Send + Sync {
 
     /// How long ago the last [`Kernel::beat`] was, of an earlier controller too; `None`: there never was one.
     fn silence(&self) -> Option<Duration>;
+
+    /// An id for listening sockets that none had before, of an earlier controller neither: what a socket was told
+    /// then is never true of another namespace now. `None` when all have been given.
+    fn new_listener(&self) -> Option<u32>;
 
     /// Says where the meter is in a network namespace (see [`namespace_cookie`]). Until then what would be sent to
     /// it from there is refused. Nothing outlives the controller: a new one finds no places.

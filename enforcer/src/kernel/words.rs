@@ -1,4 +1,4 @@
-//! Maps of single words as shared memory (`HEART`, `FLOW_COUNTS`): read and written without a call, and atomically
+//! Maps of single words as shared memory (`HEART`, `FLOW_COUNTS`, `LAST_LISTENER`): read and written without a call, and atomically
 //! towards the hooks.
 use std::io;
 use std::os::fd::BorrowedFd;

@@ -18,7 +18,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use serde::{Deserialize, Serialize};
 
 use super::LaneError;
-use crate::bottle::namespace::{NamespaceError, bind};
+use crate::bottle::netns::{NamespaceError, bind};
 use crate::core::LaneAddress;
 
 /// The hidden verb that the child runs.

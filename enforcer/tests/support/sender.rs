@@ -105,7 +105,9 @@ struct Held {
 /// The sender's side. Each order answers one line, `ok` where nothing else is said, or the kind of the error:
 /// - `connect ADDR` makes a TCP connection and answers its own address; `connect-only6` on a socket that takes IPv6
 ///   only, `connect-multipath` by MPTCP, `connect-sending` with a first byte (TCP Fast Open); `attempt` keeps the
-///   socket for `again`; `connect-from FROM ADDR` from this address; `time-connect` answers the time that it took, microseconds, before the outcome;
+///   socket for `again`; `connect-from FROM ADDR` from this address, and so `begin-from FROM ADDR`, whose connection opens with the first
+///   `write` (TCP Fast Open, if the namespace does it without a cookie); `time-connect` answers
+///   the time that it took, microseconds, before the outcome;
 /// - `peer`, `write`, `read` and `close` use the connection;
 /// - `flood COUNT ADDR` makes so many connections and keeps them; answers how many there are before it is refused;
 ///   `drain` closes them;
@@ -157,6 +159,14 @@ fn obey(order: &str, rest: &str, held: &mut Held) -> std::io::Result<String> {
             sockopt::set_socket_reuseaddr(&socket, true)?;
             rustix::net::bind(&socket, &from)?;
             rustix::net::connect(&socket, &to)?;
+            return hold(held, socket.into());
+        }
+        "begin-from" => {
+            let (from, to) = rest.split_once(' ').unwrap();
+            let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::TcpFastOpenConnect, &true)?;
+            rustix::net::bind(&socket, &from.parse::<SocketAddr>().unwrap())?;
+            rustix::net::connect(&socket, &to.parse::<SocketAddr>().unwrap())?;
             return hold(held, socket.into());
         }
         "flood" => {

@@ -2,7 +2,7 @@
 //!
 //! `open tcp|mptcp|udp ADDRESS`, `open idle|packet|raw`, `read N`, `write N` (N: the N-th that was opened, from 0),
 //! `serve IP` (accepts connections there and keeps them), `leave` (to a network namespace of its own with `lo` up),
-//! `follow PID` (into the network namespace of another process).
+//! `follow PID` (into the network namespace of another process), `lower` (to a user who may do nothing).
 //! An answer is a word, an address or an errno's name.
 use std::fs::File;
 use std::io::{self, BufRead as _, Read as _, Write as _};
@@ -15,9 +15,13 @@ use anyhow::{Context as _, bail};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use nix::unistd::{Uid, setuid};
 
 /// A read that gets nothing is given up after this long, as EAGAIN.
 const PATIENCE: Duration = Duration::from_millis(300);
+
+/// A user without capabilities.
+const NOBODY: u32 = 65_534;
 
 enum Held {
     Tcp(TcpStream),
@@ -42,6 +46,10 @@ fn main() -> anyhow::Result<()> {
             ["follow", pid] => {
                 setns(File::open(format!("/proc/{pid}/ns/net"))?, CloneFlags::CLONE_NEWNET)?;
                 "followed".into()
+            }
+            ["lower"] => {
+                setuid(Uid::from_raw(NOBODY))?;
+                "lowered".into()
             }
             _ => bail!("no such order: {line}"),
         };

@@ -185,6 +185,33 @@ fn root_what_no_cgroup_governs_and_what_cannot_be_told_is_said() {
 }
 
 #[test]
+fn root_what_no_cgroup_governs_keeps_a_bottle_from_being_confined() {
+    let daemon = Daemon::start("");
+    let group = TestCgroup::new("unconfinable");
+    let sink = Sink::tcp(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let mut holder = Holder::start();
+    join(group.path(), holder.pid());
+    holder.ask("open packet");
+    // it may make no other; where no hook is on them, who may is refused before
+    holder.ask("lower");
+    let path = group.path().to_str().unwrap();
+    for mode in ["metered", "allowlist"] {
+        let output = daemon.cli(&["attach", "b1", "--cgroup", path, "--egress", mode]);
+        assert_eq!(output.code, Some(5), "{output:#?}");
+        let why = format!("b1 cannot be confined (egress {mode})");
+        let what = format!("pid {}: a packet socket", holder.pid());
+        assert!(output.stderr.contains(&why) && output.stderr.contains(&what), "{output:#?}");
+        assert!(output.stderr.contains("enforcer run"), "a hint: {output:#?}");
+    }
+    assert_eq!(daemon.json(&["status"])["bottles"], serde_json::json!([]), "nothing is left of it");
+    assert!(attachings(&daemon, "b1").is_empty());
+    holder.ask(&format!("open tcp {}", sink.address()));
+    assert_eq!(holder.ask("write 1"), "4 bytes", "its hooks are off");
+    let told = attach(&daemon, &group, &["--egress", "open"]);
+    assert!(told.contains("no cgroup governs"), "it is told: {told}");
+}
+
+#[test]
 fn root_a_bottle_without_sockets_from_outside_has_nothing_told() {
     let daemon = Daemon::start("");
     let group = TestCgroup::new("clean");

@@ -13,6 +13,8 @@ use crate::QUIET;
 const ATTEMPTS: usize = 1_200;
 /// Live connections to the meter that a bottle may hold, and one a processor that may slip in beside the count.
 const MOST: usize = 2_048 + 64;
+/// As many as it may, but for those that the meter ended meanwhile.
+const LEAST: usize = 2_000;
 /// Requests of the neighbour while the flood stands.
 const REQUESTS: usize = 20;
 
@@ -84,7 +86,7 @@ fn root_a_flood_of_connections_refuses_itself_and_nobody_else() {
             first.refusals.iter().any(|refusal| refusal == "EPERM"),
             "the kernel refuses what is too much"
         );
-        assert!((1..=MOST).contains(&first.connections), "{} connections", first.connections);
+        assert!((LEAST..=MOST).contains(&first.connections), "{} connections", first.connections);
 
         // what is over leaves nothing behind: as many come about again, and then the bottle works as before
         release(&mut inmates);

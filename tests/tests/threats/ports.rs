@@ -48,6 +48,8 @@ fn root_with_daemon_and_meter_dead_a_bottle_cannot_take_their_port() {
 const FIRST_PORT: u16 = 40_000;
 const PORTS: u16 = 24;
 const REQUESTS: usize = 5;
+/// The meter's address before and after a restart.
+const RESTARTED: &str = "127.0.0.1:7080";
 
 /// Connections of a namespace that the agent made itself, from every port that its neighbour can have, to the address
 /// and port that the meter has in the neighbour's: none of the neighbour's is taken for one of them.
@@ -77,5 +79,43 @@ fn root_a_namespace_of_its_own_makes_no_connection_of_a_neighbour_s_its_own() {
         }
         let flows = ["spoofing", "working"].map(|name| stage.flows(name).len());
         assert_eq!(flows, [0, 2 * REQUESTS], "each is charged to whose it is");
+    });
+}
+
+/// As above, with connections that the agent only began under an earlier controller, whose ids of namespaces a later
+/// one could give to others.
+#[test]
+fn root_connections_begun_before_a_restart_make_none_of_a_neighbour_s_their_own() {
+    in_own_network(|| {
+        let stage_settings = format!("listen: \"{RESTARTED}\"\n");
+        let mut stage = Stage::new(Reply::default(), &stage_settings);
+        // the neighbour's slot is the first to be looked at after the restart
+        let [working, spoofing] = ["working", "spoofing"].map(|name| stage.bottle(name, &[]));
+        let [mut spoofer, mut neighbour] = [&spoofing, &working].map(|bottle| {
+            let mut inmate = Inmate::start(Some(&bottle.cgroup));
+            inmate.ok("unshare");
+            let connect = format!("connect {RESTARTED}");
+            let connected = wait_until(SOON, || inmate.order(&connect).starts_with("ok").then_some(()));
+            connected.expect("the meter comes to the namespace");
+            inmate.ok("close");
+            inmate
+        });
+        spoofer.shell("echo 5 > /proc/sys/net/ipv4/tcp_fastopen");
+        let begun = spoofer.ok(&format!("begin {FIRST_PORT} {PORTS} {RESTARTED}"));
+        assert!(begun.starts_with(&PORTS.to_string()), "{begun}");
+        stage.daemon.kill9();
+        stage.daemon.restart();
+        spoofer.order("speak");
+
+        let last = FIRST_PORT + PORTS - 1;
+        neighbour.shell(&format!("echo {FIRST_PORT} {last} > /proc/sys/net/ipv4/ip_local_port_range"));
+        neighbour.network().enter(|| {
+            for _ in 0..REQUESTS {
+                let asked = stage.ask(&working, &["--stream", "--mode", "gateway"]);
+                assert_eq!((asked.code, asked.answers.len()), (Some(0), 1), "{asked:?}");
+            }
+        });
+        let flows = ["spoofing", "working"].map(|name| stage.flows(name).len());
+        assert_eq!(flows, [0, REQUESTS], "each is charged to whose it is");
     });
 }

@@ -8,14 +8,13 @@ use std::os::fd::AsFd as _;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use enforcer_ebpf::LISTENER_HOST;
 use meter_proxy::protocol::{BottleRef, Notice, namespaces_within};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::known::{Full, Known, MAX_OF_BOTTLE, Served};
 use super::{Message, Parts, Watched};
-use crate::bottle::cgroup::{Cgroup, CgroupError};
-use crate::bottle::namespace::{self, Inside, Namespace, NamespaceError, NamespaceId};
+use crate::bottle::cgroup::{self, Cgroup, CgroupError};
+use crate::bottle::netns::{self, Inside, Namespace, NamespaceError, NamespaceId};
 use crate::core::Message as CoreMessage;
 use crate::kernel::{Event, KernelError, Place};
 
@@ -26,10 +25,26 @@ const BUSY_PART: u32 = 20;
 /// A namespace that could not be served is tried again after this long.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// The namespaces that a bottle's processes are in, each with one of them. Those that end meanwhile are in none.
-fn found_in(cgroup: &Cgroup) -> Result<BTreeMap<NamespaceId, u32>, CgroupError> {
+/// Processes of one bottle that are looked at in a round, in the order of their numbers; the next round goes on from
+/// there, so that a bottle with many has its own looked at less often, and no other's.
+const MAX_OF_ROUND: usize = 1_024;
+
+/// What a look at a bottle found.
+#[derive(Debug, PartialEq, Eq)]
+struct Look {
+    /// The namespaces that its processes are in, each with one of them. Those that end meanwhile are in none.
+    found: BTreeMap<NamespaceId, u32>,
+    /// The first process that was not looked at, if there were too many.
+    rest: Option<u32>,
+}
+
+/// Looks at no more than `most` of a bottle's processes, from number `first` on.
+fn look(cgroup: &Cgroup, first: u32, most: usize) -> Result<Look, CgroupError> {
+    let mut pids = cgroup.pids()?;
+    pids.retain(|pid| *pid >= first);
+    let rest = (pids.len() > most).then(|| *pids.select_nth_unstable(most).1);
     let of = |pid| NamespaceId::of_process(pid).ok().map(|id| (id, pid));
-    Ok(cgroup.pids()?.into_iter().filter_map(of).collect())
+    Ok(Look { found: pids.into_iter().take(most).filter_map(of).collect(), rest })
 }
 
 /// The thread's state.
@@ -41,7 +56,6 @@ pub(super) struct Keeper {
     /// Where the meter and the lane are in each namespace, the host's too, by its cookie.
     places: BTreeMap<u64, Place>,
     lane_serves: bool,
-    last_listener: u32,
     /// Not tried again before then.
     retry: BTreeMap<NamespaceId, Instant>,
     /// Slots of bottles of which it was said that they have too many, or use what cannot be served.
@@ -50,6 +64,8 @@ pub(super) struct Keeper {
     in_vain: BTreeSet<u32>,
     /// Slots that are still to be looked at in this round.
     round: VecDeque<u32>,
+    /// Slots of bottles that were not looked at to the end, with the process to go on from.
+    rest: BTreeMap<u32, u32>,
     busy: Duration,
 }
 
@@ -73,11 +89,11 @@ impl Keeper {
             known: Known::new(most),
             places: BTreeMap::from([(parts.host_cookie, parts.listener.place_with_lane())]),
             lane_serves: false,
-            last_listener: LISTENER_HOST,
             retry: BTreeMap::new(),
             told: BTreeSet::new(),
             in_vain: BTreeSet::new(),
             round: VecDeque::new(),
+            rest: BTreeMap::new(),
             busy: Duration::ZERO,
             parts,
         })
@@ -115,13 +131,14 @@ impl Keeper {
         let slot = bottle.slot;
         self.forget(slot);
         self.bottles.insert(slot, bottle);
-        self.look_at(slot)
+        self.look_at(slot, usize::MAX)
     }
 
     fn forget(&mut self, slot: u32) {
         self.bottles.remove(&slot);
         self.told.remove(&slot);
         self.in_vain.remove(&slot);
+        self.rest.remove(&slot);
         let gone = self.known.forget(slot);
         self.give_up(gone);
     }
@@ -130,7 +147,7 @@ impl Keeper {
     fn look_at_next(&mut self) -> bool {
         let Some(slot) = self.round.pop_front() else { return false };
         let started = Instant::now();
-        self.look_at(slot);
+        self.look_at(slot, MAX_OF_ROUND);
         self.busy += started.elapsed();
         true
     }
@@ -138,7 +155,7 @@ impl Keeper {
     /// Ends the round; the instant at which the next begins. A bottle inside another comes first: what it is in
     /// counts for it, not for the one around it.
     fn end_round(&mut self) -> Instant {
-        let gone = self.known.end_round();
+        let gone = self.known.end_round(|slot| self.rest.contains_key(&slot));
         self.give_up(gone);
         let now = Instant::now();
         self.retry.retain(|_, until| *until > now);
@@ -149,11 +166,16 @@ impl Keeper {
         now + ROUND.max(std::mem::take(&mut self.busy) * BUSY_PART)
     }
 
-    /// Serves the namespaces that a bottle's processes are in now. One line for each that stays closed.
-    fn look_at(&mut self, slot: u32) -> Vec<String> {
+    /// Serves the namespaces that a bottle's processes are in now, or so many of them. One line for each that stays
+    /// closed.
+    fn look_at(&mut self, slot: u32, most: usize) -> Vec<String> {
         let Some(bottle) = self.bottles.get(&slot) else { return Vec::new() };
-        let found = match found_in(&bottle.cgroup) {
-            Ok(found) => found,
+        let first = self.rest.remove(&slot).unwrap_or(0);
+        let found = match look(&bottle.cgroup, first, most) {
+            Ok(Look { found, rest }) => {
+                self.rest.extend(rest.map(|rest| (slot, rest)));
+                found
+            }
             Err(error) => {
                 tracing::warn!(bottle = bottle.name, %error, "its network namespaces cannot be told");
                 self.known.keep(slot);
@@ -203,6 +225,10 @@ impl Keeper {
                 tracing::debug!(pid, %source, "a process left its network namespace before it was served");
                 None
             }
+            Err(closed @ Closed::Outside) => {
+                tracing::debug!(pid, %closed, "a network namespace is not served");
+                None
+            }
             Err(closed) => {
                 self.retry.insert(id, Instant::now() + RETRY);
                 let line = format!("a network namespace (process {pid}) is closed: {closed}");
@@ -211,9 +237,19 @@ impl Keeper {
         }
     }
 
+    /// Whether a process, or a thread, is certainly in the bottle.
+    fn is_inside(&self, slot: u32, pid: u32) -> bool {
+        let Some(Watched { cgroup, .. }) = self.bottles.get(&slot) else { return false };
+        cgroup::path_of(pid).is_ok_and(|path| path.starts_with(cgroup.path())) && cgroup.exists()
+    }
+
     /// Sockets first, then the meter, and the kernel last: what it sends there is accepted.
     fn serve(&mut self, slot: u32, pid: u32) -> Result<(), Closed> {
         let namespace = Namespace::of_process(pid)?;
+        // the number may have become another process's; from here on the namespace cannot
+        if !self.is_inside(slot, pid) {
+            return Err(Closed::Outside);
+        }
         if namespace.id() == self.own || self.known.meet(slot, namespace.id()) {
             return Ok(());
         }
@@ -222,8 +258,7 @@ impl Keeper {
         if let Some(error) = without_ip6 {
             tracing::warn!(pid, %error, "sockets of that network namespace that take IPv6 alone are refused");
         }
-        self.last_listener = self.last_listener.checked_add(1).ok_or(Closed::NoIds)?;
-        let listener = self.last_listener;
+        let listener = self.parts.kernel.new_listener().ok_or(Closed::NoIds)?;
         self.parts.meter.listen(listener, sockets);
         let place = Place { meter_ip6: ip6, ..Place::new(listener, ip4) };
         if let Err(error) = self.parts.kernel.set_place(cookie, &place) {
@@ -293,12 +328,14 @@ impl Keeper {
         if !current || self.known.has_cookie(event.cookie) || !self.in_vain.insert(slot) {
             return;
         }
-        let threads = namespace::of_threads(event.pid).unwrap_or_default();
+        // the socket may be in the hands of a process outside, whose namespaces are no business of the bottle's
+        let is_inside = self.is_inside(slot, event.pid);
+        let threads = if is_inside { netns::of_threads(event.pid).unwrap_or_default() } else { Vec::new() };
         for (id, thread) in &threads {
             self.meet(slot, *id, *thread);
         }
         if threads.is_empty() {
-            self.look_at(slot);
+            self.look_at(slot, MAX_OF_ROUND);
         }
         if self.known.has_cookie(event.cookie) {
             self.in_vain.remove(&slot);
@@ -345,6 +382,8 @@ enum Closed {
     Namespace(#[from] NamespaceError),
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    #[error("the process is not in the bottle any more")]
+    Outside,
     #[error("every id of listening sockets has been given once")]
     NoIds,
 }
@@ -361,7 +400,6 @@ mod tests {
     use std::process::{Child, Command};
 
     use super::*;
-    use crate::bottle::cgroup;
 
     /// A cgroup with one process; both go with it.
     struct Inhabited(Option<Cgroup>, Child);
@@ -388,6 +426,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn root_a_bottle_of_many_processes_is_looked_at_in_parts() {
+        assert!(nix::unistd::geteuid().is_root(), "this test makes cgroups: run it as root");
+        let Inhabited(cgroup, first) = &Inhabited::new(usize::MAX);
+        let cgroup = cgroup.as_ref().unwrap();
+        let mut others = [(); 4].map(|()| Command::new("sleep").arg("1000").spawn().unwrap());
+        let mut pids = vec![first.id()];
+        for child in &others {
+            std::fs::write(cgroup.path().join("cgroup.procs"), child.id().to_string()).unwrap();
+            pids.push(child.id());
+        }
+        pids.sort_unstable();
+        let looks = [(0, 2), (pids[2], 2), (pids[4], 2), (0, 5)].map(|(from, most)| look(cgroup, from, most));
+        for child in &mut others {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        let rests = looks.map(|look| look.unwrap().rest);
+        assert_eq!(rests, [Some(pids[2]), Some(pids[4]), None, None]);
+    }
+
     /// `ENFORCER_TEST_FULL=1`: 1,000 bottles instead of 50.
     #[test]
     fn root_a_round_finds_the_namespace_of_every_bottle_quickly() {
@@ -399,8 +458,9 @@ mod tests {
         for _ in 0..20 {
             let started = Instant::now();
             for Inhabited(cgroup, child) in &bottles {
-                let found = found_in(cgroup.as_ref().unwrap()).unwrap();
-                assert_eq!(found, BTreeMap::from([(own, child.id())]));
+                let looked = look(cgroup.as_ref().unwrap(), 0, MAX_OF_ROUND).unwrap();
+                let found = BTreeMap::from([(own, child.id())]);
+                assert_eq!(looked, Look { found, rest: None });
             }
             rounds.push(started.elapsed());
         }

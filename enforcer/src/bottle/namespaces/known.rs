@@ -1,9 +1,9 @@
 //! Which network namespaces have sockets of the meter's, for whom, and for how long: pure bookkeeping.
 //!
-//! Time is counted in rounds: in each, every bottle is looked at once. Not here: how namespaces are found and opened.
+//! Time is counted in rounds: in each, every bottle is looked at once; for one that takes several, they are one. Not here: how namespaces are found and opened.
 use std::collections::BTreeMap;
 
-use crate::bottle::namespace::NamespaceId;
+use crate::bottle::netns::NamespaceId;
 
 /// Most network namespaces of one bottle, beside the host's.
 pub const MAX_OF_BOTTLE: usize = 16;
@@ -106,11 +106,17 @@ impl Known {
         self.drop_holders(|holder, _| holder == slot)
     }
 
-    /// Ends the round; namespaces in which nobody has been seen for long enough, taken out.
-    pub fn end_round(&mut self) -> Vec<Served> {
+    /// Ends the round; namespaces in which nobody has been seen for long enough, taken out. For a bottle that was not
+    /// looked at to the end time stands still: what it has not been seen in yet may be found in the rest of it.
+    pub fn end_round(&mut self, is_unfinished: impl Fn(u32) -> bool) -> Vec<Served> {
         let round = self.round;
+        let seen = self.served.values_mut().flat_map(|served| &mut served.holders);
+        let closed = self.closed.iter_mut().map(|((slot, _), seen)| (slot, seen));
+        for (_, seen) in seen.chain(closed).filter(|(slot, _)| is_unfinished(**slot)) {
+            *seen += 1;
+        }
         self.round += 1;
-        let long_ago = move |seen: u64| round - seen >= MISSED_ROUNDS;
+        let long_ago = move |seen: u64| round.saturating_sub(seen) >= MISSED_ROUNDS;
         self.closed.retain(|_, seen| !long_ago(*seen));
         self.drop_holders(|_, seen| long_ago(seen))
     }
@@ -144,13 +150,28 @@ mod tests {
     fn a_namespace_goes_when_nobody_was_seen_in_it_for_two_rounds() {
         let mut known = Known::new(8);
         known.serve(1, id(7), 2, 70, 100);
-        assert!(known.end_round().is_empty());
-        assert!(known.end_round().is_empty(), "one round without is not enough");
+        assert!(known.end_round(|_| false).is_empty());
+        assert!(known.end_round(|_| false).is_empty(), "one round without is not enough");
         assert!(known.meet(1, id(7)));
-        assert!(known.end_round().is_empty());
-        assert!(known.end_round().is_empty());
-        assert_eq!(listeners(known.end_round()), [2]);
+        assert!(known.end_round(|_| false).is_empty());
+        assert!(known.end_round(|_| false).is_empty());
+        assert_eq!(listeners(known.end_round(|_| false)), [2]);
         assert!(!known.meet(1, id(7)) && !known.has_cookie(70));
+    }
+
+    #[test]
+    fn a_bottle_that_takes_several_rounds_loses_nothing_before_its_end() {
+        let mut known = Known::new(8);
+        known.serve(1, id(7), 2, 70, 100);
+        known.serve(2, id(8), 3, 80, 200);
+        for _ in 0..2 {
+            assert!(known.end_round(|slot| slot == 1).is_empty());
+        }
+        assert_eq!(listeners(known.end_round(|slot| slot == 1)), [3], "the other one's time goes on");
+        for _ in 0..2 {
+            assert!(known.end_round(|_| false).is_empty());
+        }
+        assert_eq!(listeners(known.end_round(|_| false)), [2]);
     }
 
     #[test]
@@ -197,7 +218,7 @@ mod tests {
         known.serve(1, id(7), 2, 70, 100);
         for _ in 0..5 {
             known.keep(1);
-            assert!(known.end_round().is_empty());
+            assert!(known.end_round(|_| false).is_empty());
         }
         assert_eq!(known.missing(1), [(id(7), 100)]);
         known.keep(1);

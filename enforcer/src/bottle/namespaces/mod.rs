@@ -5,7 +5,7 @@
 //! it knew no meter there, and by looking at every bottle's processes four times a second. A namespace is served in
 //! this order: sockets, the meter is told, and only then the kernel sends there; and given up in the other. An open
 //! socket keeps its namespace alive, so none is left behind. The thread is `keeper`, its books are `known`;
-//! not here: how sockets get into a namespace (`namespace`).
+//! not here: how sockets get into a namespace (`netns`).
 mod keeper;
 mod known;
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::asked::{check_names, check_tokens};
 use super::cgroups::{named, remove_cgroup};
+use super::confine::check_sockets;
 use super::{Registry, blocking, problem};
 use crate::bottle::cgroup::Cgroup;
 use crate::bottle::namespaces::Watched;
@@ -35,11 +36,11 @@ impl Registry {
             .then(|| [Some(address), beside].into_iter().flatten().collect::<Vec<_>>());
         let guarded = blocking(move || {
             kernel.attach(&name, &cgroup, guard).map_err(problem)?;
-            let mut found = sockets::examine(&cgroup, hard).lines(&name);
-            found.extend(hosts.and_then(|meter| end_hosts(&cgroup, &meter)));
-            Ok((cgroup, found))
+            let sockets = sockets::examine(&cgroup, hard);
+            let ended = hosts.and_then(|meter| end_hosts(&cgroup, &meter));
+            Ok((cgroup, sockets, ended))
         });
-        let (cgroup, mut found) = match guarded.await? {
+        let (cgroup, sockets, ended) = match guarded.await? {
             Ok(guarded) => guarded,
             Err(problem) => {
                 // nothing is attached or pinned; what is pinned under this name is another's
@@ -47,8 +48,14 @@ impl Registry {
                 return Err(problem);
             }
         };
-        found.extend(unconfined);
-        let recorded = self.complete(attachment, cgroup, found, by).await;
+        let recorded = match check_sockets(attachment, &sockets) {
+            Ok(()) => {
+                let found =
+                    sockets.lines(&attachment.name).into_iter().chain(ended).chain(unconfined).collect();
+                self.complete(attachment, cgroup, found, by).await
+            }
+            Err(problem) => Err(problem),
+        };
         if recorded.is_err() {
             // a slot whose hooks are still on is not given away: it stays closed, and taken
             self.take_off(attachment).await?;

@@ -1,7 +1,9 @@
 //! Whether processes can be confined at all. `run` keeps its command from what would get past by itself.
 use super::Registry;
+use crate::bottle::sockets;
 use crate::control::api::{self, Problem};
 use crate::egress::packets;
+use crate::ledger::Attachment;
 use crate::settings::Egress;
 
 impl Registry {
@@ -41,4 +43,14 @@ impl Registry {
             (_, None) => Ok(None),
         }
     }
+}
+
+/// Refuses to confine a bottle whose processes hold what could send past every hook already.
+pub(super) fn check_sockets(attachment: &Attachment, sockets: &sockets::Report) -> Result<(), Problem> {
+    let past = sockets.past_every_hook().filter(|_| attachment.egress != Egress::Open);
+    past.map_or(Ok(()), |past| {
+        let (name, mode) = (&attachment.name, attachment.egress.as_str());
+        Err(Problem::host(format!("{name} cannot be confined (egress {mode}): {past}"))
+            .with_hint("start it with enforcer run, or attach it before its processes open sockets"))
+    })
 }

@@ -21,6 +21,17 @@ pub struct Report {
 }
 
 impl Report {
+    /// What may send past every hook, so that nothing confines the bottle; `None` when all sockets were looked at and
+    /// none can.
+    #[must_use]
+    pub fn past_every_hook(&self) -> Option<String> {
+        if !self.beside.is_empty() {
+            return Some(format!("it holds sockets that no cgroup governs ({})", first_of(&self.beside)));
+        }
+        let unknown = (!self.unexamined.is_empty()).then(|| first_of(&self.unexamined));
+        unknown.map(|found| format!("sockets that it holds could not be examined ({found})"))
+    }
+
     /// One line for each thing that the operator should know of the bottle `name`; none when nothing was found.
     #[must_use]
     pub fn lines(&self, name: &str) -> Vec<String> {
@@ -75,6 +86,17 @@ fn first_of(found: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_is_governed_or_known_to_be_can_be_confined() {
+        let found = || vec!["pid 7: it".to_owned()];
+        let foreign = Report { foreign: found(), unjudged: found(), failed: found(), ..Report::default() };
+        assert_eq!(foreign.past_every_hook(), None);
+        let beside = Report { beside: found(), ..Report::default() }.past_every_hook();
+        assert_eq!(beside.as_deref(), Some("it holds sockets that no cgroup governs (pid 7: it)"));
+        let unexamined = Report { unexamined: found(), ..Report::default() }.past_every_hook();
+        assert_eq!(unexamined.as_deref(), Some("sockets that it holds could not be examined (pid 7: it)"));
+    }
 
     #[test]
     fn a_report_counts_and_shows_the_first_few() {

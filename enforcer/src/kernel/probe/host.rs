@@ -11,7 +11,7 @@ use enforcer_ebpf::{AllowKey, AllowPorts, Bottle, SLOTS};
 use nix::sched::{CloneFlags, unshare};
 
 use super::super::table::Table;
-use super::super::{maps, namespace_cookie, pins};
+use super::super::{namespace_cookie, pins, shapes};
 use super::{Failure, Outcome, failure, inside};
 use crate::bottle::cgroup;
 use crate::bottle::seccomp::Filter;
@@ -87,7 +87,7 @@ fn lockdown_mode(modes: &str) -> Outcome {
 /// Makes the table of bottles, maps it, and flips a verdict in it.
 pub(super) fn mmapable_arrays() -> Outcome {
     const SLOT: u32 = 1;
-    let array = Array::<MapData, Bottle>::create(SLOTS, maps::MMAPABLE)
+    let array = Array::<MapData, Bottle>::create(SLOTS, shapes::MMAPABLE)
         .map_err(|error| failure(error.to_string()))?;
     let table = Table::map(array.map().fd().as_fd())?;
     table.open(SLOT);

@@ -38,7 +38,8 @@ fn main() -> io::Result<()> {
 ///   other end; `repair FROM TO` brings one into being without the other end's knowing (TCP_REPAIR), `wake` lets it
 ///   speak; `ring-connect TO` and `ring-write` do it by io_uring; `take PATH` receives one from another process;
 /// - `flood TO HOW-MANY` makes connections and keeps them until `release`, `claim PORT HOW-MANY TO` such as nobody
-///   needs to answer, each from the next port; both say how many came about, and the last error;
+///   needs to answer, each from the next port, and `begin PORT HOW-MANY TO` such as open when `speak` writes to all;
+///   they say how many came about, and the last error;
 /// - `listen tcp|udp WHERE [shared]` binds a socket for a moment;
 /// - `udp TO`, `udp-connected TO`, `udp-lite TO`, `ring-udp TO`, `raw PROTOCOL TO HEX` send a packet;
 /// - `join CGROUP`, `unshare` and `sh COMMAND` change where it is.
@@ -69,6 +70,11 @@ fn obey(line: &str, held: &mut Held) -> io::Result<String> {
             let (came, failed) = streams::claim(number(port)?, number(count)?, address(to)?, &mut held.crowd);
             Ok(format!("ok {came} {}", failed.map_or_else(String::new, |error| name(&error))))
         }
+        ("begin", [port, count, to]) => {
+            let (came, failed) = streams::begin(number(port)?, number(count)?, address(to)?, &mut held.crowd);
+            Ok(format!("ok {came} {}", failed.map_or_else(String::new, |error| name(&error))))
+        }
+        ("speak", []) => held.crowd.iter_mut().try_for_each(streams::write).map(done),
         ("release", []) => {
             held.crowd.clear();
             Ok("ok".to_owned())

@@ -99,6 +99,24 @@ pub fn claim(
     keep((0..count).map(|n| repair(SocketAddr::new(to.ip(), first_port + n), to)), crowd)
 }
 
+/// Begins connections, one from each port from this one on, and keeps them: each opens when something is written to it
+/// (TCP Fast Open, in a namespace that does it without a cookie).
+pub fn begin(
+    first_port: u16,
+    count: u16,
+    to: SocketAddr,
+    crowd: &mut Vec<TcpStream>,
+) -> (usize, Option<io::Error>) {
+    let begin_from = |port| {
+        let socket = socket_for(to, SockType::Stream)?;
+        setsockopt(&socket, sockopt::TcpFastOpenConnect, &true)?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(to.ip(), port)))?;
+        dial(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
+        bounded(socket.into())
+    };
+    keep((0..count).map(|n| begin_from(first_port + n)), crowd)
+}
+
 fn keep(
     outcomes: impl Iterator<Item = io::Result<TcpStream>>,
     crowd: &mut Vec<TcpStream>,
