@@ -24,7 +24,7 @@ use support::host::{Host, SLOT, no_meter};
 use support::sender::{Receiver, Sender};
 
 /// Every map that is pinned.
-const MAPS: [&str; 12] = [
+const MAPS: [&str; 13] = [
     "ALLOW",
     "BOTTLES",
     "CG",
@@ -35,6 +35,7 @@ const MAPS: [&str; 12] = [
     "FLOW_COUNTS",
     "HEART",
     "HOMES",
+    "LAST_LISTENER",
     "NAMESPACES",
     "ORIGINALS",
 ];
@@ -89,7 +90,7 @@ fn root_pins_of_another_version_are_refused_and_stay() {
     assert!(matches!(refused(&host.instance), KernelError::Pins { .. }), "of no version");
     symlink("2", &version).unwrap();
     let error = refused(&host.instance);
-    assert!(error.to_string().contains("version 2 of the maps is pinned, this controller has 3"), "{error}");
+    assert!(error.to_string().contains("version 2 of the maps is pinned, this controller has 4"), "{error}");
     assert!(Failure::from(error).hint.unwrap().contains("--unpin-all"));
     let mut sender = Sender::start(Some(&host.cgroup));
     assert!(!Receiver::new("127.0.0.1").hears(&mut sender), "what was cut stays cut");
