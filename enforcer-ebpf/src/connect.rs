@@ -85,6 +85,10 @@ fn open_way(socket: &SockAddrContext, to: &Destination, slot: u32, bottle: &Bott
     if !to.is_tcp() || originals::is_owned_inside(socket, slot) {
         return Way::Straight;
     }
+    // an open bottle has no business there, and what it connected to would outlast an answered cut
+    if lane::is_far_end(&to.ip, to.port, bottle) {
+        return Way::Refused;
+    }
     let place = place::of(place::cookie(socket));
     if !is_for_meter(to, bottle, place) {
         originals::forget(socket);

@@ -4,8 +4,7 @@
 //! named fields and asserted in size, so that a field is added at the end of a reserved run and never moves.
 //! Addresses are network byte order words as the kernel holds them (`user_ip4`), IPv4 as v4-mapped IPv6.
 //! The lifetimes: entries of `BOTTLES`, `NAMESPACES`, `ALLOW`, `HEART` and `LAST_LISTENER` are written by the
-//! controller alone;
-//! counters, flows, originals and events by the kernel.
+//! controller alone; counters, flows, originals and events by the kernel.
 #![no_std]
 
 pub mod address;

@@ -4,6 +4,10 @@ use enforcer_ebpf::{Bottle, EVENT_CUT, EVENT_LEASE, EVENT_RULE, FACE_ANSWERED, F
 
 use crate::{HEART, read};
 
+/// How long a cut is answered without a heartbeat where bottles have no lease: the lane's port goes with the
+/// controller, and may be anybody's then.
+const LANE_LEASE_NS: u64 = 10_000_000_000;
+
 /// What may pass.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -42,7 +46,7 @@ pub fn of(bottle: &Bottle) -> State {
     if cut && read(&bottle.face) != FACE_ANSWERED {
         return State::Cut;
     }
-    if !has_lease(bottle) {
+    if !has_lease(bottle, cut) {
         return State::Leaseless;
     }
     match (cut, flags & FLAG_LANE != 0) {
@@ -52,11 +56,14 @@ pub fn of(bottle: &Bottle) -> State {
     }
 }
 
-/// Whether the controller's heart has beaten within the lease, if there is one. The clock is that of the ticks, a
-/// few milliseconds coarse; a beat that seems to lie ahead is a fresh one.
+/// Whether the controller's heart has beaten within the lease, if there is one; a cut is answered under one always.
+/// The clock is that of the ticks, a few milliseconds coarse; a beat that seems to lie ahead is a fresh one.
 #[inline(always)]
-fn has_lease(bottle: &Bottle) -> bool {
-    let lease = read(&bottle.lease_ns);
+fn has_lease(bottle: &Bottle, cut: bool) -> bool {
+    let lease = match read(&bottle.lease_ns) {
+        0 if cut => LANE_LEASE_NS,
+        lease => lease,
+    };
     lease == 0 || HEART.get(0).is_some_and(|beat| now().saturating_sub(read(beat)) <= lease)
 }
 

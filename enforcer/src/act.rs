@@ -42,8 +42,9 @@ pub struct Abort {
     pub cgroup: PathBuf,
     /// The cgroup's id.
     pub cgroup_id: u64,
-    /// Slots of the bottle and of those nested in its cgroup.
-    pub slots: Vec<u32>,
+    /// Slots of the bottle and of those nested in its cgroup, each with its generation.
+    pub slots: Vec<(u32, u32)>,
+
     /// Which sockets.
     pub which: Which,
 }
@@ -119,14 +120,15 @@ impl Parts {
     }
 
     /// Aborts the connections of these slots to the meter, wherever they were made; how many.
-    fn abort_metered(&self, slots: &[u32], failures: &mut Vec<String>) -> usize {
+    fn abort_metered(&self, slots: &[(u32, u32)], failures: &mut Vec<String>) -> usize {
         let mut by_listener: BTreeMap<u32, Vec<(FlowKey, Flow)>> = BTreeMap::new();
-        for slot in slots {
+        for (slot, generation) in slots {
             match self.kernel.flows_of(*slot) {
                 Ok(flows) => {
-                    let metered = flows
-                        .into_iter()
-                        .filter(|(key, _)| key.destination_port == u32::from(self.meter_port));
+                    // a slot may be another bottle's by now
+                    let metered = flows.into_iter().filter(|(key, flow)| {
+                        key.destination_port == u32::from(self.meter_port) && flow.generation == *generation
+                    });
                     metered.for_each(|flow| by_listener.entry(flow.0.listener).or_default().push(flow));
                 }
                 Err(error) => failures.push(error.to_string()),

@@ -190,6 +190,8 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
         }
     }
     settle_all(&core).await;
+    // the lane's port may be anybody's once this process has ended
+    namespaces.lane(false);
     namespaces.stop();
     join("namespaces", looking).await;
     join("meter's", std::thread::spawn(move || meter.stop())).await;

@@ -203,6 +203,8 @@ fn root_an_answered_cut_reaches_the_lane() {
         let host = Host::new("answered");
         let faces = Faces::new();
         let loader = host.opened(faces.guard());
+        // no cut is answered without a heart
+        loader.beat();
         loader.cut_as(SLOT, Face::Answered);
         assert!(!loader.is_open(SLOT));
         let mut sender = Sender::start(Some(&host.cgroup));
@@ -249,6 +251,7 @@ fn root_an_answered_cut_passes_nothing_but_the_lane() {
         let inside = sender.order("bind 127.0.0.1:0");
         let server: SocketAddr = Sender::order(&mut before, "listen 127.0.0.1:0").parse().unwrap();
 
+        loader.beat();
         loader.cut_as(SLOT, Face::Answered);
         for refused in [
             format!("connect {PRIVATE4}:8080"),
@@ -281,6 +284,7 @@ fn root_without_a_lane_or_a_lease_an_answered_cut_is_a_silent_one() {
         let host = Host::new("no-lane");
         let faces = Faces::new();
         let loader = host.opened(faces.meter.guard_with_ip6());
+        loader.beat();
         loader.cut_as(SLOT, Face::Answered);
         let mut sender = Sender::start(Some(&host.cgroup));
         let asked = [
@@ -315,6 +319,7 @@ fn root_without_a_lane_or_a_lease_an_answered_cut_is_a_silent_one() {
             assert_eq!(sender.order("write"), "ok", "it is queued");
             assert!(stream.read(&mut [0]).is_err(), "the lane still hears it");
             loader.set_lease(SLOT, None);
+            loader.beat();
             loader.cut_as(SLOT, Face::Answered);
             stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
             stream.read_exact(&mut [0]).unwrap();
@@ -334,6 +339,7 @@ fn root_the_lane_is_met_in_the_bottle_s_own_namespace() {
         let lane = network.inside(|| Meter::at(faces.lane.port()));
         let there = Place { listener: LISTENER + 1, ..place(&guard) };
         loader.set_place(network.inside(here), &there).unwrap();
+        loader.beat();
         loader.cut_as(SLOT, Face::Answered);
         let mut sender = network.inside(|| Sender::start(Some(&host.cgroup)));
         for (asked, lane) in [(format!("{PUBLIC4}:443"), &lane.ip4), (format!("[{PUBLIC6}]:443"), &lane.ip6)]
@@ -367,6 +373,7 @@ fn root_in_nested_bottles_the_lane_explains_the_one_that_is_cut() {
             talk(&mut sender, &mut stream);
             flow.slot
         };
+        loader.beat();
         loader.cut_as(SLOT, Face::Answered);
         assert_eq!(explained(&loader), SLOT, "the outer one is cut");
         loader.cut_as(2, Face::Answered);

@@ -3,9 +3,8 @@
 //! It never touches the disk and never waits: what must be durable goes to the writer, whose answer comes back
 //! as a message. Closing (a cut) is stored first and committed after; opening (a permit, an attach, a restore)
 //! is committed first and done after. `requests` follows the meter's messages, `accounts` says what they are
-//! charged to, `verdicts` cuts and restores,
-//! `members` attaches and detaches, `adopt` takes over what an earlier controller left, `durable` talks to the
-//! writer, `lease` beats the heart, `drops` tells what the kernel dropped, `lane` says why, `view` shows the state.
+//! charged to, `verdicts` cuts and restores, `members` attaches and detaches, `adopt` takes over what an earlier
+//! controller left, `durable` talks to the writer, `lease` beats the heart, `drops` tells what the kernel dropped, `lane` says why, `view` shows the state.
 mod accounts;
 mod adopt;
 mod drops;

@@ -193,9 +193,15 @@ impl Core {
             slot,
             cgroup: attachment.cgroup.clone().into(),
             cgroup_id: attachment.cgroup_id,
-            slots: self.slots_below(&attachment.cgroup),
+            slots: self.generations_below(&attachment.cgroup),
             which,
         });
+    }
+
+    /// Slots of the bottles at and below this cgroup, with their generations.
+    fn generations_below(&self, cgroup: &str) -> Vec<(u32, u32)> {
+        let generation = |slot: u32| Some((slot, self.bottles.get(&slot)?.attachment.generation));
+        self.slots_below(cgroup).into_iter().filter_map(generation).collect()
     }
 
     /// Slots of the bottles at and below this cgroup.

@@ -233,14 +233,18 @@ impl SockDiag {
         if cgroups.contains(&0) || cgroups.contains(&1) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the root cgroup is no bottle's"));
         }
-        let mut aborted = 0;
+        let (mut aborted, mut failed) = (0, None);
         for (family, transport) in TABLES {
             let is_of = |socket: &InetSocket| socket.cgroup.is_some_and(|id| cgroups.contains(&id));
             for socket in self.list(family, transport, is_of)? {
-                aborted += usize::from(self.abort(&socket)?);
+                // one that cannot be aborted leaves no other alive
+                match self.abort(&socket) {
+                    Ok(found) => aborted += usize::from(found),
+                    Err(error) => failed = failed.or(Some(error)),
+                }
             }
         }
-        Ok(aborted)
+        failed.map_or(Ok(aborted), Err)
     }
 
     /// Sends a request; the sequence number that its answers bear.

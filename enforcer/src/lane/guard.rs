@@ -56,11 +56,13 @@ impl Guards {
 
     /// Takes both off. There is no lane any more.
     pub(super) fn take_off(&self) -> Result<(), LaneError> {
-        if self.on.swap(false, Ordering::AcqRel) {
-            for (name, slot) in [SOCKETS, PROCESS] {
-                self.kernel.detach(name, slot)?;
-            }
+        if !self.on.load(Ordering::Acquire) {
+            return Ok(());
         }
+        // both are tried before the first failure is told
+        let off = [SOCKETS, PROCESS].map(|(name, slot)| self.kernel.detach(name, slot));
+        off.into_iter().collect::<Result<(), _>>()?;
+        self.on.store(false, Ordering::Release);
         Ok(())
     }
 }
