@@ -28,6 +28,10 @@ fn root_with_daemon_and_meter_dead_a_bottle_cannot_take_their_port() {
         daemon.kill9();
         process.kill();
         wait_until(SOON, || (!process.is_alive()).then_some(())).expect("the meter is dead");
+        // a killed process holds its descriptors until the last of its threads has ended
+        let first = format!("listen tcp {meter}");
+        wait_until(SOON, || (free.order(&first) == "ok").then_some(()))
+            .expect("nobody holds the port any more");
         for ip in ADDRESSES.map(|ip| ip.parse::<IpAddr>().unwrap()) {
             for (kind, how) in [("tcp", ""), ("tcp", "shared"), ("udp", ""), ("udp", "shared")] {
                 let order = format!("listen {kind} {} {how}", SocketAddr::new(ip, meter.port()));
