@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use enforcer::bottle::cgroup::Cgroup;
 use enforcer_ebpf::LISTENER_HOST;
 use meter_proxy::protocol::{self, ToController, ToMeter};
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::daemon::Daemon;
 use crate::figures::{nanoseconds, report};
@@ -20,6 +21,8 @@ use crate::{Bench, network};
 const QUESTIONS: usize = 5_000;
 /// The daemon starts its meter with this; nobody else starts this program so.
 pub const METER_ARGUMENT: &str = "--uid";
+/// And its refusal lane with this besides.
+const LANE_ARGUMENT: &str = "lane";
 
 /// A bottle of a real daemon connects to a public address, again and again.
 pub fn identity(bench: &Bench) {
@@ -44,6 +47,11 @@ pub fn identity(bench: &Bench) {
 
 /// The meter's part, when the daemon has started this program in its place: its socket is the standard input.
 pub fn ask() {
+    // a controller that is killed takes this with it
+    set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
+    if std::env::args().any(|argument| argument == LANE_ARGUMENT) {
+        return stand_by();
+    }
     let socket = rustix::stdio::stdin();
     let mut buffer = Vec::new();
     let listener = loop {
@@ -65,6 +73,11 @@ pub fn ask() {
         });
         stream.write_all(&took.to_ne_bytes()).unwrap();
     }
+}
+
+/// In the lane's place there is nothing to do, until the controller hangs up.
+fn stand_by() {
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
 }
 
 /// Waits for the answer to a question.
