@@ -51,9 +51,11 @@ impl Scene {
     }
 }
 
-/// What it prints outside of every bottle.
+/// What it prints outside of every bottle, in a cgroup of its own: it makes others below, which go with that one.
 fn free(scene: &Scene, words: &[&str]) -> Value {
-    let output = process::run(Command::new(scene.program()).args(words), PATIENCE);
+    let group = TestCgroup::new("free");
+    let mut command = Command::new(scene.program());
+    let output = process::run(group.enter_before_exec(command.args(words)), PATIENCE);
     assert_eq!(output.code, Some(0), "{output:?}");
     serde_json::from_str(&output.stdout).unwrap()
 }
@@ -111,7 +113,7 @@ fn root_an_ordinary_command_does_not_leave_its_cgroup() {
     }
     // who may write both may move: these are attempts that can succeed
     let free = free(&scene, &["migrate", root.to_str().unwrap(), elsewhere]);
-    for attempt in ["to one of its own", "a child born in one of its own"] {
+    for attempt in ["to one of its own", "a child born in one of its own", "to one below"] {
         assert!(["moved", "ok"].contains(&free[attempt].as_str().unwrap()), "{attempt}: {free}");
     }
 }
