@@ -121,6 +121,12 @@ impl Seen {
         alive.then_some(Self { pid: i32::try_from(pid).ok()?, started })
     }
 
+    /// Its id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        u32::try_from(self.pid).expect("made of one")
+    }
+
     /// Whether it still runs.
     #[must_use]
     pub fn is_alive(&self) -> bool {
