@@ -262,7 +262,7 @@ fn root_an_answered_cut_passes_nothing_but_the_lane() {
             format!("connect {PRIVATE4}:{}", faces.lane.port()),
             format!("udp {PUBLIC4}:443"),
             format!("udp 127.0.0.1:{}", faces.lane.port()),
-            "udp [::1]:53".to_owned(),
+            "udp [::1]:54".to_owned(),
         ] {
             assert_eq!(sender.order(&refused), "PermissionDenied", "{refused}");
         }

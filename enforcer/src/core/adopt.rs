@@ -122,7 +122,11 @@ impl Core {
     /// reach, so it reaches nothing until the egress room writes what `metered` lets through.
     fn take_over_unknown(&mut self, pinned: Pinned) -> Result<Option<(u32, Option<Cause>)>, AdoptError> {
         self.kernel.cut(pinned.slot);
-        if pinned.cgroup_id == 0 {
+        let unreadable = |error| AdoptError::Bottle {
+            name: pinned.name.clone(),
+            why: format!("whether its cgroup is there cannot be told: {error}"),
+        };
+        if pinned.cgroup_id == 0 || cgroup::is_gone(pinned.cgroup_id).map_err(unreadable)? {
             self.kernel.detach(&pinned.name, pinned.slot)?;
             return Ok(None);
         }

@@ -185,7 +185,8 @@ pub trait Kernel: Send + Sync {
     /// leaves the verdict as it is.
     fn refresh(&self, guard: Guard);
 
-    /// Takes the hooks away and clears the slot.
+    /// Takes the hooks away and clears the slot. Sockets that have outlived the guard's cgroup are free of the slot and
+    /// cut for as long as there are any.
     ///
     /// # Errors
     /// When a pin cannot be removed; the slot's entry is dropped to "not live" first, so nothing opens by failure.
