@@ -53,6 +53,10 @@ pub const FLAG_REDIRECT: u32 = 1 << 2;
 /// and back, and nothing else.
 pub const FLAG_LANE: u32 = 1 << 3;
 
+/// [`Bottle::flags`]: a cut is a silent one, whatever its face: who rules over the bottle's network could use what is
+/// let through to the lane for something else.
+pub const FLAG_MUTE: u32 = 1 << 4;
+
 /// [`Bottle::cut`]: packets pass.
 pub const OPEN: u32 = 0;
 /// [`Bottle::cut`]: every packet is dropped. Any other non-zero value means the same.

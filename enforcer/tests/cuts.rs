@@ -298,6 +298,8 @@ fn root_without_a_lane_or_a_lease_an_answered_cut_is_a_silent_one() {
             }
         };
         refused(&mut sender, "there is no lane");
+        turn_to(&loader, Guard { mute: true, ..faces.guard() });
+        refused(&mut sender, "it is mute");
         turn_to(&loader, faces.guard());
         sender.order(&format!("connect {}", asked[0])).parse::<SocketAddr>().unwrap();
         let (mut stream, _) = accept(&loader, &faces.lane.ip4);

@@ -184,7 +184,8 @@ impl Loader {
         }
         let cgroup_id = cgroup_id.unwrap_or(0);
         let generation = self.table.generation(slot);
-        Ok(Pinned { name, slot, generation, cgroup_id, cut: self.table.face(slot) })
+        let mute = self.table.is_mute(slot);
+        Ok(Pinned { name, slot, generation, cgroup_id, cut: self.table.face(slot), mute })
     }
 
     /// Pins the programs in place of the earlier ones.
