@@ -1,6 +1,8 @@
 //! Whether a bottle is open: its verdict and its lease, decided here for every hook.
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-use enforcer_ebpf::{Bottle, EVENT_CUT, EVENT_LEASE, EVENT_RULE, FACE_ANSWERED, FLAG_LANE, FLAG_LIVE, FLAG_MUTE, OPEN};
+use enforcer_ebpf::{
+    Bottle, EVENT_CUT, EVENT_LEASE, EVENT_RULE, FACE_ANSWERED, FLAG_LANE, FLAG_LIVE, FLAG_MUTE, OPEN,
+};
 
 use crate::{HEART, read};
 

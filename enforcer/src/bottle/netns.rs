@@ -33,8 +33,8 @@ pub enum NamespaceError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// Something else listens at the meter's port.
-    #[error("{0} is taken there, so the meter cannot listen on it")]
+    /// Something else has the port.
+    #[error("{0} is taken there, so nothing of ours can listen on it")]
     Taken(SocketAddr),
     /// Any other refusal.
     #[error("the meter cannot listen on {address} there: {source}")]
