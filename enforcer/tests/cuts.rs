@@ -262,7 +262,7 @@ fn root_an_answered_cut_passes_nothing_but_the_lane() {
             format!("connect {PRIVATE4}:{}", faces.lane.port()),
             format!("udp {PUBLIC4}:443"),
             format!("udp 127.0.0.1:{}", faces.lane.port()),
-            "udp [::1]:53".to_owned(),
+            "udp [::1]:54".to_owned(),
         ] {
             assert_eq!(sender.order(&refused), "PermissionDenied", "{refused}");
         }
@@ -298,6 +298,8 @@ fn root_without_a_lane_or_a_lease_an_answered_cut_is_a_silent_one() {
             }
         };
         refused(&mut sender, "there is no lane");
+        turn_to(&loader, Guard { mute: true, ..faces.guard() });
+        refused(&mut sender, "it is mute");
         turn_to(&loader, faces.guard());
         sender.order(&format!("connect {}", asked[0])).parse::<SocketAddr>().unwrap();
         let (mut stream, _) = accept(&loader, &faces.lane.ip4);

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use support::cgroup::{self, TestCgroup};
 use support::clock::wait_until;
 use support::enforcer::Daemon;
+use support::inmate::Inmate;
 use support::namespace::Holder;
-use support::network::{PUBLIC4, PUBLIC6, in_own_network};
+use support::network::{Namespace, PUBLIC4, PUBLIC6, in_own_network};
 use support::process::{self, Output, built};
 use support::provider::{End, Reply};
 use support::sink::Sink;
@@ -276,4 +277,31 @@ fn root_nested_bottles_hear_why_whichever_of_them_is_cut_or_confined() {
         stage.daemon.ok(&["detach", "inside"]);
         stage.daemon.ok(&["detach", "around"]);
     }
+}
+
+#[test]
+fn root_who_is_root_of_a_network_that_leads_out_is_cut_silently_and_told_so() {
+    in_own_network(|| {
+        let mut stage = Stage::over_tls(Reply::default(), "");
+        let cgroup = TestCgroup::new("ruler");
+        let far = Namespace::new();
+        let mut ruler = Inmate::with_own_network(Some(&cgroup), &far);
+        let path = cgroup.path().to_str().unwrap();
+        let attached = stage.daemon.cli(&["attach", "ruler", "--cgroup", path]);
+        assert!(attached.stderr.contains("a cut of it is always silent"), "{attached:?}");
+        let connect = format!("connect {}", SocketAddr::new(PUBLIC4, 443));
+        ruler.ok(&connect);
+        for restarted in [false, true] {
+            assert_eq!(stage.daemon.ok(&["cut", "ruler", "--answered"]), "ruler: cut (silent)\n");
+            assert_eq!(ruler.order(&connect), "EPERM");
+            let row = stage.audit("ruler", "cut").pop().unwrap();
+            assert!(row["detail"].as_str().unwrap().contains("rules over a network that leads out"), "{row}");
+            stage.daemon.ok(&["restore", "ruler"]);
+            ruler.ok(&connect);
+            if !restarted {
+                stage.daemon.kill9();
+                stage.daemon.restart();
+            }
+        }
+    });
 }

@@ -14,7 +14,8 @@ use crate::act::Which;
 use crate::audit::{ActionKind, Cause};
 use crate::bottle::cgroup::{self, Cgroup, CgroupError};
 use crate::clock::now_ms;
-use crate::kernel::{Face, KernelError, Pinned};
+use crate::egress::packets;
+use crate::kernel::{Face, Guard, KernelError, Pinned};
 use crate::lane;
 use crate::ledger::{Attachment, Entry, Owner, Reservation, Snapshot, Sum, Verdict};
 use crate::settings::Egress;
@@ -91,7 +92,8 @@ impl Core {
             self.let_go(&attachment, cause, why);
             return Ok(None);
         }
-        let guard = attachment.guard(self.listener);
+        let mute = pinned.as_ref().map_or_else(|| is_mute(&attachment), |pinned| Ok(pinned.mute))?;
+        let guard = Guard { mute, ..attachment.guard(self.listener) };
         let cut_in_kernel = pinned.as_ref().and_then(|pinned| pinned.cut);
         match pinned {
             Some(pinned) if is_of(&pinned, &attachment) => self.kernel.refresh(guard),
@@ -107,7 +109,7 @@ impl Core {
             }
         }
         let (slot, name) = (attachment.slot, attachment.name.clone());
-        self.enter(attachment, Stage::Attached);
+        self.enter(attachment, Stage::Attached, mute);
         let verdict = match (cause, cut_in_kernel) {
             (None, Some(_)) => {
                 Some(found_cut(format!("{name} was found cut in the kernel but not in the ledger")))
@@ -122,7 +124,11 @@ impl Core {
     /// reach, so it reaches nothing until the egress room writes what `metered` lets through.
     fn take_over_unknown(&mut self, pinned: Pinned) -> Result<Option<(u32, Option<Cause>)>, AdoptError> {
         self.kernel.cut(pinned.slot);
-        if pinned.cgroup_id == 0 {
+        let unreadable = |error| AdoptError::Bottle {
+            name: pinned.name.clone(),
+            why: format!("whether its cgroup is there cannot be told: {error}"),
+        };
+        if pinned.cgroup_id == 0 || cgroup::is_gone(pinned.cgroup_id).map_err(unreadable)? {
             self.kernel.detach(&pinned.name, pinned.slot)?;
             return Ok(None);
         }
@@ -151,11 +157,11 @@ impl Core {
             launch_budget: Vec::new(),
             attached_at: now_ms(),
         };
-        self.kernel.refresh(attachment.guard(self.listener));
+        self.kernel.refresh(Guard { mute: pinned.mute, ..attachment.guard(self.listener) });
         let mut row = action(ActionKind::Attach, Some(pinned.name.clone()), None, "controller");
         row.detail = Some("found in the kernel but not in the ledger".into());
         self.submit_done(vec![Entry::Attach(attachment.clone()), Entry::Action(row)], After::Nothing);
-        self.enter(attachment, Stage::Attached);
+        self.enter(attachment, Stage::Attached, pinned.mute);
         let cause = found_cut(format!("{} was found in the kernel but not in the ledger", pinned.name));
         Ok(Some((pinned.slot, Some(cause))))
     }
@@ -226,6 +232,7 @@ impl Core {
     fn settle_verdict(&mut self, slot: u32, cause: Option<Cause>) {
         self.lend(slot);
         let Some(cause) = cause else { return self.open_first(slot) };
+        let cause = Cause { face: self.face_for(slot, cause.face), ..cause };
         let passed = self.kernel.is_open(slot);
         self.store_cut(slot, cause.face);
         if cause.face == Face::Answered {
@@ -269,6 +276,13 @@ fn gone(attachment: &Attachment, pinned: Option<&Pinned>) -> Result<Option<&'sta
         Err(CgroupError::Missing(_)) => Ok(Some("its cgroup is gone")),
         Err(error) => Err(not_taken(attachment, error)),
     }
+}
+
+/// As was judged when it was attached, where the kernel does not know that any more.
+fn is_mute(attachment: &Attachment) -> Result<bool, AdoptError> {
+    let pids = Cgroup::open(Path::new(&attachment.cgroup)).and_then(|cgroup| cgroup.pids());
+    let pids = pids.map_err(|error| not_taken(attachment, error))?;
+    Ok(!attachment.owns_cgroup && packets::holder(&pids, false).is_some())
 }
 
 fn is_of(pinned: &Pinned, attachment: &Attachment) -> bool {

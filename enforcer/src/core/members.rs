@@ -1,6 +1,6 @@
 //! Attach and detach, as far as sums and verdicts are concerned; the hooks are put on and off by the registry.
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use meter_proxy::protocol::{ToLane, ToMeter, Upstream};
@@ -13,7 +13,7 @@ use super::{Bottle, Change, Core, Listener, Stage, answer};
 use crate::audit::ActionKind;
 use crate::clock::now_ms;
 use crate::control::api::Problem;
-use crate::kernel::Guard;
+use crate::kernel::{Face, Guard};
 use crate::lane::FIRST_OWN_SLOT;
 use crate::ledger::{Attachment, AttachmentId, Entry, Verdict};
 use crate::settings::Egress;
@@ -45,6 +45,8 @@ pub struct Admission {
     pub egress: Egress,
     /// Launch-time budgets, tokens by provider.
     pub launch_budget: BTreeMap<String, u64>,
+    /// Whether its cuts are silent ones: one of its processes rules over a network that leads out.
+    pub mute: bool,
 }
 
 impl Attachment {
@@ -87,16 +89,16 @@ impl Core {
             launch_budget: admission.launch_budget.into_iter().collect(),
             attached_at: now_ms(),
         };
-        self.enter(attachment.clone(), Stage::Attaching);
+        self.enter(attachment.clone(), Stage::Attaching, admission.mute);
         if let Some(bottle) = self.bottles.get_mut(&slot) {
             bottle.cause = self.kept_cuts.get(&attachment.name).map(|(_, cause)| cause.clone());
         }
         Ok(attachment)
     }
 
-    pub(super) fn enter(&mut self, attachment: Attachment, stage: Stage) {
-        let bottle =
-            Bottle { paths: std::collections::HashMap::new(), cause: None, verdict: 0, stage, attachment };
+    pub(super) fn enter(&mut self, attachment: Attachment, stage: Stage, mute: bool) {
+        let paths = std::collections::HashMap::new();
+        let bottle = Bottle { paths, cause: None, verdict: 0, stage, mute, attachment };
         self.bottles.insert(bottle.attachment.slot, bottle);
     }
 
@@ -195,10 +197,28 @@ impl Core {
         };
         if result.is_ok() {
             self.lend(slot);
+            self.mute_around(slot);
             self.open_first(slot);
             self.publish(Change::State);
         }
         answer(reply, result);
+    }
+
+    /// Who rules over a bottle's network is in the bottles around it too: no cut of those is answered either.
+    fn mute_around(&mut self, slot: u32) {
+        let Some(inner) = self.bottles.get(&slot).filter(|inner| inner.mute) else { return };
+        let cgroup = PathBuf::from(&inner.attachment.cgroup);
+        let around = self.bottles.values_mut().filter(|outer| cgroup.starts_with(&outer.attachment.cgroup));
+        let mut answered = Vec::new();
+        for outer in around.filter(|outer| !outer.mute) {
+            outer.mute = true;
+            self.kernel.refresh(Guard { mute: true, ..outer.attachment.guard(self.listener) });
+            let cause = outer.cause.clone().filter(|cause| cause.face == Face::Answered);
+            answered.extend(cause.map(|cause| (outer.attachment.slot, cause)));
+        }
+        for (slot, cause) in answered {
+            self.cut(slot, cause, Upstream::Close, Instant::now(), After::Nothing);
+        }
     }
 
     pub(super) fn not_attached(&mut self, name: String, why: String) {

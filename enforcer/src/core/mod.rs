@@ -295,6 +295,8 @@ struct Bottle {
     /// Grows with each change of the verdict, so that a restore committed late does not undo a newer cut.
     verdict: u64,
     stage: Stage,
+    /// Whether its cuts are silent ones, whatever was ordered; kept by the kernel over restarts.
+    mute: bool,
 }
 
 /// Where a bottle is between attach and detach.

@@ -17,6 +17,10 @@ use crate::control::api::{self, Problem};
 use crate::kernel::Face;
 use crate::ledger::{AttachmentId, Entry, ExchangeId, Verdict};
 
+/// What the audit says of a cut that was to be answered and is not.
+const MUTED: &str =
+    "silent: a process of it rules over a network that leads out, and could misuse the lane's address";
+
 /// A restore that was found right, before it is durable.
 struct Restoring {
     entries: Vec<Entry>,
@@ -97,9 +101,16 @@ impl Core {
     /// Stores a cut. A bottle whose hooks are being put on or off has no lane: nothing of it is in use.
     pub(super) fn store_cut(&self, slot: u32, face: Face) {
         let Some(bottle) = self.bottles.get(&slot) else { return };
+        let face = self.face_for(slot, face);
         let standing = bottle.cause.as_ref().map_or(face, |cause| cause.face.max(face));
         let in_use = bottle.stage == Stage::Attached;
         self.kernel.cut_as(slot, if in_use { standing } else { Face::Silent });
+    }
+
+    /// What a cut of this bottle looks like where it was to look so.
+    pub(super) fn face_for(&self, slot: u32, wanted: Face) -> Face {
+        let mute = self.bottles.get(&slot).is_some_and(|bottle| bottle.mute);
+        if mute { Face::Silent } else { wanted }
     }
 
     pub(super) fn budget_cause(&self, scope: Scope, account: AccountId, flow: Option<ExchangeId>) -> Cause {
@@ -133,6 +144,9 @@ impl Core {
         let before = bottle.cause.as_ref().map(|cause| cause.face);
         self.store_cut(slot, cause.face);
         let took = received.elapsed();
+        let wanted = cause.face;
+        let cause = Cause { face: self.face_for(slot, wanted), ..cause };
+        let muted = (cause.face != wanted).then_some(MUTED);
         let Some(bottle) = self.bottles.get_mut(&slot) else { return };
         bottle.verdict += 1;
         let standing = bottle.cause.get_or_insert_with(|| cause.clone());
@@ -150,7 +164,9 @@ impl Core {
         let by = cause.by.clone();
         let mut row = action(ActionKind::Cut, Some(name), Some(cause), &by);
         row.took_us = Some(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-        row.detail = before.map(|_| format!("was cut already, and is now {}", standing.face.as_str()));
+        let again = before.map(|_| format!("was cut already, and is now {}", standing.face.as_str()));
+        let details: Vec<String> = again.into_iter().chain(muted.map(str::to_owned)).collect();
+        row.detail = (!details.is_empty()).then(|| details.join("; "));
         let verdict = Entry::Verdict(Verdict { attachment, cause: Some(standing) });
         self.submit_done(vec![verdict, Entry::Action(row)], after);
         self.publish(Change::State);
@@ -167,7 +183,7 @@ impl Core {
         let Some(slot) = self.slot_of(name) else { return answer(reply, Err(unknown(name))) };
         let face = order.face.unwrap_or(Face::Silent);
         let cause = Cause { face, ..Cause::operator(by, order.reason) };
-        let hold = face == Face::Silent && !order.hard;
+        let hold = self.face_for(slot, face) == Face::Silent && !order.hard;
         let upstream = if hold { Upstream::Hold } else { Upstream::Close };
         self.cut(slot, cause, upstream, received, After::Report { reply });
         if order.hard {

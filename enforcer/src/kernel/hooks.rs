@@ -28,7 +28,7 @@ pub struct Hook {
 }
 
 /// In the order in which they are attached.
-pub const HOOKS: [Hook; 12] = [
+pub const HOOKS: [Hook; 14] = [
     hook("egress", "enforcer_egress", 1),
     hook("ingress", "enforcer_ingress", 0),
     hook("sock_ops", "enforcer_sock_ops", 3),
@@ -39,6 +39,8 @@ pub const HOOKS: [Hook; 12] = [
     hook("bind4", "enforcer_bind4", 8),
     hook("bind6", "enforcer_bind6", 9),
     hook("sock_create", "enforcer_sock_create", 2),
+    Hook { slot: false, ..hook("recvmsg4", "enforcer_recvmsg4", 19) },
+    Hook { slot: false, ..hook("recvmsg6", "enforcer_recvmsg6", 20) },
     Hook { slot: false, ..hook("getpeername4", "enforcer_getpeername4", 29) },
     Hook { slot: false, ..hook("getpeername6", "enforcer_getpeername6", 30) },
 ];

@@ -108,6 +108,7 @@ impl Loader {
             programs,
             adopted: Vec::new(),
         };
+        loader.pins.sweep()?;
         loader.adopted = loader.adopt()?;
         loader.pin_programs()?;
         Ok(loader)
@@ -183,7 +184,8 @@ impl Loader {
         }
         let cgroup_id = cgroup_id.unwrap_or(0);
         let generation = self.table.generation(slot);
-        Ok(Pinned { name, slot, generation, cgroup_id, cut: self.table.face(slot) })
+        let mute = self.table.is_mute(slot);
+        Ok(Pinned { name, slot, generation, cgroup_id, cut: self.table.face(slot), mute })
     }
 
     /// Pins the programs in place of the earlier ones.
@@ -225,7 +227,11 @@ impl Loader {
 
     /// Removes a bottle's hooks. Their storage outlives them while the cgroup does, so it forgets the slot first:
     /// else it would govern for a moment whoever is attached there next.
+    ///
+    /// Sockets can outlive their cgroup, in the hands of a process outside. Those have no other guard, and nobody could
+    /// tell them any more: the hooks stay on, without a slot, and drop what they send until they are closed.
     fn remove_hooks(&self, name: &str, slots: &mut Slots) -> Result<(), KernelError> {
+        let mut guarded = 0;
         for hook in HOOKS.iter().chain([&families::HOOK]).filter(|hook| hook.slot) {
             let path = self.pins.link(name, hook.pin);
             let link = match sys::open_pin(&path) {
@@ -234,8 +240,19 @@ impl Loader {
             };
             let info = sys::link_info(link.as_fd()).map_err(|source| failed("cannot read", &path, source))?;
             slots.unassign(info.cgroup_id, hook.attach_type)?;
+            guarded = info.cgroup_id;
         }
-        self.pins.remove_bottle(name)
+        let is_outlived = guarded != 0
+            && cgroup::is_gone(guarded).map_err(|source| KernelError::Io {
+                what: format!("cannot tell whether the cgroup of {name} is there"),
+                source,
+            })?;
+        if is_outlived {
+            self.pins.set_aside(name, guarded)?;
+        } else {
+            self.pins.remove_bottle(name)?;
+        }
+        self.pins.sweep()
     }
 }
 
@@ -249,6 +266,7 @@ impl Kernel for Loader {
         check_meter(guard.meter)?;
         let mut slots = lock(&self.slots);
         check_unguarded(cgroup)?;
+        self.pins.sweep()?;
         let directory = self.pins.bottle(name);
         if directory.exists() {
             return Err(KernelError::Pins { path: directory, what: "is pinned already".to_owned() });

@@ -1,4 +1,5 @@
-//! What is pinned on bpffs and where: `<root>/<MAP>`, `<root>/progs/<program>`, `<root>/bottles/<name>/<hook>`.
+//! What is pinned on bpffs and where: `<root>/<MAP>`, `<root>/progs/<program>`, `<root>/bottles/<name>/<hook>`, and
+//! `<root>/outlived/<cgroup id>/<hook>` of bottles that were let go when their cgroup was gone and sockets of it were not.
 //!
 //! Two facts that no kernel object holds are links beside them: `<root>/abi` points to the version, and
 //! `<root>/bottles/<name>/slot` to the slot. This file lists and removes; what a pin means is `loader`'s.
@@ -19,6 +20,8 @@ use crate::lane::is_own_guard;
 
 /// Where bpffs is mounted.
 pub const BPFFS: &str = "/sys/fs/bpf";
+/// Directory of what was set aside.
+const OUTLIVED: &str = "outlived";
 /// Length of a name that bpffs takes, bytes.
 const NAME_MAX: usize = 255;
 
@@ -62,8 +65,9 @@ impl Pins {
         let version = self.root.join("abi");
         let fresh =
             !version.is_symlink() && !self.root.join("BOTTLES").exists() && self.bottles()?.is_empty();
-        for directory in [self.root.clone(), self.root.join("progs"), self.root.join("bottles")] {
-            make_directory(&directory).map_err(|source| failed("cannot make", &directory, source))?;
+        let inside = ["progs", "bottles", OUTLIVED].map(|name| self.root.join(name));
+        for directory in std::iter::once(&self.root).chain(&inside) {
+            make_directory(directory).map_err(|source| failed("cannot make", directory, source))?;
         }
         if fresh {
             let made = symlink(ABI_VERSION.to_string(), &version);
@@ -131,6 +135,27 @@ impl Pins {
     /// Takes a bottle's hooks off its cgroup and removes its directory. What is not there is no error.
     pub fn remove_bottle(&self, name: &str) -> Result<(), KernelError> {
         remove_links(&self.bottle(name))
+    }
+
+    /// Keeps a bottle's hooks where they are, under no bottle's name, for as long as [`Self::sweep`] finds them on.
+    pub fn set_aside(&self, name: &str, cgroup_id: u64) -> Result<(), KernelError> {
+        let (from, to) = (self.bottle(name), self.root.join(OUTLIVED).join(cgroup_id.to_string()));
+        fs::rename(&from, &to).map_err(|source| failed("cannot set aside", &from, source))
+    }
+
+    /// Removes what was set aside and is on nothing any more: the last socket of that cgroup was closed.
+    pub fn sweep(&self) -> Result<(), KernelError> {
+        for directory in list(&self.root.join(OUTLIVED))? {
+            let mut is_on = false;
+            for path in list(&directory)?.iter().filter(|path| !path.is_symlink()) {
+                let info = sys::open_pin(path).and_then(|link| sys::link_info(link.as_fd()));
+                is_on |= info.map_err(|source| failed("cannot read", path, source))?.cgroup_id != 0;
+            }
+            if !is_on {
+                remove_links(&directory)?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes everything; returns how many bottles were pinned. Not being there is no error.

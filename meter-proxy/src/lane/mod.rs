@@ -1,4 +1,5 @@
-//! The refusal lane: where the connections of a bottle go that was cut and is to hear why.
+//! The refusal lane: where the connections of a bottle go that was cut and is to hear why, and its DNS queries, so that
+//! an agent that resolves names gets that far.
 //!
 //! [`run`] is its life; `conversation` is that of a connection: why → what it speaks → one answer → the end. The lane
 //! connects to nobody: there is no code here that dials, and from [`seccomp`] on the kernel would not let it.
