@@ -18,7 +18,7 @@ pub struct Options {
 enum Name {
     /// A cut: its store beside a spawned nft, by the command, by a budget; and taking over 1,000 bottles (root)
     Cut,
-    /// Loading, attaching, a packet, a connection and the flip of a verdict (root)
+    /// Loading, attaching, adopting, a packet, a connection, a thousand bottles (root)
     Kernel,
     /// The meter beside nginx and mitmproxy: processor time, delay and memory of streamed answers (root)
     Meter,

@@ -294,15 +294,27 @@ pub fn path_of_id(id: u64) -> Option<PathBuf> {
     (same && path.starts_with(mount)).then_some(path)
 }
 
-/// Whether there is no cgroup with this id (its inode) any more. Sockets that were made in it may still be there.
-///
-/// # Errors
-/// When it cannot be told.
-pub fn is_gone(id: u64) -> io::Result<bool> {
-    let mount = File::open(mount().map_err(io::Error::other)?)?;
-    match kernel::open_cgroup(mount.as_fd(), id) {
-        Err(error) if error.raw_os_error() == Some(libc::ESTALE) => Ok(true),
-        found => found.map(|_| false),
+/// The mounted hierarchy of cgroup v2, to ask it for many.
+pub struct Hierarchy(File);
+
+impl Hierarchy {
+    /// Finds and opens its top.
+    ///
+    /// # Errors
+    /// When none is mounted, or it cannot be opened.
+    pub fn open() -> io::Result<Self> {
+        File::open(mount().map_err(io::Error::other)?).map(Self)
+    }
+
+    /// Whether there is no cgroup with this id (its inode) any more. Sockets that were made in it may still be there.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub fn has_lost(&self, id: u64) -> io::Result<bool> {
+        match kernel::open_cgroup(self.0.as_fd(), id) {
+            Err(error) if error.raw_os_error() == Some(libc::ESTALE) => Ok(true),
+            found => found.map(|_| false),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::requests::{PROGRESS_GRAIN, orphan};
 use super::{Core, Stage};
 use crate::act::Which;
 use crate::audit::{ActionKind, Cause};
-use crate::bottle::cgroup::{self, Cgroup, CgroupError};
+use crate::bottle::cgroup::{self, Cgroup, CgroupError, Hierarchy};
 use crate::clock::now_ms;
 use crate::egress::packets;
 use crate::kernel::{Face, Guard, KernelError, Pinned};
@@ -128,7 +128,8 @@ impl Core {
             name: pinned.name.clone(),
             why: format!("whether its cgroup is there cannot be told: {error}"),
         };
-        if pinned.cgroup_id == 0 || cgroup::is_gone(pinned.cgroup_id).map_err(unreadable)? {
+        let is_lost = || Hierarchy::open().and_then(|hierarchy| hierarchy.has_lost(pinned.cgroup_id));
+        if pinned.cgroup_id == 0 || is_lost().map_err(unreadable)? {
             self.kernel.detach(&pinned.name, pinned.slot)?;
             return Ok(None);
         }

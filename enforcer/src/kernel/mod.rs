@@ -11,6 +11,7 @@ pub mod loader;
 mod maps;
 pub mod pins;
 pub mod probe;
+mod programs;
 mod refusal;
 mod shapes;
 pub mod sock_diag;

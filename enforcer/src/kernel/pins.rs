@@ -1,13 +1,14 @@
 //! What is pinned on bpffs and where: `<root>/<MAP>`, `<root>/progs/<program>`, `<root>/bottles/<name>/<hook>`, and
 //! `<root>/outlived/<cgroup id>/<hook>` of bottles that were let go when their cgroup was gone and sockets of it were not.
 //!
-//! Two facts that no kernel object holds are links beside them: `<root>/abi` points to the version, and
-//! `<root>/bottles/<name>/slot` to the slot. This file lists and removes; what a pin means is `loader`'s.
+//! Three facts that no kernel object holds are links beside them: `<root>/abi` points to the version, `<root>/build`
+//! to the build whose programs every link runs, and `<root>/bottles/<name>/slot` to the slot. This file lists and
+//! removes; what a pin means is `loader`'s and `programs`'.
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, symlink};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use enforcer_ebpf::ABI_VERSION;
@@ -67,7 +68,7 @@ impl Pins {
             !version.is_symlink() && !self.root.join("BOTTLES").exists() && self.bottles()?.is_empty();
         let inside = ["progs", "bottles", OUTLIVED].map(|name| self.root.join(name));
         for directory in std::iter::once(&self.root).chain(&inside) {
-            make_directory(directory).map_err(|source| failed("cannot make", directory, source))?;
+            make_directory(directory)?;
         }
         if fresh {
             let made = symlink(ABI_VERSION.to_string(), &version);
@@ -84,6 +85,22 @@ impl Pins {
             }),
             Err(error) => Err(KernelError::Pins { path: version, what: error.to_string() }),
         }
+    }
+
+    /// The build whose programs are pinned and run by every link; `None` when that is not known.
+    pub fn build(&self) -> Option<String> {
+        fs::read_link(self.root.join("build")).ok()?.into_os_string().into_string().ok()
+    }
+
+    /// Says which build it is, or, with `None`, that it is not known: then the next controller loads its own.
+    ///
+    /// # Errors
+    /// When that cannot be pinned.
+    pub fn set_build(&self, build: Option<&str>) -> Result<(), KernelError> {
+        let link = self.root.join("build");
+        remove_pin(&link)?;
+        let Some(build) = build else { return Ok(()) };
+        symlink(build, &link).map_err(|source| failed("cannot pin", &link, source))
     }
 
     /// Makes a bottle's directory and writes its slot there.
@@ -191,6 +208,14 @@ pub fn mount_bpffs() -> Result<(), KernelError> {
     })
 }
 
+/// Removes a pin; what it names stays where it is in use. Not being there is no error.
+pub fn remove_pin(path: &Path) -> Result<(), KernelError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("cannot remove", path, error)),
+        _ => Ok(()),
+    }
+}
+
 /// Detaches every link of a directory, then removes the directory.
 fn remove_links(directory: &Path) -> Result<(), KernelError> {
     let mut paths = list(directory)?;
@@ -221,11 +246,20 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, KernelError> {
     paths.map_err(|source| failed("cannot read", directory, source))
 }
 
-fn make_directory(path: &Path) -> io::Result<()> {
+/// Makes a directory of root's own, or refuses one that is there and is not: what is pinned there is trusted.
+fn make_directory(path: &Path) -> Result<(), KernelError> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        result => result,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        result => return result.map_err(|source| failed("cannot make", path, source)),
     }
+    let there = fs::symlink_metadata(path).map_err(|source| failed("cannot read", path, source))?;
+    if there.is_dir() && there.uid() == 0 && there.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(KernelError::Pins {
+        path: path.to_owned(),
+        what: "is not a directory of root's own, mode 0700".to_owned(),
+    })
 }
 
 /// A name as bpffs takes it: it refuses dots, so every byte but letters, digits, `-` and `_` becomes `%XX`.

@@ -88,6 +88,11 @@ pub fn check_shapes(pins: &Pins) -> Result<(), KernelError> {
     Ok(())
 }
 
+/// Whether every map is pinned.
+pub fn all_pinned(pins: &Pins) -> bool {
+    SHAPES.iter().all(|shape| pins.root().join(shape.name).exists())
+}
+
 impl Shape {
     /// How a map differs from this, if it does.
     fn difference(&self, there: &MapInfo) -> Option<String> {

@@ -8,13 +8,13 @@ use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use enforcer::escape::network::switch_lo_on;
 use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode;
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sockopt};
 
-use super::network::switch_lo_on;
 use super::streams::Streaming;
 
 /// Long enough for a packet over loopback, on a busy machine.
