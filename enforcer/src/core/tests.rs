@@ -12,6 +12,7 @@ use meter_proxy::tokens::{Ending, Provenance, Tokens};
 
 use super::*;
 use crate::act::{self, Abort, Which};
+use crate::budget::weights::Weights;
 use crate::kernel::fake::FakeKernel;
 use crate::kernel::{Allowed, AllowedPorts, Face, Pinned};
 use crate::ledger::sqlite::SqliteLedger;
@@ -217,7 +218,7 @@ impl Bench {
     }
 
     fn flows(&mut self) -> Vec<FlowRow> {
-        self.reader.flows(&UsageQuery::default()).unwrap()
+        self.reader.flows(&UsageQuery::default(), &Weights::default()).unwrap()
     }
 
     fn actions(&mut self) -> Vec<crate::audit::Row> {
