@@ -204,6 +204,12 @@ mod tests {
     #[test]
     fn a_bottle_s_chain_shows_every_scope_and_which_binds() {
         insta::assert_snapshot!(chains(&bottle()), @r#"
+
+        PROVIDER  SCOPE          WINDOW  LIMIT  USED  RESERVED  LEFT  UNTIL                     BINDS
+        claude    launch:b1      total    200k  201k         0     0  -                         yes
+        claude    bottle:b1      -           -  201k         0     -  -                         -
+        claude    global:global  daily      5M    1M         0    4M  2026-02-01T00:00:00.000Z  -
+        claude: launch:b1: the nearest budget governs
         "#);
     }
 }

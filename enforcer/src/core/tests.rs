@@ -10,6 +10,8 @@ use enforcer_ebpf::LISTENER_HOST;
 use meter_proxy::protocol::{BottleRef, Refusal, Reserve, Settle, Upstream};
 use meter_proxy::tokens::{Ending, Provenance, Tokens};
 
+mod budgets;
+
 use super::*;
 use crate::act::{self, Abort, Which};
 use crate::budget::weights::Weights;
