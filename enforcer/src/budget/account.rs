@@ -118,7 +118,7 @@ impl Figures {
     /// Percent used; 100 and more is used up.
     fn percent(&self) -> Option<u128> {
         let limit = u128::from(self.limit()?);
-        Some(if limit == 0 { 100 } else { u128::from(self.used) * 100 / limit })
+        Some((u128::from(self.used) * 100).checked_div(limit).unwrap_or(100))
     }
 }
 

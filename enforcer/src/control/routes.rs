@@ -186,9 +186,8 @@ async fn one_budget<C: Controller>(
     provider: &str,
     body: Incoming,
 ) -> Result<Response<Body>, Refused> {
-    let scope: BudgetScope = scope
-        .parse()
-        .map_err(|error| Refused::new(StatusCode::BAD_REQUEST, Exit::Usage, format!("{error}")))?;
+    let scope: BudgetScope =
+        scope.parse().map_err(|error: String| Refused::new(StatusCode::BAD_REQUEST, Exit::Usage, error))?;
     let verb = match *method {
         Method::PUT => BudgetVerb::Set(required(body).await?),
         Method::POST => BudgetVerb::Add(required::<AddTokens>(body).await?.tokens),
