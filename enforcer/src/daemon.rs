@@ -68,11 +68,16 @@ pub struct Options {
 /// # Errors
 /// Whatever keeps it from starting, as one line with a hint; nothing is left half-started.
 pub fn run(options: Options) -> Result<(), Failure> {
+    #[cfg(debug_assertions)]
+    crate::clock::test::follow();
     let state = StateDir::open(options.state_dir.as_deref())?;
     let settings = Arc::new(match &options.settings {
         Some(path) => Settings::load(path)?,
         None => Settings::load_default(&state.file("settings.yml"))?,
     });
+    for warning in settings.warnings() {
+        tracing::warn!("settings: {warning}");
+    }
     let lock = state.lock()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

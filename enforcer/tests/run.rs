@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use enforcer::audit;
 use enforcer::control::api::{
-    Attach, Attached, Bottle, Cut, Daemon, Detached, Environment, Lane, Meter, Packets, Problem, Programs,
-    Restore, State, Status,
+    Attach, Attached, Bottle, BudgetRow, Cut, Daemon, Detached, Environment, Lane, Meter, Packets, Problem,
+    Programs, Restore, State, Status,
 };
 use enforcer::control::server::Server;
 use enforcer::control::{Controller, Event};
+use enforcer::core::BudgetOrder;
 use enforcer::ledger::{FlowRow, UsageQuery, UsageRow};
 use rustix::pty::OpenptFlags;
 use tempfile::TempDir;
@@ -51,6 +52,7 @@ impl Fake {
             egress: "open".into(),
             usage: BTreeMap::new(),
             budget: BTreeMap::new(),
+            chain: BTreeMap::new(),
             kernel: Packets::default(),
         })
     }
@@ -98,6 +100,12 @@ impl Controller for Fake {
         refuse()
     }
     async fn restore(&self, _name: &str, _restore: Restore, _by: &str) -> Result<Bottle, Problem> {
+        refuse()
+    }
+    async fn budgets(&self) -> Result<Vec<BudgetRow>, Problem> {
+        refuse()
+    }
+    async fn state_budget(&self, _order: BudgetOrder, _by: &str) -> Result<Option<BudgetRow>, Problem> {
         refuse()
     }
     async fn environment(&self, name: &str) -> Result<Environment, Problem> {

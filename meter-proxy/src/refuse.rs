@@ -212,6 +212,7 @@ mod tests {
             used: 12,
             reserved: 0,
             window: "total".into(),
+            rule: "nearest".into(),
         })
     }
 

@@ -16,6 +16,8 @@ pub struct Options {
 /// The benchmarks there are.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Name {
+    /// A verdict under four scopes and 10,000 bottles; a settlement to its cut while the disk is busy (root)
+    Budget,
     /// A cut: its store beside a spawned nft, by the command, by a budget; and taking over 1,000 bottles (root)
     Cut,
     /// Loading, attaching, adopting, a packet, a connection, a thousand bottles (root)
@@ -31,6 +33,12 @@ enum Name {
 pub fn run(options: &Options) -> Result<()> {
     setup::run()?;
     match options.name {
+        Name::Budget => {
+            setup::for_tests()?;
+            test::cargo(&["build", "--release", "--workspace", "--bins"])?;
+            test::cargo(&["bench", "--package", "enforcer", "--bench", "budget"])?;
+            test::cargo(&["bench", "--package", "enforcer-tests", "--bench", "budget"])
+        }
         Name::Cut => {
             setup::for_tests()?;
             // the daemon and its meter, and the programs in the bottles

@@ -1,6 +1,7 @@
 //! One file a verb. Each asks the control API and prints; nothing here knows how a bottle is guarded.
 mod attach;
 mod audit;
+mod budget;
 mod ca;
 mod cut;
 mod daemon;
@@ -46,7 +47,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Freeze(_) => Err(Failure::not_yet("freeze")),
         Command::Thaw(_) => Err(Failure::not_yet("thaw")),
         Command::Kill(_) => Err(Failure::not_yet("kill")),
-        Command::Budget(_) => Err(Failure::not_yet("budget")),
+        Command::Budget(budget) => budget::run(global, &budget),
         Command::Usage(usage) => usage::run(global, &usage),
         Command::Audit(audit) => audit::run(global, &audit),
         Command::Top(what) => top::run(global, &what),

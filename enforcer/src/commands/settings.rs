@@ -1,5 +1,5 @@
 //! `settings check`: says what is wrong with a settings file.
-use super::output::print;
+use super::output::{print, say};
 use crate::cli::{Global, Settings as Verb};
 use crate::error::Failure;
 use crate::settings::Settings;
@@ -15,6 +15,7 @@ pub(super) fn run(global: &Global, verb: &Verb) -> Result<(), Failure> {
         Some(path) => path.clone(),
         None => StateDir::open(global.state_dir.as_deref())?.file("settings.yml"),
     };
-    Settings::load(&path)?;
+    let settings = Settings::load(&path)?;
+    settings.warnings().iter().for_each(|warning| say(&format!("warning: {warning}")));
     print(&format!("{}: good\n", path.display()))
 }

@@ -13,11 +13,12 @@ use super::{Core, Stage};
 use crate::act::Which;
 use crate::audit::{ActionKind, Cause};
 use crate::bottle::cgroup::{self, Cgroup, CgroupError, Hierarchy};
+use crate::budget::Warned;
 use crate::clock::now_ms;
 use crate::egress::packets;
 use crate::kernel::{Face, Guard, KernelError, Pinned};
 use crate::lane;
-use crate::ledger::{Attachment, Entry, Owner, Reservation, Snapshot, Sum, Verdict};
+use crate::ledger::{Attachment, Entry, HourSum, Owner, Reservation, Snapshot, Stated, Sum, Verdict};
 use crate::settings::Egress;
 
 /// What can go wrong while an earlier controller's state is taken over.
@@ -44,9 +45,7 @@ impl Core {
         self.last_exchange = snapshot.last_exchange;
         self.last_attachment = snapshot.last_attachment;
         self.last_generation = snapshot.last_generation;
-        self.added =
-            snapshot.added.into_iter().map(|(owner, provider, tokens)| ((owner, provider), tokens)).collect();
-
+        self.submit_done(vec![Entry::Reached(self.accounts.hour())], After::Nothing);
         let mut pinned: HashMap<String, Pinned> =
             self.kernel.adopted().into_iter().map(|pinned| (pinned.name.clone(), pinned)).collect();
         pinned.retain(|name, _| !lane::is_own_guard(name));
@@ -64,7 +63,8 @@ impl Core {
             verdicts.extend(self.take_over_unknown(unknown)?);
         }
 
-        self.load_sums(snapshot.sums, snapshot.own);
+        self.load_budgets(snapshot.stated, snapshot.warned);
+        self.load_sums(snapshot.sums, snapshot.hours, snapshot.own);
         for (reservation, seen) in snapshot.orphans {
             self.settle_orphan(reservation, seen);
         }
@@ -193,39 +193,62 @@ impl Core {
         self.submit_done(entries, After::Nothing);
     }
 
-    fn load_sums(&mut self, sums: Vec<Sum>, own: Vec<Sum>) {
-        for sum in sums {
-            let ended = matches!(sum.owner, Owner::Launch(id) if self.slot_of_attachment(id).is_none());
-            if !ended {
-                let account = self.account(&sum.owner, &sum.provider);
-                self.accounts.load_settled(account, sum.tokens.total());
+    /// Every budget there is, whether or not a bottle is charged to it, and what was warned of it.
+    fn load_budgets(&mut self, stated: Vec<Stated>, warned: Vec<(Owner, String, Warned)>) {
+        for (owner, provider) in self.defined_owners() {
+            self.account(&owner, &provider);
+        }
+        for Stated { owner, provider, statement, hour, .. } in stated {
+            if self.counts_still(&owner) {
+                let account = self.account(&owner, &provider);
+                self.accounts.state(account, statement, hour);
             }
+        }
+        for (owner, provider, warned) in warned {
+            if self.counts_still(&owner) {
+                let account = self.account(&owner, &provider);
+                self.accounts.was_warned(account, warned);
+            }
+        }
+    }
+
+    fn load_sums(&mut self, sums: Vec<Sum>, hours: Vec<HourSum>, own: Vec<Sum>) {
+        for sum in sums.iter().filter(|sum| self.counts_still(&sum.owner)).collect::<Vec<_>>() {
+            let account = self.account(&sum.owner, &sum.provider);
+            self.accounts.load_total(account, &sum.tokens);
+        }
+        for sum in hours.iter().filter(|sum| self.counts_still(&sum.owner)).collect::<Vec<_>>() {
+            let account = self.account(&sum.owner, &sum.provider);
+            self.accounts.load_hour(account, &sum.tokens, sum.hour);
         }
         for sum in own {
             if let Owner::Bottle(name) = &sum.owner {
-                let usage =
-                    self.usage.entry(name.clone()).or_default().entry(sum.provider.clone()).or_default();
-                usage.load(&sum);
+                self.usage.load(name, &sum);
             }
         }
+    }
+
+    /// Nothing is charged any more to the launch of an attachment that has ended.
+    fn counts_still(&self, owner: &Owner) -> bool {
+        !matches!(owner, Owner::Launch(id) if self.slot_of_attachment(*id).is_none())
     }
 
     /// A reservation that was never settled is charged in full, or by what was seen and may have been seen since.
     fn settle_orphan(&mut self, reservation: Reservation, seen: Tokens) {
         let seen = Tokens { output: seen.output.saturating_add(PROGRESS_GRAIN), ..seen };
-        let settlement = orphan(reservation.id, seen, reservation.reserved_tokens);
+        let settlement = orphan(reservation.id, seen, reservation.reserved_tokens, self.accounts.hour());
         let mut owners: Vec<Owner> = reservation.attachment.map(Owner::Launch).into_iter().collect();
         owners.extend(reservation.agent.map(Owner::Agent));
         owners.push(Owner::Bottle(reservation.bottle.clone()));
         owners.extend(reservation.ancestors.into_iter().map(Owner::Bottle));
         owners.push(Owner::Global);
         for owner in owners {
-            let account = self.account(&owner, &reservation.provider);
-            self.accounts.load_settled(account, settlement.tokens.total());
+            if self.counts_still(&owner) {
+                let account = self.account(&owner, &reservation.provider);
+                self.accounts.charge(account, &settlement.tokens);
+            }
         }
-        let usage =
-            self.usage.entry(reservation.bottle).or_default().entry(reservation.provider).or_default();
-        usage.charge(&settlement.tokens, settlement.provenance);
+        self.usage.charge(&reservation.bottle, &reservation.provider, &settlement);
         self.submit_done(vec![Entry::Settle(settlement)], After::Nothing);
     }
 
@@ -256,9 +279,12 @@ impl Core {
     /// Accounts that are used up already have had their bottles cut: only a new crossing is news.
     fn mark_crossed(&mut self) {
         let received = Instant::now();
-        for account in self.accounts.used_up() {
-            self.crossed.insert(account);
-            self.cut_all_governed_by(account, None, received);
+        for account in self.accounts.ids() {
+            if self.accounts.is_used_up(account) {
+                self.crossed.insert(account);
+                self.cut_all_bound_by(account, None, received);
+            }
+            self.warn_of(self.own_scope(account), account, None, None);
         }
     }
 }

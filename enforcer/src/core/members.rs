@@ -97,9 +97,10 @@ impl Core {
     }
 
     pub(super) fn enter(&mut self, attachment: Attachment, stage: Stage, mute: bool) {
+        let slot = attachment.slot;
         let paths = std::collections::HashMap::new();
-        let bottle = Bottle { paths, cause: None, verdict: 0, stage, mute, attachment };
-        self.bottles.insert(bottle.attachment.slot, bottle);
+        self.bottles.insert(slot, Bottle { paths, cause: None, verdict: 0, stage, mute, attachment });
+        self.open_accounts(slot);
     }
 
     fn check_admission(&self, admission: &Admission) -> Result<(), Problem> {
@@ -138,11 +139,9 @@ impl Core {
     fn parent_of(&self, admission: &Admission) -> Option<String> {
         let cgroup = Path::new(&admission.cgroup);
         self.bottles
-            .values()
-            .map(|bottle| &bottle.attachment)
-            .filter(|outer| cgroup.starts_with(&outer.cgroup))
-            .max_by_key(|outer| outer.cgroup.len())
-            .map(|outer| outer.name.clone())
+            .around(cgroup)
+            .next()
+            .map(|outer| outer.attachment.name.clone())
             .or_else(|| self.settings.bottles.get(&admission.name)?.extends.clone())
     }
 
@@ -231,8 +230,7 @@ impl Core {
     /// Opens a bottle for the first time, unless it was cut while it was being attached, or cuts it at once when a
     /// budget that governs it is used up.
     pub(super) fn open_first(&mut self, slot: u32) {
-        let used_up =
-            self.governing_accounts(slot).into_iter().find(|(_, id)| self.accounts.account(*id).is_used_up());
+        let used_up = self.used_up(slot);
         let Some(bottle) = self.bottles.get_mut(&slot) else { return };
         bottle.stage = Stage::Attached;
         self.kept_cuts.remove(&bottle.attachment.name);
@@ -240,7 +238,10 @@ impl Core {
             return self.cut(slot, cause, Upstream::Close, Instant::now(), After::Nothing);
         }
         match used_up {
-            Some((scope, account)) => self.cut_for_budget(slot, scope, account, None, Instant::now()),
+            Some((scope, account)) => {
+                let cause = self.budget_cause(scope, account, None);
+                self.cut_for_budget(slot, cause, Instant::now());
+            }
             None => self.kernel.open(slot),
         }
     }
@@ -305,9 +306,10 @@ impl Core {
     }
 
     pub(super) fn forget(&mut self, id: AttachmentId) {
-        let Some(gone) = self.slot_of_attachment(id).and_then(|slot| self.bottles.remove(&slot)) else {
+        let Some(gone) = self.slot_of_attachment(id).and_then(|slot| self.bottles.remove(slot)) else {
             return;
         };
+        self.close_accounts(gone.attachment.slot, gone.paths.into_values());
         // what was shut by this bottle's verdict is not any more
         self.tell_meter_below(&gone.attachment.cgroup, Upstream::Hold);
         self.publish(Change::State);

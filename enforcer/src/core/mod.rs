@@ -3,10 +3,13 @@
 //! It never touches the disk and never waits: what must be durable goes to the writer, whose answer comes back
 //! as a message. Closing (a cut) is stored first and committed after; opening (a permit, an attach, a restore)
 //! is committed first and done after. `requests` follows the meter's messages, `accounts` says what they are
-//! charged to, `verdicts` cuts and restores, `members` attaches and detaches, `adopt` takes over what an earlier
+//! charged to, `budgets` takes what operators say of them, `windows` begins them anew, `warnings` warns, `usage` sums
+//! what is shown, `bottles` finds the attached ones, `verdicts` cuts and restores, `members` attaches and detaches, `adopt` takes over what an earlier
 //! controller left, `durable` talks to the writer, `lease` beats the heart, `drops` tells what the kernel dropped, `lane` says why, `view` shows the state.
 mod accounts;
 mod adopt;
+mod bottles;
+mod budgets;
 mod drops;
 mod durable;
 mod lane;
@@ -15,10 +18,13 @@ mod members;
 mod requests;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod verdicts;
 mod view;
+mod warnings;
+mod windows;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,19 +36,25 @@ use meter_proxy::protocol::{Notice, ToController, ToLane, ToMeter};
 use tokio::sync::{broadcast, oneshot};
 
 pub use self::adopt::AdoptError;
+use self::bottles::Bottles;
+pub use self::budgets::{BudgetOrder, BudgetVerb};
 use self::durable::{Committed, Outstanding};
 pub use self::lane::Why;
 use self::lease::Heart;
 pub use self::members::Admission;
 use self::requests::{Live, RowLimit, Waiting};
+use self::usage::UsedByBottles;
 pub use self::view::BottleModel;
+use self::windows::Turn;
 use crate::act::Actor;
 use crate::audit::{ActionKind, Cause};
+use crate::budget::window::Hour;
 use crate::budget::{AccountId, Accounts, Path};
+use crate::clock::now_ms;
 use crate::control::api::{self, Problem};
 use crate::kernel::{Event, Kernel, Place};
 use crate::ledger::writer::Writer;
-use crate::ledger::{Attachment, AttachmentId, Entry, ExchangeId, Owner, UsageRow};
+use crate::ledger::{Attachment, AttachmentId, Entry, ExchangeId, UsageRow};
 use crate::settings::Settings;
 
 /// How often the core looks at what only time changes: waits at the gate, writes to be tried again.
@@ -241,6 +253,22 @@ pub enum Message {
         /// Done.
         reply: oneshot::Sender<Result<(), Problem>>,
     },
+    /// Set, add to or clear a budget.
+    StateBudget {
+        /// What.
+        order: BudgetOrder,
+        /// `controller` or `uid:N`.
+        by: String,
+        /// When the order came.
+        received: Instant,
+        /// Done and durable; what it opens is open.
+        reply: oneshot::Sender<Result<(), Problem>>,
+    },
+    /// Which budgets are there?
+    Budgets {
+        /// Each with its figures.
+        reply: oneshot::Sender<Vec<api::BudgetRow>>,
+    },
     /// Something that the operator should read in the audit.
     Warn {
         /// Whom it concerns.
@@ -324,15 +352,19 @@ pub struct Core {
     accounts: Accounts,
     /// Accounts whose crossing has been acted upon.
     crossed: HashSet<AccountId>,
-    /// Tokens added by the operator, for accounts that come into being later.
-    added: HashMap<(Owner, String), u64>,
-    bottles: BTreeMap<u32, Bottle>,
+    /// Slots of the bottles that are charged to each account.
+    payers: HashMap<AccountId, BTreeSet<u32>>,
+    /// How many statements operators have made.
+    statements: u64,
+    /// The last statement of each account that counted before it was durable: earlier ones do not count after it.
+    overtaken: HashMap<AccountId, u64>,
+    turn: Turn,
+    bottles: Bottles,
     /// Bottles whose cgroup went while they were cut and that the settings attach again, by name: their last
     /// attachment, which stays in the ledger until the next one begins with its cut.
     kept_cuts: HashMap<String, (AttachmentId, Cause)>,
     host_paths: HashMap<String, Path>,
-    /// Settled figures by bottle's name and provider.
-    usage: HashMap<String, BTreeMap<String, api::Usage>>,
+    usage: UsedByBottles,
     exchanges: HashMap<u64, Live>,
     waiting: VecDeque<Waiting>,
     rows: RowLimit,
@@ -412,14 +444,16 @@ pub fn start(
     snapshot: crate::ledger::Snapshot,
 ) -> Result<(CoreHandle, JoinHandle<()>), AdoptError> {
     let (sender, receiver) = channel();
-    let mut core = Core::new(parts, sender.clone());
+    let hour = snapshot.reached.unwrap_or_else(|| Hour::of(now_ms()));
+    let mut core = Core::new(parts, sender.clone(), hour);
     core.adopt(snapshot)?;
     let thread = std::thread::Builder::new().name("core".into()).spawn(move || core.run(&receiver))?;
     Ok((CoreHandle { sender }, thread))
 }
 
 impl Core {
-    fn new(parts: Parts, itself: Sender<Message>) -> Self {
+    fn new(parts: Parts, itself: Sender<Message>, hour: Hour) -> Self {
+        let accounts = Accounts::new(parts.settings.scope_rule, parts.settings.weights, hour);
         Self {
             settings: parts.settings,
             kernel: parts.kernel,
@@ -430,13 +464,16 @@ impl Core {
             meter: None,
             lane: None,
             actor: parts.actor,
-            accounts: Accounts::default(),
+            accounts,
             crossed: HashSet::new(),
-            added: HashMap::new(),
-            bottles: BTreeMap::new(),
+            payers: HashMap::new(),
+            statements: 0,
+            overtaken: HashMap::new(),
+            turn: Turn::default(),
+            bottles: Bottles::default(),
             kept_cuts: HashMap::new(),
             host_paths: HashMap::new(),
-            usage: HashMap::new(),
+            usage: UsedByBottles::default(),
             exchanges: HashMap::new(),
             waiting: VecDeque::new(),
             rows: RowLimit::default(),
@@ -490,6 +527,10 @@ impl Core {
                 self.cut_by_order(&name, order, by, received, reply)
             }
             Message::Restore { name, order, by, reply } => self.restore(&name, &order, by, reply),
+            Message::StateBudget { order, by, received, reply } => {
+                self.state_budget(&order, &by, received, reply)
+            }
+            Message::Budgets { reply } => answer(reply, self.budgets()),
             Message::Warn { bottle, detail, failed } => self.warn(bottle, detail, failed),
             Message::View { reply } => {
                 let closed = self.behind().or_else(|| self.closed.clone());
@@ -506,6 +547,7 @@ impl Core {
 
     fn tick(&mut self) {
         self.ask_for_beat();
+        self.look_at_clock();
         self.give_up_waiting();
         self.tell_left_out(Instant::now());
         self.pay_what_is_owed();
@@ -517,11 +559,11 @@ impl Core {
     }
 
     fn slot_of(&self, name: &str) -> Option<u32> {
-        self.bottles.iter().find(|(_, bottle)| bottle.attachment.name == name).map(|(slot, _)| *slot)
+        self.bottles.named(name)
     }
 
     fn slot_of_attachment(&self, id: AttachmentId) -> Option<u32> {
-        self.bottles.iter().find(|(_, bottle)| bottle.attachment.id == id).map(|(slot, _)| *slot)
+        self.bottles.of_attachment(id)
     }
 
     fn tell_meter(&self, message: ToMeter) {

@@ -10,8 +10,11 @@ use enforcer_ebpf::LISTENER_HOST;
 use meter_proxy::protocol::{BottleRef, Refusal, Reserve, Settle, Upstream};
 use meter_proxy::tokens::{Ending, Provenance, Tokens};
 
+mod budgets;
+
 use super::*;
 use crate::act::{self, Abort, Which};
+use crate::budget::weights::Weights;
 use crate::kernel::fake::FakeKernel;
 use crate::kernel::{Allowed, AllowedPorts, Face, Pinned};
 use crate::ledger::sqlite::SqliteLedger;
@@ -218,7 +221,7 @@ impl Bench {
     }
 
     fn flows(&mut self) -> Vec<FlowRow> {
-        self.reader.flows(&UsageQuery::default()).unwrap()
+        self.reader.flows(&UsageQuery::default(), &Weights::default()).unwrap()
     }
 
     fn actions(&mut self) -> Vec<crate::audit::Row> {

@@ -6,12 +6,13 @@ use std::time::Instant;
 use meter_proxy::protocol::{BottleRef, ToMeter, Upstream};
 use tokio::sync::oneshot;
 
+use super::budgets::Pending;
 use super::durable::{After, Committed, action};
 use super::requests::reference;
 use super::{Bottle, Change, Core, Stage, answer};
 use crate::act::{Abort, Which};
 use crate::audit::{ActionKind, Cause, CauseKind};
-use crate::budget::{self, AccountId, Scope};
+use crate::budget::{self, AccountId, Figures, Judgement, Scope, Statement};
 use crate::clock::{now_ms, rfc3339};
 use crate::control::api::{self, Problem};
 use crate::kernel::Face;
@@ -28,7 +29,7 @@ struct Restoring {
     /// The verdict's number when the restore was ordered.
     verdict: u64,
     /// Tokens to add to accounts.
-    additions: Vec<(AccountId, u64)>,
+    additions: Vec<Pending>,
 }
 
 impl Core {
@@ -42,51 +43,45 @@ impl Core {
         received: Instant,
     ) {
         for (_, account) in path {
-            if self.accounts.account(*account).is_used_up() && self.crossed.insert(*account) {
-                self.cut_all_governed_by(*account, Some(flow), received);
+            if self.accounts.is_used_up(*account) && self.crossed.insert(*account) {
+                self.cut_all_bound_by(*account, Some(flow), received);
             }
         }
-        let governing = self.accounts.governing(path);
-        if let Some((scope, account)) = governing
-            && self.accounts.account(account).is_used_up()
+        if let Judgement::Refuse(scope, account) = self.accounts.judge(path)
             && self.bottle(charged).is_some()
         {
-            self.cut_for_budget(charged.slot, scope, account, Some(flow), received);
+            let cause = self.budget_cause(scope, account, Some(flow));
+            self.cut_for_budget(charged.slot, cause, received);
         }
     }
 
-    pub(super) fn cut_all_governed_by(
+    /// Cuts every bottle that this budget binds, if it is used up.
+    pub(super) fn cut_all_bound_by(
         &mut self,
         account: AccountId,
         flow: Option<ExchangeId>,
         received: Instant,
     ) {
+        if !self.accounts.is_used_up(account) {
+            return;
+        }
         let provider = self.accounts.provider(account).to_owned();
-        let slots: Vec<u32> = self.bottles.keys().copied().collect();
-        let mut governed = Vec::new();
-        for slot in slots {
+        let mut bound = Vec::new();
+        for slot in self.payers(account) {
             let path = self.path(slot, &provider);
-            if let Some((scope, governing)) = self.accounts.governing(&path)
-                && governing == account
-            {
+            if let Some((scope, _)) = self.accounts.binding(&path).find(|(_, binding)| *binding == account) {
                 self.store_cut(slot, self.settings.cut);
-                governed.push((slot, scope));
+                bound.push((slot, scope));
             }
         }
         // every store is done before anything is told or written
-        for (slot, scope) in governed {
-            self.cut_for_budget(slot, scope, account, flow, received);
+        for (slot, scope) in bound {
+            let cause = self.budget_cause(scope, account, flow);
+            self.cut_for_budget(slot, cause, received);
         }
     }
 
-    pub(super) fn cut_for_budget(
-        &mut self,
-        slot: u32,
-        scope: Scope,
-        account: AccountId,
-        flow: Option<ExchangeId>,
-        received: Instant,
-    ) {
+    pub(super) fn cut_for_budget(&mut self, slot: u32, cause: Cause, received: Instant) {
         if let Some(bottle) = self.bottles.get_mut(&slot)
             && bottle.cause.as_ref().is_some_and(|cause| cause.kind == CauseKind::Budget)
         {
@@ -94,7 +89,6 @@ impl Core {
             bottle.verdict += 1;
             return;
         }
-        let cause = self.budget_cause(scope, account, flow);
         self.cut(slot, cause, Upstream::Close, received, After::Nothing);
     }
 
@@ -114,19 +108,41 @@ impl Core {
     }
 
     pub(super) fn budget_cause(&self, scope: Scope, account: AccountId, flow: Option<ExchangeId>) -> Cause {
-        let figures = self.accounts.account(account);
+        self.cause_by(scope, account, &self.accounts.figures(account), flow)
+    }
+
+    /// The same by other figures than the account has now.
+    pub(super) fn cause_by(
+        &self,
+        scope: Scope,
+        account: AccountId,
+        figures: &Figures,
+        flow: Option<ExchangeId>,
+    ) -> Cause {
         Cause {
             kind: CauseKind::Budget,
             provider: Some(self.accounts.provider(account).to_owned()),
             scope: Some(scope.as_str().into()),
             owner: Some(self.owner_name(account)),
             limit: figures.limit(),
-            used: Some(figures.used()),
+            used: Some(figures.used),
+            window: Some(self.window_words(figures)),
+            rule: Some(self.settings.scope_rule.as_str().into()),
             flow,
             at: rfc3339(now_ms()),
             by: "controller".into(),
             reason: None,
+            held: false,
             face: self.settings.cut,
+        }
+    }
+
+    /// A budget's window as people read it: `daily until 2026-02-01T00:00Z`.
+    pub(super) fn window_words(&self, figures: &Figures) -> String {
+        let window = figures.window();
+        match window.end(self.accounts.hour()) {
+            Some(end) => format!("{} until {end}:00Z", window.as_str()),
+            None => window.as_str().into(),
         }
     }
 
@@ -151,6 +167,7 @@ impl Core {
         bottle.verdict += 1;
         let standing = bottle.cause.get_or_insert_with(|| cause.clone());
         standing.face = standing.face.max(cause.face);
+        standing.held |= standing.kind == CauseKind::Budget && cause.kind != CauseKind::Budget;
         let standing = standing.clone();
         let (name, attachment) = (bottle.attachment.name.clone(), bottle.attachment.id);
         let attaching = bottle.stage == Stage::Attaching;
@@ -222,8 +239,7 @@ impl Core {
 
     /// Slots of the bottles at and below this cgroup.
     pub(super) fn slots_below(&self, cgroup: &str) -> Vec<u32> {
-        let below = |bottle: &Bottle| Path::new(&bottle.attachment.cgroup).starts_with(cgroup);
-        self.bottles.iter().filter(|(_, bottle)| below(bottle)).map(|(slot, _)| *slot).collect()
+        self.bottles.below(Path::new(cgroup))
     }
 
     pub(super) fn restore(
@@ -253,18 +269,12 @@ impl Core {
         }
         let Some(bottle) = self.bottles.get(&slot) else { return Err(unknown(name)) };
         let (attachment, verdict) = (bottle.attachment.id, bottle.verdict);
-        let mut entries: Vec<Entry> = additions
-            .iter()
-            .map(|(account, tokens)| Entry::AddTokens {
-                owner: self.accounts.owner(*account).clone(),
-                provider: self.accounts.provider(*account).to_owned(),
-                tokens: *tokens,
-                at: now_ms(),
-            })
-            .collect();
-        entries.push(Entry::Verdict(Verdict { attachment, cause: None }));
         let mut row = action(ActionKind::Restore, Some(name.to_owned()), bottle.cause.clone(), by);
         row.detail = self.describe(&additions, order.force);
+        let stated =
+            additions.iter().map(|(account, tokens)| self.pending(*account, Statement::Add(*tokens)));
+        let (additions, mut entries): (Vec<Pending>, Vec<Entry>) = stated.unzip();
+        entries.push(Entry::Verdict(Verdict { attachment, cause: None }));
         entries.push(Entry::Action(row));
         Ok(Restoring { entries, attachment, verdict, additions })
     }
@@ -280,11 +290,11 @@ impl Core {
         for (provider, tokens) in &order.add {
             self.check_provider(provider)?;
             let path = self.path(slot, provider);
-            let (_, account) = self.accounts.governing(&path).ok_or_else(|| {
+            let governing = self.accounts.governing(&path).ok_or_else(|| {
                 Problem::usage(format!("no budget for {provider} governs {name}: there is nothing to add to"))
                     .with_hint(format!("leave out --add {provider}=…"))
             })?;
-            additions.push((account, *tokens));
+            additions.push((governing.account, *tokens));
         }
         Ok(additions)
     }
@@ -304,16 +314,20 @@ impl Core {
         name: &str,
         additions: &[(AccountId, u64)],
     ) -> Result<(), Problem> {
-        for (_, account) in self.governing_accounts(slot) {
+        for (scope, account) in self.binding_accounts(slot) {
             let added: u64 =
                 additions.iter().filter(|(to, _)| *to == account).map(|(_, tokens)| *tokens).sum();
-            let figures = self.accounts.account(account);
+            let figures = self.accounts.figures(account);
             let limit = figures.limit().unwrap_or(u64::MAX).saturating_add(added);
-            if figures.used() >= limit {
-                let (provider, used) = (self.accounts.provider(account), figures.used());
+            if figures.used >= limit {
+                let (provider, used) = (self.accounts.provider(account), figures.used);
                 let short = (used - limit).saturating_add(1);
                 return Err(Problem::refused(format!(
-                    "{name} stays cut: {used} of {limit} {provider} tokens are used"
+                    "{name} stays cut: {used} of {limit} {provider} tokens are used (budget of scope {}, owner {}, \
+                     window {})",
+                    scope.as_str(),
+                    self.owner_name(account),
+                    self.window_words(&figures),
                 ))
                 .with_hint(format!(
                     "add at least {short} tokens: enforcer restore {name} --add {provider}=TOKENS; or --force, \
@@ -322,19 +336,6 @@ impl Core {
             }
         }
         Ok(())
-    }
-
-    /// The governing account of every provider that has one here.
-    pub(super) fn governing_accounts(&mut self, slot: u32) -> Vec<(Scope, AccountId)> {
-        let providers: Vec<String> =
-            self.settings.providers.iter().map(|provider| provider.name.clone()).collect();
-        providers
-            .iter()
-            .filter_map(|provider| {
-                let path = self.path(slot, provider);
-                self.accounts.governing(&path)
-            })
-            .collect()
     }
 
     fn describe(&self, additions: &[(AccountId, u64)], force: bool) -> Option<String> {
@@ -356,26 +357,21 @@ impl Core {
         &mut self,
         attachment: AttachmentId,
         verdict: u64,
-        additions: &[(AccountId, u64)],
+        additions: &[Pending],
         result: Result<(), Problem>,
         reply: oneshot::Sender<Result<(), Problem>>,
     ) {
         if let Err(problem) = result {
             return answer(reply, Err(problem));
         }
-        for (account, tokens) in additions {
-            self.accounts.add_tokens(*account, *tokens);
-            if !self.accounts.account(*account).is_used_up() {
-                self.crossed.remove(account);
-            }
-        }
+        additions.iter().for_each(|addition| self.apply(addition));
         let opened = self.open_restored(attachment, verdict);
         self.admit_waiting();
         self.publish(Change::State);
         answer(reply, opened);
     }
 
-    fn open_restored(&mut self, attachment: AttachmentId, verdict: u64) -> Result<(), Problem> {
+    pub(super) fn open_restored(&mut self, attachment: AttachmentId, verdict: u64) -> Result<(), Problem> {
         let gone = || Problem::failed("the bottle was detached meanwhile");
         let slot = self.slot_of_attachment(attachment).ok_or_else(gone)?;
         let bottle = self.bottles.get_mut(&slot).ok_or_else(gone)?;
@@ -428,13 +424,10 @@ impl Core {
     /// The verdicts of this bottle and of those whose cgroups hold it, where they are cut: its own first.
     fn cuts_around(&self, slot: u32) -> impl Iterator<Item = &Cause> {
         let own = self.bottles.get(&slot);
-        let holds = move |outer: &&Bottle| {
-            own.is_some_and(|own| {
-                own.attachment.id != outer.attachment.id
-                    && Path::new(&own.attachment.cgroup).starts_with(&outer.attachment.cgroup)
-            })
-        };
-        let outer = self.bottles.values().filter(holds);
+        let outer = own.into_iter().flat_map(move |own| {
+            let around = self.bottles.around(Path::new(&own.attachment.cgroup));
+            around.filter(move |outer| outer.attachment.id != own.attachment.id)
+        });
         own.into_iter().chain(outer).filter_map(|bottle| bottle.cause.as_ref())
     }
 }

@@ -184,8 +184,6 @@ fn what_comes_later_says_so_and_does_nothing() {
         &["freeze", "b1"][..],
         &["thaw", "b1"],
         &["kill", "b1", "--yes"],
-        &["budget", "list"],
-        &["budget", "set", "global", "claude=5"],
         &["attach", "b1", "--pid", "1", "--policy", "kill"],
         &["run", "--policy", "freeze", "--", "true"],
         &["ca", "rotate"],

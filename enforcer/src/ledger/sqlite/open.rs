@@ -18,7 +18,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Statements kept prepared; more than `commit` and `queries` have.
 const STATEMENTS: usize = 32;
 
-mod schema {
+/// The steps of the schema.
+pub(super) mod schema {
     refinery::embed_migrations!("../migrations");
 }
 

@@ -79,6 +79,7 @@ pub fn budget() -> Refusal {
         used: 100_417,
         reserved: 0,
         window: "daily".into(),
+        rule: "nearest".into(),
     }
 }
 
