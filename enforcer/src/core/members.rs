@@ -207,13 +207,15 @@ impl Core {
     fn mute_around(&mut self, slot: u32) {
         let Some(inner) = self.bottles.get(&slot).filter(|inner| inner.mute) else { return };
         let cgroup = PathBuf::from(&inner.attachment.cgroup);
-        let around = self.bottles.values_mut().filter(|outer| cgroup.starts_with(&outer.attachment.cgroup));
+        let around = self.bottles.around(&cgroup).filter(|outer| !outer.mute);
+        let around: Vec<u32> = around.map(|outer| outer.attachment.slot).collect();
         let mut answered = Vec::new();
-        for outer in around.filter(|outer| !outer.mute) {
+        for slot in around {
+            let Some(outer) = self.bottles.get_mut(&slot) else { continue };
             outer.mute = true;
             self.kernel.refresh(Guard { mute: true, ..outer.attachment.guard(self.listener) });
             let cause = outer.cause.clone().filter(|cause| cause.face == Face::Answered);
-            answered.extend(cause.map(|cause| (outer.attachment.slot, cause)));
+            answered.extend(cause.map(|cause| (slot, cause)));
         }
         for (slot, cause) in answered {
             self.cut(slot, cause, Upstream::Close, Instant::now(), After::Nothing);
