@@ -13,12 +13,13 @@ use bytes::Bytes;
 use http::Response;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http_body_util::{BodyExt, Either, Full};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
 
 use crate::Meter;
-use crate::accept::Flight;
+use crate::arriving::{Arriving, Broken};
 use crate::bottles::{Bottle, Standing};
+use crate::flights::Flight;
 use crate::forward::MAX_SILENCE;
 use crate::gate::{Leave, Permit};
 use crate::settle;
@@ -40,9 +41,10 @@ const URGENT_GROWTH: u64 = 64;
 /// Why an answer is broken off.
 #[derive(Debug, thiserror::Error)]
 pub enum TailError {
-    /// The provider's side broke.
+    /// The provider's side broke. No source: by HTTP/2 the client would be told the provider's code, which may say
+    /// that nothing is wrong, or that it may ask again for what is charged.
     #[error("the provider broke off: {0}")]
-    Upstream(#[from] hyper::Error),
+    Upstream(Broken),
     /// The provider sent nothing for too long.
     #[error("the provider sent nothing for {} s", MAX_SILENCE.as_secs())]
     Silent,
@@ -74,7 +76,7 @@ enum Phase {
 
 /// The body of a provider's answer.
 pub struct Tail {
-    upstream: Option<Incoming>,
+    upstream: Option<Arriving>,
     phase: Phase,
     held: VecDeque<Frame<Bytes>>,
     held_bytes: usize,
@@ -101,7 +103,7 @@ pub async fn tail(
     bottle: Arc<Bottle>,
     flight: Flight,
     leave: Leave,
-    answer: Response<Incoming>,
+    answer: Response<Arriving>,
 ) -> Option<Response<AnswerBody>> {
     let (head, upstream) = answer.into_parts();
     let settings = meter.settings.borrow().clone();
@@ -216,7 +218,7 @@ impl Tail {
         let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
         if let Poll::Ready(frame) = Pin::new(upstream).poll_frame(cx) {
             self.silence = None;
-            return Poll::Ready(frame.map(|frame| frame.map_err(TailError::from)));
+            return Poll::Ready(frame.map(|frame| frame.map_err(TailError::Upstream)));
         }
         let silence = self.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(MAX_SILENCE)));
         silence.as_mut().poll(cx).map(|()| Some(Err(TailError::Silent)))
@@ -372,7 +374,7 @@ impl Drop for Tail {
 }
 
 /// Reads what is left of an answer whose usage has begun to come, for a bounded time.
-async fn read_on(mut permit: Box<Permit>, mut upstream: Incoming) {
+async fn read_on(mut permit: Box<Permit>, mut upstream: Arriving) {
     let bottle = Arc::clone(&permit.bottle);
     let rest = async {
         while let Some(frame) = upstream.frame().await {

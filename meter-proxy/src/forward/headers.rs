@@ -1,7 +1,7 @@
 //! Headers at a proxy: those that end here are removed, the rest is passed on untouched.
 //!
 //! Pure. Not here: the address that a request leaves for.
-use http::header::{self, HeaderMap, HeaderName};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 /// Headers that end at a proxy: RFC 9110, 7.6.1, and what proxies are told alone.
 static HOP_BY_HOP: [HeaderName; 8] = [
@@ -31,10 +31,18 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Makes several headers with cookies, as HTTP/2 allows, the one that HTTP/1.1 asks for: RFC 9113, 8.2.3.
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        headers.insert(header::COOKIE, whole);
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     #[test]
@@ -58,5 +66,18 @@ mod tests {
         let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["accept-encoding", "authorization", "content-length"]);
+    }
+
+    #[test]
+    fn cookies_become_one_header() {
+        let mut headers = HeaderMap::new();
+        join_cookies(&mut headers);
+        assert!(headers.is_empty());
+        for crumb in ["a=b", "c=d; e=f", "g=h"] {
+            headers.append(header::COOKIE, HeaderValue::from_static(crumb));
+        }
+        join_cookies(&mut headers);
+        let left: Vec<&HeaderValue> = headers.get_all(header::COOKIE).iter().collect();
+        assert_eq!(left, ["a=b; c=d; e=f; g=h"]);
     }
 }

@@ -1,16 +1,16 @@
 //! Requests on their way to a provider: sent on with leave alone, and answered or settled.
 //!
 //! Not here: leave to forward (`gate`), and the answer's body (`tail`).
-use std::error::Error as _;
+use std::error::Error;
 use std::time::Duration;
 
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response, Version};
-use hyper::body::Incoming;
 use hyper_util::client::legacy;
 
-use self::headers::strip_hop_by_hop;
+use self::headers::{join_cookies, strip_hop_by_hop};
+use crate::arriving::Arriving;
 use crate::dial::DialError;
 use crate::gate::Leave;
 use crate::refuse::{Reason, Refused};
@@ -37,7 +37,7 @@ pub async fn forward(
     destination: &Destination,
     request: Parts,
     body: Outgoing,
-) -> Result<(Leave, Response<Incoming>), Refused> {
+) -> Result<(Leave, Response<Arriving>), Refused> {
     let refused = |reason| Refused { reason, dialect: destination.dialect() };
     let request = outgoing(destination, request, body)
         .map_err(|_| refused(Reason::Malformed("the request cannot be forwarded as it is")))?;
@@ -58,36 +58,46 @@ pub async fn forward(
             Ok((leave, answer))
         }
         Err(error) => {
-            give_up(leave, error.is_connect());
+            give_up(leave, is_unprocessed(&error));
             Err(refused(reason(&error)))
         }
     }
 }
 
-/// Settles what got no answer: nothing is charged when there was no connection.
-fn give_up(leave: Leave, no_connection: bool) {
+/// Settles what got no answer; nothing is charged for what the provider cannot have processed.
+fn give_up(leave: Leave, is_unprocessed: bool) {
     if let Leave::Metered(mut permit) = leave {
-        let is_unsent = no_connection || !permit.may_have_left();
+        let is_unsent = is_unprocessed || !permit.may_have_left();
         crate::settle::end(&mut permit, if is_unsent { Ending::Unsent } else { Ending::UpstreamBroke });
     }
 }
 
-/// Why there is no answer, from the innermost error that says something.
-fn reason(error: &legacy::Error) -> Reason {
-    let mut source = error.source();
-    while let Some(inner) = source {
-        match inner.downcast_ref::<DialError>() {
-            Some(refused @ (DialError::Forbidden(_) | DialError::Metered { .. })) => {
-                return Reason::Forbidden(refused.to_string());
-            }
-            Some(failed) => return Reason::Upstream(failed.to_string()),
-            None => source = inner.source(),
-        }
-    }
-    Reason::Upstream("the connection broke".to_owned())
+/// Whether the provider never saw the request, or says that it did not process it: RFC 9113, 8.7.
+fn is_unprocessed(error: &legacy::Error) -> bool {
+    let refuses = |error: &h2::Error| {
+        error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+    };
+    error.is_connect() || causes(error).any(|cause| cause.downcast_ref().is_some_and(refuses))
 }
 
-/// The request as it leaves.
+/// What an error comes from, outermost first.
+fn causes(error: &legacy::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(error.source(), |&cause| cause.source())
+}
+
+/// Why there is no answer, from the error that says something.
+fn reason(error: &legacy::Error) -> Reason {
+    match causes(error).find_map(|cause| cause.downcast_ref()) {
+        Some(refused @ (DialError::Forbidden(_) | DialError::Metered { .. })) => {
+            Reason::Forbidden(refused.to_string())
+        }
+        Some(failed) => Reason::Upstream(failed.to_string()),
+        None => Reason::Upstream("the connection broke".to_owned()),
+    }
+}
+
+/// The request as it leaves, by either protocol: HTTP/2 has no Host header, and the one of HTTP/1.1 is made of the
+/// address when the connection is known, unless it says something else.
 fn outgoing(
     destination: &Destination,
     mut request: Parts,
@@ -98,11 +108,14 @@ fn outgoing(
     request.extensions = http::Extensions::new();
     let takes_trailers = request.headers.get(header::TE).is_some_and(|te| te == "trailers");
     strip_hop_by_hop(&mut request.headers);
+    join_cookies(&mut request.headers);
     request.headers.remove(header::EXPECT);
-    request.headers.remove(header::TRAILER);
+    request.headers.remove(header::HOST);
     if takes_trailers {
         request.headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    request.headers.insert(header::HOST, HeaderValue::from_str(&destination.host_header())?);
+    if let Some(host) = destination.host_header() {
+        request.headers.insert(header::HOST, HeaderValue::from_str(&host)?);
+    }
     Ok(Request::from_parts(request, body))
 }
