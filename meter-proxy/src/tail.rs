@@ -35,6 +35,8 @@ const MAX_HELD_BYTES: usize = 1024 * 1024;
 const DOCUMENT_END_BYTES: usize = 8 * 1024;
 /// How long the usage is read for after the client left close to the end.
 const READ_ON: Duration = Duration::from_secs(2);
+/// How long what came before a break has to leave: the error makes a connection drop what it has not written yet.
+const BREAK_AFTER: Duration = Duration::from_millis(50);
 /// Growth of the running count that is told at once, tokens.
 const URGENT_GROWTH: u64 = 64;
 
@@ -68,8 +70,8 @@ enum Phase {
     Settling(Waiting<bool>),
     /// Settled, or free: what is held goes out, then the rest passes.
     Passing,
-    /// Everything is handed over, and the break that follows is told at the next poll.
-    Breaking(TailError),
+    /// Everything is handed over, and the break that follows is told in a moment.
+    Breaking(TailError, Pin<Box<Sleep>>),
     /// Nothing more comes.
     Done,
 }
@@ -188,9 +190,13 @@ impl Tail {
         self.broken = Some(error);
     }
 
-    fn tell_of_break(&mut self) -> Poll<Option<Result<Frame<Bytes>, TailError>>> {
+    /// Tells of the break, once what came before it has had its time.
+    fn poll_break(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TailError>>> {
+        if let Phase::Breaking(_, pause) = &mut self.phase {
+            ready!(pause.as_mut().poll(cx));
+        }
         match std::mem::replace(&mut self.phase, Phase::Done) {
-            Phase::Breaking(error) => Poll::Ready(Some(Err(error))),
+            Phase::Breaking(error, _) => Poll::Ready(Some(Err(error))),
             _ => Poll::Ready(None),
         }
     }
@@ -305,7 +311,7 @@ impl Body for Tail {
             }
             match &mut this.phase {
                 Phase::Done => return Poll::Ready(None),
-                Phase::Breaking(_) => return this.tell_of_break(),
+                Phase::Breaking(..) => return this.poll_break(cx),
                 Phase::Settling(durable) => match ready!(durable.as_mut().poll(cx)) {
                     true => this.phase = Phase::Passing,
                     false => return this.break_off(Ending::Completed, TailError::NotDurable),
@@ -313,10 +319,8 @@ impl Body for Tail {
                 Phase::Passing if !this.held.is_empty() => return Poll::Ready(this.release().map(Ok)),
                 Phase::Passing | Phase::Streaming(_) => {
                     if let Some(error) = this.broken.take() {
-                        // an error makes the connection drop what it has not written yet: being pending makes it write
-                        this.phase = Phase::Breaking(error);
-                        cx.waker().wake_by_ref();
-                        return Poll::Pending;
+                        this.phase = Phase::Breaking(error, Box::pin(tokio::time::sleep(BREAK_AFTER)));
+                        continue;
                     }
                     if let Some(frame) = this.release_ahead() {
                         return Poll::Ready(Some(Ok(frame)));
@@ -342,7 +346,7 @@ impl Body for Tail {
                 let nothing_follows = self.held.is_empty() && self.broken.is_none();
                 nothing_follows && self.upstream.as_ref().is_none_or(Body::is_end_stream)
             }
-            Phase::Streaming(_) | Phase::Settling(_) | Phase::Breaking(_) => false,
+            Phase::Streaming(_) | Phase::Settling(_) | Phase::Breaking(..) => false,
         }
     }
 

@@ -4,6 +4,7 @@
 //! protocol. Everything ends with the values that hold it, also after a panic.
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a failure here is a failed test")]
 mod config;
+pub mod http2;
 mod resolver;
 mod tls;
 mod upstream;
@@ -171,6 +172,29 @@ impl Rig {
             ToController::Reserve(reserve) => reserve,
             _ => unreachable!(),
         }
+    }
+
+    /// Waits until so many exchanges are settled, and gives them all.
+    pub fn exchanges(&self, many: usize) -> Vec<(Reserve, Settle)> {
+        let until = Instant::now() + SOON;
+        while self.count(|message| matches!(message, ToController::Settle(_))) < many {
+            assert!(Instant::now() < until, "{many} exchanges should be settled");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let heard = self.shared.heard.lock().unwrap();
+        let settled = heard.iter().filter_map(|message| match message {
+            ToController::Settle(settle) => Some(settle.clone()),
+            _ => None,
+        });
+        let reserve = |settle: &Settle| {
+            heard.iter().find_map(|message| match message {
+                ToController::Reserve(reserve) if reserve.exchange == settle.exchange => {
+                    Some(reserve.clone())
+                }
+                _ => None,
+            })
+        };
+        settled.map(|settle| (reserve(&settle).unwrap(), settle)).collect()
     }
 
     /// A connection to the meter.
