@@ -30,7 +30,8 @@ pub struct Flights {
 
 #[derive(Default)]
 struct Counts {
-    asked: AtomicUsize,
+    /// How often a request began or ended to be one of the next two.
+    moves: AtomicUsize,
     unanswered: AtomicUsize,
     aloft: AtomicUsize,
     taken_back: AtomicUsize,
@@ -53,9 +54,15 @@ impl Flights {
     /// Counts a request until it is answered, or taken back.
     #[must_use]
     pub fn ask(&self) -> Asked {
-        self.counts.asked.fetch_add(1, Ordering::AcqRel);
+        self.counts.moved();
         self.counts.unanswered.fetch_add(1, Ordering::AcqRel);
-        Asked { counts: Arc::clone(&self.counts), is_answered: false }
+        Asked { flights: self.clone(), is_answered: false }
+    }
+
+    /// Counts a request that its client takes back.
+    pub fn take_back(&self) {
+        self.counts.taken_back.fetch_add(1, Ordering::AcqRel);
+        self.counts.one_more_taken_back.notify_one();
     }
 
     /// The places that a request needs beside those of its connection; `None`: its bottle has no more.
@@ -97,13 +104,13 @@ impl Flights {
         }
     }
 
-    /// Completes when nothing was asked, and nothing was under way, for at least `bound` and at most twice as long.
+    /// Completes when nothing was under way for at least `bound` and at most twice as long.
     async fn rested(&self, bound: Duration) {
         loop {
-            let before = self.counts.asked.load(Ordering::Acquire);
+            let before = self.counts.moves.load(Ordering::Acquire);
             tokio::time::sleep(bound).await;
-            let is_same = self.counts.asked.load(Ordering::Acquire) == before;
-            if is_same && self.counts.unanswered.load(Ordering::Acquire) == 0 && !self.any() {
+            let has_rested = self.counts.moves.load(Ordering::Acquire) == before;
+            if has_rested && self.counts.unanswered.load(Ordering::Acquire) == 0 && !self.any() {
                 return;
             }
         }
@@ -117,9 +124,15 @@ impl Flights {
     }
 }
 
+impl Counts {
+    fn moved(&self) {
+        self.moves.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
 /// A request that is not answered yet.
 pub struct Asked {
-    counts: Arc<Counts>,
+    flights: Flights,
     is_answered: bool,
 }
 
@@ -132,10 +145,10 @@ impl Asked {
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        self.counts.unanswered.fetch_sub(1, Ordering::AcqRel);
+        self.flights.counts.unanswered.fetch_sub(1, Ordering::AcqRel);
+        self.flights.counts.moved();
         if !self.is_answered {
-            self.counts.taken_back.fetch_add(1, Ordering::AcqRel);
-            self.counts.one_more_taken_back.notify_one();
+            self.flights.take_back();
         }
     }
 }
@@ -149,5 +162,92 @@ pub struct Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         self.counts.aloft.fetch_sub(1, Ordering::AcqRel);
+        self.counts.moved();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use bytes::Bytes;
+    use http::{Request, Response};
+    use http_body_util::Empty;
+    use hyper::body::Incoming;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::DuplexStream;
+    use tokio::task::JoinHandle;
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+    use crate::framing::http2;
+
+    /// A connection that takes `each` to answer a request, and the time when it ended.
+    fn served(each: Duration) -> (DuplexStream, JoinHandle<Instant>) {
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let serving = async move {
+            let flights = Flights::of(Protocol::Http2);
+            let service = service_fn(|_: Request<Incoming>| {
+                let flights = flights.clone();
+                async move {
+                    let asked = flights.ask();
+                    sleep(each).await;
+                    asked.answered();
+                    Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+                }
+            });
+            // How it ends is the client's choice.
+            drop(flights.bound(http2().serve_connection(TokioIo::new(server), service)).await);
+            Instant::now()
+        };
+        (client, tokio::spawn(serving))
+    }
+
+    async fn connected(stream: DuplexStream) -> h2::client::SendRequest<Bytes> {
+        let (send, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        send.ready().await.unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_asks_nothing_ends() {
+        for speaks in [false, true] {
+            let since = Instant::now();
+            let (client, ended) = served(Duration::ZERO);
+            let (silent, speaking) = match speaks {
+                false => (Some(client), None),
+                true => (None, Some(connected(client).await)),
+            };
+            let took = ended.await.unwrap() - since;
+            assert!(took >= REST && took <= 2 * (REST + LAST_REST), "{took:?}");
+            drop((silent, speaking));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_takes_long_is_waited_for() {
+        let since = Instant::now();
+        let (client, ended) = served(REST * 5);
+        let mut client = connected(client).await;
+        let (answer, _) = client.send_request(Request::new(()), true).unwrap();
+        assert_eq!(answer.await.unwrap().status(), 200);
+        assert!(since.elapsed() >= REST * 5 && !ended.is_finished());
+        assert!(ended.await.unwrap() - since <= 7 * REST + 2 * LAST_REST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_everything_back_is_told_to_leave_and_then_left() {
+        let (client, ended) = served(REST * 5);
+        let client = connected(client).await;
+        let mut taken_back = 0;
+        while !ended.is_finished() {
+            let Ok(mut ready) = client.clone().ready().await else { break };
+            let Ok((answer, _)) = ready.send_request(Request::new(()), true) else { break };
+            sleep(Duration::from_millis(1)).await;
+            drop(answer);
+            taken_back += 1;
+        }
+        assert!((MANY_TAKEN_BACK..2 * MANY_TAKEN_BACK).contains(&taken_back), "{taken_back}");
     }
 }

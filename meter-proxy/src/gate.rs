@@ -190,7 +190,7 @@ async fn next_frame(body: &mut Arriving) -> Result<Option<Frame<Bytes>>, Reason>
     match frame {
         None => Ok(None),
         Some(Ok(frame)) => Ok(Some(frame)),
-        Some(Err(_)) => Err(Reason::Malformed("the request's body broke off")),
+        Some(Err(_)) => Err(Reason::BrokenOff),
     }
 }
 

@@ -152,8 +152,10 @@ async fn answer(
 ) -> Response<tail::AnswerBody> {
     let answer = life_of_a_request(meter, client, entrance, flights, request).await;
     answer.unwrap_or_else(|refused| {
-        if let refuse::Reason::Forbidden(what) = &refused.reason {
-            meter.controller.notice_once(&client.bottle, what);
+        match &refused.reason {
+            refuse::Reason::Forbidden(what) => meter.controller.notice_once(&client.bottle, what),
+            refuse::Reason::BrokenOff => flights.take_back(),
+            _ => {}
         }
         refused.response().map(Either::Left)
     })

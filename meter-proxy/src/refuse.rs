@@ -25,6 +25,8 @@ pub enum Reason {
     Malformed(&'static str),
     /// The request's body did not come in time.
     Slow,
+    /// The request's body broke off: its client takes it back.
+    BrokenOff,
     /// The bottle has as many requests under way as it may.
     Busy,
     /// The endpoint bills without reporting usage.
@@ -112,7 +114,7 @@ impl Refused {
             (Reason::Refusal(_), Some(Dialect::Anthropic)) => StatusCode::PAYMENT_REQUIRED,
             (Reason::Refusal(_), Some(_)) => StatusCode::TOO_MANY_REQUESTS,
             (Reason::Refusal(_), None) => StatusCode::FORBIDDEN,
-            (Reason::Malformed(_) | Reason::Unmeterable(_), _) => StatusCode::BAD_REQUEST,
+            (Reason::Malformed(_) | Reason::BrokenOff | Reason::Unmeterable(_), _) => StatusCode::BAD_REQUEST,
             (Reason::Slow, _) => StatusCode::REQUEST_TIMEOUT,
             (Reason::Busy, _) => StatusCode::SERVICE_UNAVAILABLE,
             (Reason::NoProvider(_), _) => StatusCode::NOT_FOUND,
@@ -127,6 +129,7 @@ impl Refused {
             Reason::Refusal(refusal) => refusal.to_string(),
             Reason::Malformed(what) => format!("Enforcer: {what}."),
             Reason::Slow => "Enforcer: the request's body did not come in time.".to_owned(),
+            Reason::BrokenOff => "Enforcer: the request's body broke off.".to_owned(),
             Reason::Busy => "Enforcer: this bottle has as many requests under way as it may.".to_owned(),
             Reason::Unmeterable(why) => format!("Enforcer: this request is not forwarded: {why}."),
             Reason::Forbidden(what) => format!("Enforcer: {what}."),

@@ -219,6 +219,16 @@ async fn root_http2_carries_no_tunnels_and_no_upgrades() {
     assert_eq!(soon(answer).await.unwrap_err().reason(), Some(Reason::PROTOCOL_ERROR), "it is not offered");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn root_heads_are_bounded_in_http2() {
+    let rig = Rig::start(config(far(1)));
+    let client = Client::through_tunnel(&rig).await;
+    let long = client.request("GET", "/v1/models").header("x-a", "x".repeat(40_000));
+    assert_eq!(soon(client.send(long, "").await.0).await.unwrap().status(), 431);
+    let many = (0..2_000).fold(client.request("GET", "/v1/models"), |request, _| request.header("x-a", "1"));
+    assert_eq!(soon(client.send(many, "").await.0).await.unwrap().status(), 431);
+}
+
 #[test]
 fn root_a_client_that_begins_as_http2_does_in_pieces_is_let_go() {
     let rig = Rig::start(config(far(1)));

@@ -7,6 +7,7 @@ mod bounds;
 mod connect;
 mod egress;
 mod floods;
+mod floods_http2;
 mod gateway;
 mod hellos;
 mod http2;

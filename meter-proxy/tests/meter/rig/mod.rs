@@ -4,6 +4,7 @@
 //! protocol. Everything ends with the values that hold it, also after a panic.
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a failure here is a failed test")]
 mod config;
+pub mod frames;
 pub mod http2;
 mod resolver;
 mod tls;
