@@ -111,6 +111,7 @@ fn prove(stage: &Stage, rows: &[Row]) {
     assert_eq!((flows.len(), records.len()), (rows.len(), rows.len()));
     for (((row, answer), flow), record) in rows.iter().zip(&answers).zip(&flows).zip(&records) {
         assert_untouched(&row.name, answer, record);
+        assert_eq!(answer.http2, row.args.iter().any(|arg| arg == "--http2"), "{}: its protocol", row.name);
         assert_settled(&row.name, flow, record);
         let coded = answer.header("content-encoding").map_or("None".to_owned(), |c| format!("Some({c:?})"));
         assert!(row.name.ends_with(&coded), "{}: coded as {coded}", row.name);
@@ -134,10 +135,32 @@ fn root_gateway_to_a_plain_upstream_is_metered_by_the_bill() {
 }
 
 #[test]
+fn root_either_protocol_to_an_http2_upstream_is_metered_by_the_bill() {
+    let stage = Stage::over_tls(varied().offering_http2(), "");
+    let mut all = rows(&MODES);
+    let by_http2 = rows(&MODES).into_iter().map(|row| Row {
+        name: format!("HTTP/2 {}", row.name),
+        args: row.args.into_iter().chain(["--http2".to_owned()]).collect(),
+    });
+    all.extend(by_http2);
+    prove(&stage, &all);
+    assert!(stage.provider.records().iter().all(|record| record.http2), "the provider is reached by HTTP/2");
+}
+
+#[test]
+fn root_http2_to_an_http1_upstream_is_metered_by_the_bill() {
+    let stage = Stage::new(varied(), "");
+    let mut all = rows(&MODES);
+    all.iter_mut().for_each(|row| row.args.push("--http2".to_owned()));
+    prove(&stage, &all);
+}
+
+#[test]
 fn root_gateway_and_connect_to_a_tls_upstream_are_metered_by_the_bill() {
     let stage = Stage::over_tls(varied(), "");
     prove(&stage, &rows(&MODES));
-    assert!(stage.provider.records().iter().all(|record| record.tls), "the provider is reached over TLS");
+    let records = stage.provider.records();
+    assert!(records.iter().all(|record| record.tls && !record.http2), "the provider is reached over TLS");
 }
 
 #[test]
