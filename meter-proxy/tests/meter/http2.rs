@@ -9,7 +9,7 @@ use meter_proxy::protocol::{ToController, ToMeter};
 use meter_proxy::tokens::{Ending, Provenance};
 
 use crate::rig::http2::{Asked, Client, Provider, read, soon};
-use crate::rig::{Answer, Rig, Upstream, config, far, json_answer, post};
+use crate::rig::{Answer, Rig, Upstream, config, curl, far, json_answer, post};
 use crate::words::{ASK, ASK_STREAM, DELTA, JSON, MESSAGES, START, STOP, WORDS};
 
 const NAME: &str = "api.anthropic.com";
@@ -227,6 +227,29 @@ async fn root_heads_are_bounded_in_http2() {
     assert_eq!(soon(client.send(long, "").await.0).await.unwrap().status(), 431);
     let many = (0..2_000).fold(client.request("GET", "/v1/models"), |request, _| request.header("x-a", "1"));
     assert_eq!(soon(client.send(many, "").await.0).await.unwrap().status(), 431);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn root_curl_speaks_http2_through_a_tunnel_redirected_and_at_the_gateway() {
+    let provider = Provider::start(tell);
+    let rig = Rig::start(provider.config());
+    let meter = format!("http://{}", rig.address);
+    let at_gateway = format!("{meter}{MESSAGES}");
+    let there = format!("{NAME}:443:{}", rig.address);
+    let url = format!("https://{NAME}/v1/messages");
+    let ways: [(&[&str], _); 3] = [
+        (&["--http2", "--proxy", &meter, &url], None),
+        (&["--http2-prior-knowledge", &at_gateway], None),
+        (&["--http2", "--connect-to", &there, &url], Some(far(443))),
+    ];
+    for (way, original) in ways {
+        rig.manner(|manner| manner.original = original);
+        for (ask, said) in [(ASK, JSON.to_owned()), (ASK_STREAM, EVENTS.concat())] {
+            let common = ["--data", ask, "--write-out", "%{http_version} %{http_code}"];
+            let Some(printed) = curl(rig.root_pem(), &[&common, way].concat()) else { return };
+            assert_eq!(printed, format!("{said}2 200"), "{way:?}");
+        }
+    }
 }
 
 #[test]

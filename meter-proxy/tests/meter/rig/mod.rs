@@ -6,6 +6,7 @@
 mod config;
 pub mod frames;
 pub mod http2;
+mod programs;
 mod resolver;
 mod tls;
 mod upstream;
@@ -23,6 +24,7 @@ use meter_proxy::egress::EgressMode;
 use meter_proxy::protocol::{
     self, BottleRef, Config, Identity, Refusal, Reserve, Settle, ToController, ToMeter,
 };
+pub use programs::curl;
 pub use resolver::resolving;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tls::Authority;
@@ -238,6 +240,11 @@ impl Rig {
     /// Whom clients trust that trust the played controller's authority.
     pub fn roots(&self) -> Vec<CertificateDer<'static>> {
         vec![self.shared.authority.certificate.clone()]
+    }
+
+    /// The same as a file holds it.
+    pub fn root_pem(&self) -> &str {
+        &self.shared.authority.certificate_pem
     }
 
     /// A connection that the kernel redirected from `original`.
