@@ -5,6 +5,7 @@ mod answer;
 mod way;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -134,8 +135,7 @@ impl Agent {
     /// Nothing was answered: no connection, no TLS, a refused CONNECT. What broke later is in [`Answer::ended`].
     pub async fn ask(&mut self, mut on_event: impl FnMut(&str)) -> anyhow::Result<Answer> {
         let request = self.request()?;
-        let scheme = if self.way.tls_name.is_some() { "https" } else { "http" };
-        let origin = format!("{scheme}://{}", self.way.host_header);
+        let origin = self.origin();
         let sender = self.connected().await?;
         let response = sender.send(request, &origin).await.context("no answer to the request")?;
         let connection = self.connections;
@@ -144,6 +144,41 @@ impl Agent {
             self.sender = None;
         }
         Ok(answer)
+    }
+
+    /// Asks so many times at once, on one connection of HTTP/2. With `take_back_after` every other question is taken back
+    /// when it is not answered by then: `None` in its place.
+    ///
+    /// # Errors
+    /// There is no such connection, or a question gets no answer.
+    pub async fn ask_together(
+        &mut self,
+        many: usize,
+        take_back_after: Option<Duration>,
+    ) -> anyhow::Result<Vec<Option<Answer>>> {
+        let origin = self.origin();
+        let requests: Vec<_> = (0..many).map(|_| self.request()).collect::<anyhow::Result<_>>()?;
+        let Sender::Http2(sender) = self.connected().await? else { anyhow::bail!("this is not HTTP/2") };
+        let sender = sender.clone();
+        let ask = |(nth, request): (usize, Request<Full<Bytes>>)| {
+            let (mut sender, origin) = (Sender::Http2(sender.clone()), origin.clone());
+            let patience = take_back_after.filter(|_| nth % 2 == 1).unwrap_or(Duration::MAX);
+            let answer =
+                async move { receive(sender.send(request, &origin).await?, 1, &mut |_: &str| ()).await };
+            tokio::spawn(tokio::time::timeout(patience, answer))
+        };
+        let under_way: Vec<_> = requests.into_iter().enumerate().map(ask).collect();
+        let mut answers = Vec::new();
+        for answer in under_way {
+            answers.push(answer.await?.ok().transpose()?);
+        }
+        Ok(answers)
+    }
+
+    /// Scheme and authority of what is asked.
+    fn origin(&self) -> String {
+        let scheme = if self.way.tls_name.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.way.host_header)
     }
 
     fn api(&self) -> Api {
