@@ -129,3 +129,32 @@ fn root_a_crossing_cuts_every_stream_and_what_was_billed_is_charged() {
         assert_eq!((&flow["status"], &flow["provenance"]), (&"cut".into(), &"partial".into()), "{flow}");
     }
 }
+
+#[test]
+fn root_streams_that_were_cut_silently_for_seconds_go_on_whole() {
+    let script = Script::from(Reply::paced(300, 8, Duration::from_millis(10)));
+    let stage = Stage::over_tls(script.offering_http2(), "");
+    let bottle = stage.bottle("patient2", &[]);
+    let options = ["--stream", "--mode", "connect", "--http2", "--together", "8"];
+    let asking = stage.start_asking(&bottle, &options);
+    let all_flow = |records: &[Record]| records.len() == 8 && records.iter().all(|r| r.billed.output > 200);
+    stage.provider.wait_for(all_flow, SOON);
+    stage.daemon.ok(&["cut", "patient2"]);
+    std::thread::sleep(Duration::from_secs(3));
+    stage.daemon.ok(&["restore", "patient2"]);
+    // the far side's retransmission timer has backed off meanwhile
+    let asked = asking.ended(Duration::from_secs(25));
+    assert_eq!((asked.code, asked.answers.len()), (Some(0), 8), "{asked:?}");
+    let records = stage.provider.billing_records();
+    for answer in &asked.answers {
+        assert_eq!(answer.ended, Ended::Complete);
+        assert_eq!(
+            answer.body_sha256,
+            record_of(&records, answer).response_sha256,
+            "not one byte is missing"
+        );
+    }
+    for flow in stage.flows("patient2") {
+        assert_eq!((&flow["status"], &flow["output"]), (&"completed".into(), &2_400.into()), "{flow}");
+    }
+}

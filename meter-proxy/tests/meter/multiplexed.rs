@@ -1,6 +1,7 @@
 //! Many requests on one connection of HTTP/2: each is an exchange of its own, however it ends.
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -213,10 +214,10 @@ async fn sharing(rig: &Rig) -> Client {
 /// A provider that closes its first connection at the fourth request on it, in order or at once, as it is asked to;
 /// the second and third are told on for as long as the connection lives.
 fn leaving(how: Option<Reason>) -> Provider {
-    let asked_so_far = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let asked_so_far = Arc::new(AtomicUsize::new(0));
     let left = Arc::new(Semaphore::new(0));
     Provider::start(move |mut asked: Asked| {
-        let number = asked_so_far.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let number = asked_so_far.fetch_add(1, Ordering::SeqCst);
         let left = Arc::clone(&left);
         async move {
             asked.read().await?;

@@ -144,7 +144,8 @@ async fn connection(
     }
 }
 
-fn server_tls() -> (tokio_rustls::TlsAcceptor, String) {
+/// A server at `localhost` that offers HTTP/2, and the certificate that clients need to trust it.
+pub fn server_tls() -> (tokio_rustls::TlsAcceptor, String) {
     let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ServerConfig::builder_with_provider(provider);

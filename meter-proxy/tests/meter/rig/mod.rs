@@ -280,6 +280,12 @@ impl Rig {
         status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned()
     }
 
+    /// The meter's `/proc/PID/stat`, from its third field on.
+    pub fn stat(&self) -> String {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        stat.rsplit_once(") ").unwrap().1.to_owned()
+    }
+
     pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(self.child.id().try_into().unwrap()).unwrap();
         rustix::process::kill_process(pid, signal).unwrap();
