@@ -13,7 +13,7 @@ use support::inmate::Inmate;
 use support::namespace::Holder;
 use support::network::{Namespace, PUBLIC4, PUBLIC6, in_own_network};
 use support::process::{self, Output, built};
-use support::provider::{End, Reply};
+use support::provider::{End, Reply, Script};
 use support::sink::Sink;
 use support::stage::{Bottle, Stage};
 
@@ -83,6 +83,28 @@ fn root_an_agent_cut_for_budget_in_a_stream_is_interrupted_and_its_next_request_
     }
     assert_eq!(stage.provider.records().len(), 1, "the provider saw no further request");
     assert_eq!(stage.daemon.json(&["status"])["daemon"]["lane"]["state"], "serving");
+}
+
+#[test]
+fn root_an_agent_that_spoke_http2_is_interrupted_and_hears_why_all_the_same() {
+    let stage = Stage::over_tls(Script::from(endless()).offering_http2(), "");
+    let bottle = stage.bottle("told2", &["--budget", "claude=600"]);
+    let asking = stage.start_asking(&bottle, &["--stream", "--mode", "connect", "--http2"]);
+    wait_face(&stage.daemon, "told2", "answered");
+    let began = Instant::now();
+    let asked = asking.ended(SOON);
+    assert!(began.elapsed() < AT_ONCE, "it was not left hanging");
+    assert_eq!(asked.code, Some(4), "{asked:?}");
+    assert!(asked.one().http2);
+    let record = stage.provider.wait_for(|records| records[0].end.is_some(), SOON).remove(0);
+    assert_eq!((record.end, record.http2), (Some(End::ClientGone), true));
+    for (provider, status) in [("claude", 402), ("codex", 429)] {
+        let options = ["--json", "--mode", "connect", "--http2", "--provider", provider];
+        let output = told_why(&mut stage.agent(&bottle, &options), "of 600 claude tokens");
+        let answer: Value = serde_json::from_str(&output.stdout).unwrap();
+        assert_eq!((&answer["status"], &answer["http2"]), (&json!(status), &json!(false)));
+    }
+    assert_eq!(stage.provider.records().len(), 1, "the provider saw no further request");
 }
 
 #[test]

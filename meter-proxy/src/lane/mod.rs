@@ -24,6 +24,7 @@ use self::guests::Guests;
 use self::listening::Listening;
 use self::seccomp::SeccompError;
 use crate::certs::Certs;
+use crate::framing::ALPN_HTTP1;
 use crate::link::{ControllerError, Socket};
 use crate::lock::lock;
 use crate::protocol::ProtocolError;
@@ -99,7 +100,7 @@ pub async fn run(socket: OwnedFd) -> Result<Infallible, LaneError> {
         silence: Warning::default(),
         unsigned: Warning::default(),
         providers: Mutex::new(Arc::new(providers)),
-        certs: Certs::default(),
+        certs: Certs::offering(&[ALPN_HTTP1]),
         guests: Guests::default(),
     });
     for (id, sockets) in sockets {
