@@ -3,7 +3,7 @@
 //! Run by `cargo xtask bench budget`. Prints figures and judges none; needs neither root nor a harness. What needs a
 //! whole daemon is measured by the benchmark `budget` of the end-to-end tests.
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on has nothing to report")]
-#[path = "../kernel/figures.rs"]
+#[path = "../support/figures.rs"]
 #[allow(dead_code, reason = "the other benchmarks use the rest of it")]
 mod figures;
 
