@@ -18,5 +18,5 @@ responses)
   question="{\"model\": \"gpt-mock-1\", \"stream\": $stream, \"input\": \"Hello\"}"
   ;;
 esac
-exec curl -sS --no-buffer -H 'anthropic-version: 2023-06-01' -H "x-api-key: $ANTHROPIC_API_KEY" \
+exec curl -sS --fail-with-body --no-buffer -H 'anthropic-version: 2023-06-01' -H "x-api-key: $ANTHROPIC_API_KEY" \
   -H "authorization: Bearer $OPENAI_API_KEY" -H 'content-type: application/json' --data-binary "$question" "$url"

@@ -79,8 +79,13 @@ impl Client {
         }
     }
 
+    /// Each way that leads it to the meter, with streams and, where it can be asked for them, whole answers.
+    pub fn rows(self) -> impl Iterator<Item = (Way, bool)> {
+        self.ways().iter().flat_map(move |way| self.modes().iter().map(move |stream| (*way, *stream)))
+    }
+
     /// Whether it can be asked for streams, and for whole answers.
-    pub fn modes(self) -> &'static [bool] {
+    fn modes(self) -> &'static [bool] {
         match self {
             Self::ClaudeCode | Self::Codex | Self::CodexLogin => &[true],
             Self::Python(_) | Self::Node(_) | Self::Curl(_) => &[true, false],
@@ -150,7 +155,9 @@ impl Client {
             }
             Self::Codex | Self::CodexLogin => {
                 let format = if for_people { "--color=never" } else { "--json" };
-                (installed::node_program("codex"), vec!["exec", "--skip-git-repo-check", format, QUESTION])
+                let quiet = ["-c", "analytics.enabled=false"];
+                let words = [&["exec", "--skip-git-repo-check", format], &quiet[..], &[QUESTION]].concat();
+                (installed::node_program("codex"), words)
             }
             Self::Python(api) => (installed::python(), vec!["-c", include_str!("ask.py"), api.word(), mode]),
             Self::Node(api) => {

@@ -4,7 +4,10 @@
 //! nothing here installs anything. Each test has a network of its own with nothing but `lo`.
 #![allow(clippy::unwrap_used, reason = "a failed expectation should stop the test where it stands")]
 
+mod answered;
 mod client;
 mod installed;
 mod metered;
+mod refused;
 mod scene;
+mod screen;

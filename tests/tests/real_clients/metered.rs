@@ -18,9 +18,7 @@ pub fn priced(client: Client) -> Reply {
 /// Asks on every way, in a bottle each.
 fn assert_metered(client: Client) {
     Scene::with(priced(client), "", |scene| {
-        for (way, stream) in
-            client.ways().iter().flat_map(|way| client.modes().iter().map(move |mode| (*way, *mode)))
-        {
+        for (way, stream) in client.rows() {
             let bottle = scene.stage.bottle(&format!("{way:?}-{stream}").to_lowercase(), &[]);
             let mut command = scene.ask(client, way, stream, false, &bottle);
             let row = format!("{client:?} by {way:?}{}", if stream { ", streamed" } else { "" });
