@@ -13,8 +13,9 @@ use serde_json::Value;
 use crate::setup::{self, Tool, announce};
 use crate::test;
 
-/// What the clients are installed and run with; curl is a client itself.
-const TOOLS: [Tool; 4] = [("node", "nodejs"), ("npm", "npm"), ("python3", "python3-venv"), ("curl", "curl")];
+/// What the clients are installed and run with, and a shell for what `enforcer env` prints; curl is a client itself.
+const TOOLS: [Tool; 5] =
+    [("node", "nodejs"), ("npm", "npm"), ("python3", "python3-venv"), ("curl", "curl"), ("fish", "fish")];
 /// Of npm's registry, by exact version: a plain install takes what suits the Node at hand, which may be years old.
 const NODE_PACKAGES: [(&str, &str); 4] = [
     ("@anthropic-ai/claude-code", "2.1.330"),

@@ -128,14 +128,14 @@ impl Client {
     pub fn ask(self, home: &Path, stream: bool, for_people: bool) -> Command {
         let words = self.words(stream, for_people);
         let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).env_clear();
-        command.env("HOME", home).env("PATH", std::env::var_os("PATH").unwrap()).env("TERM", "dumb");
+        command.args(&words[1..]).current_dir(home).env_clear().env("HOME", home).env("TERM", "dumb");
+        command.env("PATH", std::env::var_os("PATH").unwrap());
         match self {
             // what it asks its makers besides would be answered by nobody
             Self::ClaudeCode => command.env("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"),
             // node looks for the SDKs where it runs
             Self::Node(_) => command.current_dir(installed::directory().join("node")),
-            _ => command.current_dir(home),
+            _ => &mut command,
         };
         if self == Self::CodexLogin {
             log_in(home);

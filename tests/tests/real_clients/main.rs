@@ -8,6 +8,7 @@ mod answered;
 mod client;
 mod installed;
 mod metered;
+mod printed;
 mod refused;
 mod scene;
 mod screen;
