@@ -3,7 +3,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use support::process;
-use support::provider::{Billed, Record, Reply};
+use support::provider::{Asked, Billed, Record, Reply, Script};
 use support::stage::Bottle;
 
 use crate::client::{Api, Client};
@@ -17,7 +17,12 @@ pub fn priced(client: Client) -> Reply {
 
 /// Asks on every way, in a bottle each.
 fn assert_metered(client: Client) {
-    Scene::with(priced(client), "", |scene| {
+    assert_metered_by(client, priced(client));
+}
+
+/// The same of a provider with a script of its own.
+fn assert_metered_by(client: Client, script: impl Into<Script> + Send) {
+    Scene::with(script, "", |scene| {
         for (way, stream) in client.rows() {
             let bottle = scene.stage.bottle(&format!("{way:?}-{stream}").to_lowercase(), &[]);
             let mut command = scene.ask(client, way, stream, false, &bottle);
@@ -65,6 +70,15 @@ fn assert_billed(scene: &Scene, bottle: &Bottle, asked: &[Record], row: &str) ->
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_metered_claude_code() {
     assert_metered(Client::ClaudeCode);
+}
+
+/// It asks for whole answers where a stream is not to be had.
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_metered_claude_code_without_streams() {
+    let client = Client::ClaudeCode;
+    let streamless = move |asked: &Asked| if asked.stream { Reply::error(404) } else { priced(client) };
+    assert_metered_by(client, Script::by(streamless));
 }
 
 #[test]
