@@ -8,7 +8,7 @@ use support::network::Namespace;
 use support::provider::{End, Reply};
 use support::stage::mono_of;
 
-use crate::client::{Client, Way};
+use crate::client::{Client, Reader, Way};
 use crate::scene::{ANSWERED, Scene};
 use crate::screen::Screen;
 
@@ -31,7 +31,7 @@ fn assert_told_by(scene: &Scene, client: Client, way: Way) {
     let budget = format!("{}=1000", client.provider());
     let bottle = scene.stage.bottle("agent", &["--budget", &budget]);
     let wire = Capture::of(&Namespace::current());
-    let mut screen = Screen::of(&mut scene.ask(client, way, true, true, &bottle));
+    let mut screen = Screen::of(&mut scene.ask(client, way, true, Reader::Person, &bottle));
     let cut = scene.stage.daemon.wait_bottle("agent", |bottle| bottle["face"] == "answered", ANSWERED);
     let reason = format!("of 1000 {} tokens (budget of scope launch, owner agent", client.provider());
     let told = wait_until(TOLD, || screen.text().contains(&reason).then(mono_ns));
@@ -56,7 +56,7 @@ fn assert_told_by(scene: &Scene, client: Client, way: Way) {
     println!(
         "{client:?} by {way:?}: told after {took:?}, {lane} requests to the lane, exit {code:?}, {said}"
     );
-    assert!(lane <= 1, "{client:?} by {way:?} asks the lane {lane} times");
+    assert_eq!(lane, 1, "{client:?} by {way:?} asks the lane once");
 }
 
 /// A client that starts in a bottle that is cut already is told why, too. (Codex with a login asks where its account is
@@ -67,7 +67,7 @@ fn assert_told_from_the_start(client: Client) {
             let bottle = scene.stage.bottle(&format!("{way:?}").to_lowercase(), &[]);
             scene.stage.daemon.ok(&["cut", &bottle.name, "--answered", "--reason", "tea time"]);
             let began = Instant::now();
-            let mut screen = Screen::of(&mut scene.ask(client, *way, true, true, &bottle));
+            let mut screen = Screen::of(&mut scene.ask(client, *way, true, Reader::Person, &bottle));
             let told =
                 wait_until(TOLD, || screen.text().contains("by uid:0: tea time").then(|| began.elapsed()));
             let told =

@@ -55,6 +55,13 @@ pub enum Client {
     Curl(Api),
 }
 
+/// For whom a client prints, where it makes a difference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    Person,
+    Program,
+}
+
 /// How a client comes to the meter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
@@ -123,10 +130,9 @@ impl Client {
         self == Self::Codex && way == Way::Gateway
     }
 
-    /// Asks it one question in a home of its own, in words for people or, if it has such, for programs. Its
-    /// environment is that of nobody, with keys.
-    pub fn ask(self, home: &Path, stream: bool, for_people: bool) -> Command {
-        let words = self.words(stream, for_people);
+    /// Asks it one question in a home of its own. Its environment is that of nobody, with keys.
+    pub fn ask(self, home: &Path, stream: bool, reader: Reader) -> Command {
+        let words = self.words(stream, reader);
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).current_dir(home).env_clear().env("HOME", home).env("TERM", "dumb");
         command.env("PATH", std::env::var_os("PATH").unwrap());
@@ -146,15 +152,15 @@ impl Client {
     }
 
     /// The words of its command line.
-    fn words(self, stream: bool, for_people: bool) -> Vec<OsString> {
+    fn words(self, stream: bool, reader: Reader) -> Vec<OsString> {
         let mode = if stream { "stream" } else { "whole" };
         let (program, arguments): (PathBuf, Vec<&str>) = match self {
             Self::ClaudeCode => {
-                let format = if for_people { "text" } else { "json" };
+                let format = if reader == Reader::Person { "text" } else { "json" };
                 (installed::node_program("claude"), vec!["-p", QUESTION, "--output-format", format])
             }
             Self::Codex | Self::CodexLogin => {
-                let format = if for_people { "--color=never" } else { "--json" };
+                let format = if reader == Reader::Person { "--color=never" } else { "--json" };
                 let quiet = ["-c", "analytics.enabled=false"];
                 let words = [&["exec", "--skip-git-repo-check", format], &quiet[..], &[QUESTION]].concat();
                 (installed::node_program("codex"), words)

@@ -6,7 +6,7 @@ use support::process;
 use support::provider::{Asked, Billed, Record, Reply, Script};
 use support::stage::Bottle;
 
-use crate::client::{Api, Client};
+use crate::client::{Api, Client, Reader};
 use crate::scene::{ANSWERED, Scene};
 
 /// An answer whose bill has something of every class that this client's provider tells.
@@ -25,7 +25,7 @@ fn assert_metered_by(client: Client, script: impl Into<Script> + Send) {
     Scene::with(script, "", |scene| {
         for (way, stream) in client.rows() {
             let bottle = scene.stage.bottle(&format!("{way:?}-{stream}").to_lowercase(), &[]);
-            let mut command = scene.ask(client, way, stream, false, &bottle);
+            let mut command = scene.ask(client, way, stream, Reader::Program, &bottle);
             let row = format!("{client:?} by {way:?}{}", if stream { ", streamed" } else { "" });
             assert_right_and_billed(scene, client, &bottle, &mut command, &row);
         }

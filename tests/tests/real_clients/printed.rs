@@ -3,7 +3,7 @@ use std::process::Command;
 
 use support::stage::Bottle;
 
-use crate::client::{Api, Client};
+use crate::client::{Api, Client, Reader};
 use crate::metered::{assert_right_and_billed, priced};
 use crate::scene::Scene;
 
@@ -44,7 +44,7 @@ fn root_printed_suffices() {
             let way = client.ways()[0];
             for shell in SHELLS {
                 let bottle = scene.stage.bottle(shell.0, &[]);
-                let bare = scene.bare(client, way, true, false, &bottle);
+                let bare = scene.bare(client, way, true, Reader::Program, &bottle);
                 let mut command = through_shell(scene, shell, &bare, &bottle);
                 assert_right_and_billed(
                     scene,
@@ -55,7 +55,7 @@ fn root_printed_suffices() {
                 );
             }
             let bottle = scene.stage.bottle("dotenv", &[]);
-            let mut command = scene.bare(client, way, true, false, &bottle);
+            let mut command = scene.bare(client, way, true, Reader::Program, &bottle);
             command.envs(scene.stage.daemon.environment(&bottle.name));
             assert_right_and_billed(
                 scene,

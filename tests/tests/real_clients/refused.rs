@@ -6,7 +6,7 @@ use support::clock::wait_until;
 use support::provider::Reply;
 use support::stage::Bottle;
 
-use crate::client::{Api, Client, Way};
+use crate::client::{Api, Client, Reader, Way};
 use crate::scene::{ANSWERED, Scene};
 use crate::screen::Screen;
 
@@ -44,7 +44,7 @@ fn used_up(scene: &Scene, client: Client, name: &str) -> Bottle {
 /// Runs a client to its end: it prints the reason, and its provider is not asked.
 fn assert_told(scene: &Scene, client: Client, way: Way, stream: bool, bottle: &Bottle) {
     let before = scene.stage.provider.billing_records().len();
-    let mut screen = Screen::of(&mut scene.ask(client, way, stream, true, bottle));
+    let mut screen = Screen::of(&mut scene.ask(client, way, stream, Reader::Person, bottle));
     let code = screen.ended(ANSWERED);
     let (name, provider) = (&bottle.name, client.provider());
     let budget = format!("of 3000 {provider} tokens (budget of scope launch, owner {name}, window total)");

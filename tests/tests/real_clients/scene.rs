@@ -12,7 +12,7 @@ use support::provider::Script;
 use support::stage::{Bottle, Stage};
 use tempfile::TempDir;
 
-use crate::client::{Client, Way};
+use crate::client::{Client, Reader, Way};
 use crate::installed;
 
 /// Longer than any client takes that is answered.
@@ -46,17 +46,17 @@ impl Scene {
     }
 
     /// A client in a bottle that is given, of all that `enforcer env` prints, what it needs for this way alone.
-    pub fn ask(&self, client: Client, way: Way, stream: bool, for_people: bool, bottle: &Bottle) -> Command {
+    pub fn ask(&self, client: Client, way: Way, stream: bool, reader: Reader, bottle: &Bottle) -> Command {
         let printed = self.stage.daemon.environment(&bottle.name).into_iter();
         let needed = printed.filter(|(name, _)| client.needs(way).contains(&name.as_str()));
-        let mut command = self.bare(client, way, stream, for_people, bottle);
+        let mut command = self.bare(client, way, stream, reader, bottle);
         assert_eq!(needed.clone().count(), client.needs(way).len(), "{client:?} needs what is not printed");
         command.envs(needed);
         command
     }
 
     /// A client in a bottle that is told nothing of the meter, but for its configuration on ways that need it.
-    pub fn bare(&self, client: Client, way: Way, stream: bool, for_people: bool, bottle: &Bottle) -> Command {
+    pub fn bare(&self, client: Client, way: Way, stream: bool, reader: Reader, bottle: &Bottle) -> Command {
         let provider = if way == Way::Redirect { format!("{PUBLIC4} {NAMES}\n") } else { String::new() };
         fs::write(self.files.path().join("hosts"), format!("127.0.0.1 localhost\n{provider}")).unwrap();
         let home = tempfile::tempdir_in(self.files.path()).unwrap().keep();
@@ -64,7 +64,7 @@ impl Scene {
             fs::create_dir(home.join(".codex")).unwrap();
             fs::write(home.join(".codex/config.toml"), self.config(bottle)).unwrap();
         }
-        let mut command = client.ask(&home, stream, for_people);
+        let mut command = client.ask(&home, stream, reader);
         bottle.cgroup.enter_before_exec(&mut command);
         command
     }
