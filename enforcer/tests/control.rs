@@ -116,7 +116,7 @@ impl Controller for Fake {
     }
     async fn environment(&self, name: &str) -> Result<Environment, Problem> {
         Self::known(name, State::Open)?;
-        Ok(Environment { variables: vec![("A".into(), "b".into())] })
+        Ok(Environment { variables: vec![("A".into(), "b".into())], config: Vec::new() })
     }
     async fn usage(&self, query: UsageQuery) -> Result<Vec<UsageRow>, Problem> {
         let day = query.since.map(|since| since.to_string());

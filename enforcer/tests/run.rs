@@ -109,7 +109,7 @@ impl Controller for Fake {
         refuse()
     }
     async fn environment(&self, name: &str) -> Result<Environment, Problem> {
-        Ok(Environment { variables: vec![("BOTTLE_OF_TEST".into(), name.to_owned())] })
+        Ok(Environment { variables: vec![("BOTTLE_OF_TEST".into(), name.to_owned())], config: Vec::new() })
     }
     async fn usage(&self, _query: UsageQuery) -> Result<Vec<UsageRow>, Problem> {
         refuse()

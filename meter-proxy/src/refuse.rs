@@ -102,7 +102,8 @@ impl Refused {
             response.headers_mut().insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if self.is_usage_limit() {
-            response.headers_mut().insert(CODEX_PROMO, header_text(&message));
+            // Codex makes it the middle of a sentence of its own
+            response.headers_mut().insert(CODEX_PROMO, header_text(message.trim_end_matches('.')));
         }
         response
     }
@@ -244,7 +245,8 @@ mod tests {
         assert_eq!(headers["x-should-retry"], "false");
         assert!(!headers.contains_key("retry-after"));
         assert_eq!(body["error"]["type"], "usage_limit_reached");
-        assert_eq!(headers["x-codex-promo-message"], body["error"]["message"].as_str().unwrap());
+        let message = body["error"]["message"].as_str().unwrap();
+        assert_eq!(headers["x-codex-promo-message"], message.strip_suffix('.').unwrap());
     }
 
     #[tokio::test]

@@ -47,6 +47,8 @@ pub struct Packet {
     pub port: u16,
     /// Bytes from the network header on.
     pub bytes: usize,
+    /// Whether it asks for a TCP connection: SYN without ACK.
+    pub opens: bool,
 }
 
 /// A wire that is listened to; stops when dropped.
@@ -119,6 +121,7 @@ fn read4(bytes: &[u8]) -> Option<Packet> {
         destination: Ipv4Addr::from(destination).into(),
         port: port(bytes, header),
         bytes: bytes.len(),
+        opens: bytes[9] == TCP && opens(bytes, header),
     })
 }
 
@@ -130,6 +133,7 @@ fn read6(bytes: &[u8]) -> Option<Packet> {
         destination: Ipv6Addr::from(destination).into(),
         port: port(bytes, HEADER),
         bytes: bytes.len(),
+        opens: bytes[6] == TCP && opens(bytes, HEADER),
     };
     // types of ICMPv6 from 130 on are the kernel's own: membership and neighbours
     let own = packet.protocol == ICMP6 && bytes.get(HEADER).is_some_and(|kind| *kind >= 130);
@@ -139,4 +143,9 @@ fn read6(bytes: &[u8]) -> Option<Packet> {
 
 fn port(bytes: &[u8], header: usize) -> u16 {
     bytes.get(header + 2..header + 4).map_or(0, |port| u16::from_be_bytes([port[0], port[1]]))
+}
+
+/// RFC 9293, 3.1: the flags are the fourteenth byte, ACK its fifth bit and SYN its second.
+fn opens(bytes: &[u8], header: usize) -> bool {
+    bytes.get(header + 13).is_some_and(|flags| flags & 0b1_0010 == 0b0_0010)
 }

@@ -179,6 +179,15 @@ impl Daemon {
         self.ok(&[&["attach", name, "--cgroup", path], options].concat());
     }
 
+    /// The variables of `enforcer env NAME`, as an env file has them.
+    #[must_use]
+    pub fn environment(&self, name: &str) -> Vec<(String, String)> {
+        let text = self.ok(&["env", name, "--shell", "dotenv"]);
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let variables = lines.map(|line| line.split_once('=').expect("a variable a line"));
+        variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+
     /// `ADDRESS:PORT` of the meter.
     #[must_use]
     pub fn listen_addr(&self) -> String {

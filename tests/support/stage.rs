@@ -64,9 +64,8 @@ impl Stage {
     /// `demo-agent` as a program of the bottle starts it: with the variables of `enforcer env`.
     #[must_use]
     pub fn agent(&self, bottle: &Bottle, args: &[&str]) -> Command {
-        let variables = self.daemon.ok(&["env", &bottle.name, "--shell", "dotenv"]);
         let mut command = Command::new(process::built("demo-agent"));
-        command.args(args).envs(variables.lines().filter_map(|line| line.split_once('=')));
+        command.args(args).envs(self.daemon.environment(&bottle.name));
         bottle.cgroup.enter_before_exec(&mut command);
         command
     }

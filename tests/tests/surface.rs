@@ -221,7 +221,8 @@ fn root_env_is_what_each_shell_reads_back() {
     let read = run(Command::new("sh").env_clear().args(["-c", &script]), SOON);
     assert_eq!(read.stdout, format!("{meter}/claude {meter}/codex/v1 {meter}"), "{read:?}");
     let names = |text: &str, before: &str, after: char| -> Vec<String> {
-        let lines = text.lines().map(|line| line.strip_prefix(before).unwrap());
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let lines = lines.map(|line| line.strip_prefix(before).unwrap());
         lines.map(|line| line.split(after).next().unwrap().to_owned()).collect()
     };
     let of_sh = names(&sh, "export ", '=');
@@ -231,8 +232,8 @@ fn root_env_is_what_each_shell_reads_back() {
     let ca = stage.daemon.ok(&["ca", "path"]);
     let named = dotenv.lines().find_map(|line| line.strip_prefix("NODE_EXTRA_CA_CERTS=")).unwrap();
     assert_eq!(named, ca.trim_end());
-    for file in dotenv.lines().filter_map(|line| line.split_once('=')).filter(|(_, v)| v.starts_with('/')) {
-        let text = std::fs::read_to_string(file.1).unwrap();
+    for file in stage.daemon.environment("shell").into_iter().filter(|(_, value)| value.starts_with('/')) {
+        let text = std::fs::read_to_string(&file.1).unwrap();
         assert!(text.contains("BEGIN CERTIFICATE") && !text.contains("PRIVATE KEY"), "{file:?}");
     }
     let unknown = stage.daemon.cli(&["env", "nobody"]);

@@ -1,6 +1,7 @@
 //! Development tasks. Parses the command and hands it to its file; builds and runs before any eBPF tool exists.
 mod bench;
 mod ci;
+mod clients;
 mod demo;
 #[allow(dead_code, reason = "the build script of `enforcer` uses the other half of this file")]
 mod ebpf;

@@ -240,6 +240,15 @@ pub fn find(program: &str) -> Option<PathBuf> {
     files.find(|file| file.is_file())
 }
 
+/// The workspace's root.
+///
+/// # Errors
+/// Never, in a workspace.
+pub fn workspace() -> Result<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    root.map(Path::to_path_buf).context("no workspace above this package")
+}
+
 /// Whether this process may install and load: its effective user is root.
 ///
 /// # Errors

@@ -12,7 +12,7 @@ use clap::Args;
 
 use crate::tally::Tally;
 use crate::watch::Watch;
-use crate::{setup, vm};
+use crate::{clients, setup, vm};
 
 /// Marks a test that needs root.
 pub const ROOT: &str = "root_";
@@ -33,6 +33,10 @@ pub struct Options {
     /// The machine's console is kept in target/vm
     #[arg(long, value_name = "SERIES", conflicts_with = "full")]
     kernel: Option<String>,
+    /// Install Claude Code, Codex, the Python and Node SDKs and curl into target/clients, and run them instead: as root,
+    /// from their registries, but in a network with nothing but lo
+    #[arg(long, conflicts_with_all = ["full", "kernel"])]
+    real_clients: bool,
     /// Only tests whose name contains this
     filter: Option<String>,
 }
@@ -45,6 +49,9 @@ pub fn run(options: &Options) -> Result<()> {
     setup::run()?;
     if let Some(series) = &options.kernel {
         return vm::run(series, options.filter.as_deref());
+    }
+    if options.real_clients {
+        return clients::run(options.filter.as_deref());
     }
     setup::for_tests()?;
     // the end-to-end tests start these binaries: `cargo test` alone would not build another package's
@@ -61,9 +68,17 @@ pub fn run(options: &Options) -> Result<()> {
     if options.full {
         cargo.env("ENFORCER_TEST_FULL", "1");
     }
+    tallied(cargo, if options.full { FULL_LIMIT } else { LIMIT }, skipped)
+}
+
+/// Runs a `cargo test` whose lines are printed and counted; the sum, with `skipped` tests that were not started, is the
+/// last thing printed.
+///
+/// # Errors
+/// When a test fails, none is run, or they do not end within `limit`.
+pub fn tallied(mut cargo: Command, limit: Duration, skipped: usize) -> Result<()> {
     let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot start cargo test")?;
     let output = child.stdout.take().context("cargo test has no output")?;
-    let limit = if options.full { FULL_LIMIT } else { LIMIT };
     let watch = Watch::start(child.id(), limit);
     let mut tally = Tally::default();
     for line in BufReader::new(output).lines() {

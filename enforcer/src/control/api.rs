@@ -423,6 +423,22 @@ impl Problem {
 pub struct Environment {
     /// Variables and their values, in a fixed order.
     pub variables: Vec<(String, String)>,
+    /// What clients read from a file of their own and from no variable.
+    #[serde(default)]
+    pub config: Vec<ConfigLine>,
+}
+
+/// A line of a client's own configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigLine {
+    /// Which client.
+    pub client: String,
+    /// Its file, `~` for the home of its user.
+    pub file: String,
+    /// The line.
+    pub line: String,
+    /// What the client does by itself and what the line is for, in words that follow its name.
+    pub when: String,
 }
 
 /// The event `drop`: what the kernel dropped or refused of a bottle.

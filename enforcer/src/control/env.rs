@@ -1,9 +1,11 @@
-//! What a client in a bottle needs in its environment to reach the meter and to trust its certificates, and
-//! how shells quote it. Pure: reads no environment and no file.
+//! What a client in a bottle needs to reach the meter and to trust its certificates, in its environment or in a file
+//! of its own, and how shells quote it. Pure: reads no environment and no file.
 use std::net::SocketAddr;
 use std::path::Path;
 
 use clap::ValueEnum;
+
+use super::api::ConfigLine;
 
 /// Hosts that are never reached through the meter. Upper and lower case: clients differ in which they read.
 const NO_PROXY: &str = "localhost,127.0.0.1,::1";
@@ -16,7 +18,7 @@ pub fn variables(listen: SocketAddr, ca_cert: &Path, ca_bundle: &Path) -> Vec<(S
     let meter = format!("http://{listen}");
     let (cert, bundle) = (ca_cert.display().to_string(), ca_bundle.display().to_string());
     [
-        // the gateway; Codex reads its base URL from its own configuration and comes by the proxy instead
+        // the gateway; Codex has a line of its configuration for that, and comes by the proxy without it
         ("ANTHROPIC_BASE_URL", format!("{meter}/claude")),
         ("OPENAI_BASE_URL", format!("{meter}/codex/v1")),
         ("HTTPS_PROXY", meter.clone()),
@@ -31,6 +33,18 @@ pub fn variables(listen: SocketAddr, ca_cert: &Path, ca_bundle: &Path) -> Vec<(S
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .to_vec()
+}
+
+/// What clients read from a file of their own and from no variable.
+#[must_use]
+pub fn config_lines(listen: SocketAddr) -> Vec<ConfigLine> {
+    vec![ConfigLine {
+        client: "codex".to_owned(),
+        file: "~/.codex/config.toml".to_owned(),
+        line: format!("openai_base_url = \"http://{listen}/codex/v1\""),
+        when: "ignores OPENAI_BASE_URL and comes by HTTPS_PROXY; with an API key it may come by the gateway"
+            .to_owned(),
+    }]
 }
 
 /// Who will read the variables.
@@ -49,6 +63,18 @@ pub enum Shell {
 #[must_use]
 pub fn render(variables: &[(String, String)], shell: Shell) -> Option<String> {
     variables.iter().map(|(name, value)| line(name, value, shell)).collect()
+}
+
+/// Lines of configuration as comments, which every shell and an env file skip: what for, and indented below it the
+/// line itself.
+#[must_use]
+pub fn render_config(lines: &[ConfigLine]) -> String {
+    lines
+        .iter()
+        .map(|ConfigLine { client, file, line, when }| {
+            format!("# {client} {when}, with this in {file}:\n#   {line}\n")
+        })
+        .collect()
 }
 
 fn line(name: &str, value: &str, shell: Shell) -> Option<String> {
@@ -113,5 +139,13 @@ mod tests {
         assert_eq!(find(of("10.0.0.1:2"), "https_proxy"), "http://10.0.0.1:2");
         assert_eq!(find(of("10.0.0.1:2"), "NODE_EXTRA_CA_CERTS"), "/c");
         assert_eq!(find(of("10.0.0.1:2"), "SSL_CERT_FILE"), "/b");
+    }
+
+    #[test]
+    fn what_is_no_variable_is_a_comment() {
+        let lines = render_config(&config_lines("[::1]:1".parse().unwrap()));
+        assert!(lines.lines().all(|line| line.starts_with("# ")), "{lines}");
+        assert!(lines.contains("\n#   openai_base_url = \"http://[::1]:1/codex/v1\"\n"), "{lines}");
+        assert_eq!(value_in("sh", &format!("{lines}export ENFORCER_TEST=set\n")), "set");
     }
 }

@@ -96,13 +96,18 @@ fn openai(method: &str, path: &[&str]) -> Endpoint {
     }
 }
 
-/// What Codex asks beside responses: models, telemetry, the account.
+/// What Codex asks beside responses: models, telemetry, the account, plugins and what they let it call.
 fn is_codex(method: &str, path: &[&str]) -> bool {
     matches!(
         (method, path),
         ("GET", ["backend-api", "codex", "models"] | ["backend-api", "wham", "usage"])
             | ("GET", ["backend-api", "wham", "config", "requirements"])
             | ("GET", ["backend-api", "wham", "accounts", "check"])
+            | ("GET", ["backend-api", "wham", "settings", "user"])
+            | ("GET", ["backend-api", "plugins", "featured"])
+            | ("GET", ["backend-api", "plugins", "export", "curated"])
+            | ("GET", ["backend-api", "ps", "plugins", ..])
+            | ("POST", ["backend-api", "ps", "mcp"])
             | ("POST", ["backend-api", "codex", "analytics-events", "events"])
     )
 }
@@ -156,6 +161,9 @@ mod tests {
             (Openai, "POST", "/backend-api/codex/responses/other", Unlisted),
             (Openai, "GET", "/backend-api/wham/usage", Free),
             (Openai, "POST", "/backend-api/wham/tasks", Unlisted),
+            (Openai, "GET", "/backend-api/plugins/export/curated", Free),
+            (Openai, "GET", "/backend-api/ps/plugins/suggested/codex", Free),
+            (Openai, "POST", "/backend-api/ps/mcp", Free),
             (Openai, "POST", "/backend-api/conversation", Unlisted),
             (Openai, "POST", "/v1/chat%2Fcompletions", Ambiguous),
             (Openai, "POST", "/v1/chat/completions", Billing(OpenaiChat)),

@@ -31,7 +31,7 @@ fn check(answer: &Answer, (status, body): (u16, serde_json::Value), way: &str) {
     assert_eq!(answer.header("connection"), Some("close"), "{way}");
     assert_eq!(answer.header("x-should-retry"), Some("false"), "{way}");
     assert_eq!(answer.header("retry-after"), None, "{way}");
-    let promo = (status == 429).then_some(WORDS);
+    let promo = (status == 429).then_some(WORDS.trim_end_matches('.'));
     assert_eq!(answer.header("x-codex-promo-message"), promo, "{way}");
 }
 
@@ -148,7 +148,7 @@ fn root_an_operator_s_words_are_passed_on_and_made_harmless() {
     let answer = rig.ask(&post("/codex/v1/responses", "{}"));
     assert_eq!(
         answer.header("x-codex-promo-message"),
-        Some("Enforcer: bottle b1 is cut: by uid 0: loops?[2J on tests.")
+        Some("Enforcer: bottle b1 is cut: by uid 0: loops?[2J on tests")
     );
 }
 

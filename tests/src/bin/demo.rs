@@ -106,12 +106,7 @@ fn sender(sink: &Sink) -> Command {
 /// The agent with the variables that `enforcer env` prints, as `enforcer run` would set them.
 fn agent(daemon: &Daemon, requests: usize) -> Command {
     let mut command = Command::new(built("demo-agent"));
-    for line in daemon.ok(&["env", "demo", "--shell", "dotenv"]).lines() {
-        if let Some((name, value)) = line.split_once('=') {
-            command.env(name, value.trim_matches(['"', '\'']));
-        }
-    }
-    command.args(["--stream", "--requests", &requests.to_string()]);
+    command.envs(daemon.environment("demo")).args(["--stream", "--requests", &requests.to_string()]);
     command
 }
 

@@ -1,6 +1,7 @@
 //! OpenAI's wire shapes: Chat Completions and Responses, as JSON and as streams, models, errors.
 //!
 //! Shapes as the public API documentation gives them. No sockets, no bills.
+use http::HeaderMap;
 use serde_json::{Value, json};
 
 use super::body::Piece;
@@ -218,6 +219,17 @@ fn responses_usage(reply: &Reply) -> Value {
 /// The answer of `/v1/models`.
 pub(super) fn models() -> Value {
     json!({"object": "list", "data": [{"id": "gpt-mock-1", "object": "model", "created": CREATED, "owned_by": "mock"}]})
+}
+
+/// The answer of `/backend-api/wham/accounts/check`: the account that asks is at home on this host.
+pub(super) fn account(asked: &HeaderMap) -> Value {
+    let id = asked.get("chatgpt-account-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let anywhere = "NO_CONSTRAINT";
+    let account = json!({
+        "id": id, "structure": "personal", "plan_type": "pro",
+        "workspace_backend_origin": anywhere, "account_routing_override": anywhere,
+    });
+    json!({"accounts": [account], "account_ordering": [id], "default_account_id": id})
 }
 
 /// The error of a status.

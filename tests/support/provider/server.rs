@@ -1,4 +1,5 @@
 //! The mock's sockets and routes: accepts, reads a request whole, lets the script choose, sends the answer.
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use super::body::{AnswerBody, Note, Piece, Step, Steps};
 use super::record::{Billed, Book};
 use super::script::{Reply, Script};
 use super::{anthropic, openai};
-use crate::encoding::Encoder;
+use crate::encoding::{Decoder, Encoder, Encoding};
 
 /// A way of asking that bills.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -115,7 +116,7 @@ impl Server {
         let api = billing_api(&head.method, head.uri.path());
         self.book.received_body(id, &body, api.is_some());
         match api {
-            Some(api) => self.infer(api, &head, &body, note).await,
+            Some(api) => self.infer(api, &head, &plain(&head.headers, &body), note).await,
             None => self.free(&head, note),
         }
     }
@@ -159,6 +160,7 @@ impl Server {
             }
             ("GET", "/v1/models", Shape::Anthropic) => anthropic::models(),
             ("GET", "/v1/models", Shape::OpenAi) => openai::models(),
+            ("GET", "/backend-api/wham/accounts/check", _) => openai::account(&head.headers),
             _ => return self.refuse(shape, 404, note),
         };
         self.book.answering(note.id, 200, Billed::default());
@@ -181,6 +183,14 @@ impl Server {
         let (open, records) = (self.book.open_count(), self.book.records());
         json!({"billed": billed, "total": billed.total(), "open_streams": open, "records": records})
     }
+}
+
+/// A request's body without its content coding; what cannot be decoded is empty, and so no request.
+fn plain<'b>(headers: &HeaderMap, body: &'b [u8]) -> Cow<'b, [u8]> {
+    let Some(coding) = headers.get(header::CONTENT_ENCODING) else { return Cow::Borrowed(body) };
+    let decoder = coding.to_str().ok().and_then(Encoding::from_name).map(|coding| Decoder::new(Some(coding)));
+    let decoded = decoder.and_then(|mut decoder| decoder.piece(body).ok());
+    Cow::Owned(decoded.unwrap_or_default())
 }
 
 fn billing_api(method: &Method, path: &str) -> Option<Api> {

@@ -8,9 +8,7 @@ mod machine;
 mod package;
 mod programs;
 
-use std::path::{Path, PathBuf};
-
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::tally::Tally;
 use crate::{setup, test};
@@ -60,7 +58,7 @@ pub fn run(series: &str, filter: Option<&str>) -> Result<()> {
         "the emulated machine runs x86-64 programs; this host has others"
     );
     setup::need(&[&TOOLS[..], &GUEST_TOOLS].concat())?;
-    let workspace = workspace()?;
+    let workspace = setup::workspace()?;
     let work = workspace.join("target/vm");
     let kernel = package::fetch(series, &work)?;
     let mut programs = programs::build(&workspace)?;
@@ -96,10 +94,4 @@ fn words(filter: Option<&str>, skip: Option<&str>) -> Vec<String> {
     let mut words = vec![filter.unwrap_or(test::ROOT).to_owned(), "--test-threads=2".to_owned()];
     words.extend(skip.into_iter().flat_map(|skip| ["--skip".to_owned(), skip.to_owned()]));
     words
-}
-
-/// The workspace's root.
-fn workspace() -> Result<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
-    root.map(Path::to_path_buf).context("no workspace above this package")
 }

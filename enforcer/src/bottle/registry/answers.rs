@@ -96,7 +96,10 @@ impl Controller for Registry {
         self.bottle(name).await?;
         let Parts { listener, ca_certificate, ca_bundle, .. } = self.parts.as_ref();
         // right in every network namespace: the hooks send who asks for this address to the meter that is there
-        Ok(api::Environment { variables: env::variables(listener.address, ca_certificate, ca_bundle) })
+        Ok(api::Environment {
+            variables: env::variables(listener.address, ca_certificate, ca_bundle),
+            config: env::config_lines(listener.address),
+        })
     }
 
     async fn budgets(&self) -> Result<Vec<api::BudgetRow>, Problem> {

@@ -1,0 +1,115 @@
+//! A budget that is crossed in the middle of a client's stream: it asks no provider again, and says why in time.
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use support::capture::{Capture, TCP};
+use support::clock::{mono_ns, wait_until};
+use support::network::Namespace;
+use support::provider::{End, Reply};
+use support::stage::mono_of;
+
+use crate::client::{Client, Reader, Way};
+use crate::scene::{ANSWERED, Scene};
+use crate::screen::Screen;
+
+/// The reason is on the screen within this time of the cut.
+const TOLD: Duration = Duration::from_secs(10);
+
+/// A stream that goes on for longer than any test.
+fn endless() -> Reply {
+    Reply::paced(20_000, 8, Duration::from_millis(2))
+}
+
+/// Cuts a client in its stream on each way, and holds it to one further request and to saying why.
+fn assert_told(client: Client) {
+    for way in client.ways() {
+        Scene::with(endless(), "", |scene| assert_told_by(scene, client, *way));
+    }
+}
+
+fn assert_told_by(scene: &Scene, client: Client, way: Way) {
+    let budget = format!("{}=1000", client.provider());
+    let bottle = scene.stage.bottle("agent", &["--budget", &budget]);
+    let wire = Capture::of(&Namespace::current());
+    let mut screen = Screen::of(&mut scene.ask(client, way, true, Reader::Person, &bottle));
+    let cut = scene.stage.daemon.wait_bottle("agent", |bottle| bottle["face"] == "answered", ANSWERED);
+    let reason = format!("of 1000 {} tokens (budget of scope launch, owner agent", client.provider());
+    let told = wait_until(TOLD, || screen.text().contains(&reason).then(mono_ns));
+    let told = told.unwrap_or_else(|| panic!("{client:?} by {way:?} says nothing:\n{}", screen.text()));
+    let took = Duration::from_nanos(told.saturating_sub(mono_of(&cut["cause"]["at"])));
+    assert!(took < TOLD, "{client:?} by {way:?} says it after {took:?}");
+    assert!(
+        screen.text().contains(&format!("bottle agent has used {} of", cut["cause"]["used"])),
+        "{}",
+        screen.text()
+    );
+    let code = screen.ended(ANSWERED);
+
+    let asked = scene.stage.provider.billing_records();
+    assert_eq!(
+        asked.iter().map(|record| record.end).collect::<Vec<_>>(),
+        [Some(End::ClientGone)],
+        "{asked:#?}"
+    );
+    let lane = connections_to_others(scene, &wire);
+    let said = screen.line_with(&reason).unwrap_or_default();
+    println!(
+        "{client:?} by {way:?}: told after {took:?}, {lane} requests to the lane, exit {code:?}, {said}"
+    );
+    assert_eq!(lane, 1, "{client:?} by {way:?} asks the lane once");
+}
+
+/// A client that starts in a bottle that is cut already is told why, too. (Codex with a login asks where its account is
+/// at home before anything else, so it prints the reason but ends in words of its own for that failure.)
+fn assert_told_from_the_start(client: Client) {
+    Scene::with(Reply::default(), "", |scene| {
+        for way in client.ways() {
+            let bottle = scene.stage.bottle(&format!("{way:?}").to_lowercase(), &[]);
+            scene.stage.daemon.ok(&["cut", &bottle.name, "--answered", "--reason", "tea time"]);
+            let began = Instant::now();
+            let mut screen = Screen::of(&mut scene.ask(client, *way, true, Reader::Person, &bottle));
+            let told =
+                wait_until(TOLD, || screen.text().contains("by uid:0: tea time").then(|| began.elapsed()));
+            let told =
+                told.unwrap_or_else(|| panic!("{client:?} by {way:?} says nothing:\n{}", screen.text()));
+            let code = screen.ended(ANSWERED);
+            let said = screen.line_with("tea time").unwrap_or_default();
+            println!("{client:?} by {way:?}: told after {told:?}, exit {code:?}, {said}");
+        }
+        assert!(scene.stage.provider.records().is_empty());
+    });
+}
+
+/// Connections to neither the meter nor the provider: the lane's, each of which carries one request.
+fn connections_to_others(scene: &Scene, wire: &Capture) -> usize {
+    let meter = scene.stage.daemon.listen_addr().parse::<SocketAddr>().unwrap().port();
+    let known = [meter, scene.stage.provider.addresses().https.port()];
+    let packets = wire.settled().into_iter();
+    packets.filter(|packet| packet.protocol == TCP && packet.opens && !known.contains(&packet.port)).count()
+}
+
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_answered_claude_code() {
+    assert_told(Client::ClaudeCode);
+}
+
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_answered_codex() {
+    assert_told(Client::Codex);
+}
+
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_answered_codex_logged_in() {
+    assert_told(Client::CodexLogin);
+}
+
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_answered_from_the_start() {
+    for client in [Client::ClaudeCode, Client::Codex, Client::CodexLogin] {
+        assert_told_from_the_start(client);
+    }
+}

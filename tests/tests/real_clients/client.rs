@@ -1,0 +1,210 @@
+//! The table of clients: how each is asked one question, what it needs for each way to the meter, and where in its
+//! output the answer is.
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+use serde_json::{Value, json};
+
+use crate::installed;
+
+/// Whatever is asked.
+const QUESTION: &str = "Say hello";
+/// Keys that no provider takes.
+const KEYS: [(&str, &str); 3] = [
+    ("ANTHROPIC_API_KEY", "sk-ant-visibly-fake"),
+    ("OPENAI_API_KEY", "sk-visibly-fake"),
+    ("CODEX_API_KEY", "sk-visibly-fake"),
+];
+/// The account of a login with ChatGPT that no server has given.
+const ACCOUNT: &str = "account-visibly-fake";
+
+/// What an SDK or curl is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Api {
+    Messages,
+    Chat,
+    Responses,
+}
+
+impl Api {
+    pub const ALL: [Self; 3] = [Self::Messages, Self::Chat, Self::Responses];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Messages => "anthropic",
+            Self::Chat => "chat",
+            Self::Responses => "responses",
+        }
+    }
+}
+
+/// A client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Client {
+    ClaudeCode,
+    /// With an API key.
+    Codex,
+    /// Logged in with ChatGPT: another host, and its requests are compressed.
+    CodexLogin,
+    Python(Api),
+    Node(Api),
+    Curl(Api),
+}
+
+/// For whom a client prints, where it makes a difference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    Person,
+    Program,
+}
+
+/// How a client comes to the meter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// A base URL, and nothing else.
+    Gateway,
+    /// A proxy, and trust in the CA. No name is found by the client itself.
+    Connect,
+    /// Trust in the CA alone: the client finds its provider at a public address.
+    Redirect,
+}
+
+impl Client {
+    /// The provider that it asks.
+    pub fn provider(self) -> &'static str {
+        match self {
+            Self::ClaudeCode => "claude",
+            Self::Codex | Self::CodexLogin => "codex",
+            Self::Python(api) | Self::Node(api) | Self::Curl(api) => match api {
+                Api::Messages => "claude",
+                Api::Chat | Api::Responses => "codex",
+            },
+        }
+    }
+
+    /// Each way that leads it to the meter, with streams and, where it can be asked for them, whole answers.
+    pub fn rows(self) -> impl Iterator<Item = (Way, bool)> {
+        self.ways().iter().flat_map(move |way| self.modes().iter().map(move |stream| (*way, *stream)))
+    }
+
+    /// Whether it can be asked for streams, and for whole answers.
+    fn modes(self) -> &'static [bool] {
+        match self {
+            Self::ClaudeCode | Self::Codex | Self::CodexLogin => &[true],
+            Self::Python(_) | Self::Node(_) | Self::Curl(_) => &[true, false],
+        }
+    }
+
+    /// The ways that lead it to the meter.
+    pub fn ways(self) -> &'static [Way] {
+        match self {
+            // its gateway would be another than that of an API key, and no line for it is printed
+            Self::CodexLogin => &[Way::Connect, Way::Redirect],
+            // no proxy of the environment's is used
+            Self::Node(_) => &[Way::Gateway, Way::Redirect],
+            _ => &[Way::Gateway, Way::Connect, Way::Redirect],
+        }
+    }
+
+    /// The variables that suffice on a way, of those that `enforcer env` prints. Where two do for trust, each has a way.
+    pub fn needs(self, way: Way) -> &'static [&'static str] {
+        match (way, self) {
+            (Way::Gateway, Self::Codex | Self::CodexLogin) => &[],
+            (Way::Gateway, _) if self.provider() == "claude" => &["ANTHROPIC_BASE_URL"],
+            (Way::Gateway, _) => &["OPENAI_BASE_URL"],
+            (Way::Connect, Self::ClaudeCode | Self::Node(_)) => &["HTTPS_PROXY", "NODE_EXTRA_CA_CERTS"],
+            (Way::Connect, Self::Codex | Self::CodexLogin) => &["HTTPS_PROXY", "CODEX_CA_CERTIFICATE"],
+            (Way::Connect, Self::Python(_)) => &["HTTPS_PROXY", "SSL_CERT_FILE"],
+            (Way::Connect, Self::Curl(_)) => &["HTTPS_PROXY", "CURL_CA_BUNDLE"],
+            (Way::Redirect, Self::Node(_)) => &["NODE_EXTRA_CA_CERTS"],
+            (Way::Redirect, _) => &["SSL_CERT_FILE"],
+        }
+    }
+
+    /// Whether what it needs on this way is in its configuration.
+    pub fn needs_config(self, way: Way) -> bool {
+        self == Self::Codex && way == Way::Gateway
+    }
+
+    /// Asks it one question in a home of its own. Its environment is that of nobody, with keys.
+    pub fn ask(self, home: &Path, stream: bool, reader: Reader) -> Command {
+        let words = self.words(stream, reader);
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).current_dir(home).env_clear().env("HOME", home).env("TERM", "dumb");
+        command.env("PATH", std::env::var_os("PATH").unwrap());
+        match self {
+            // what it asks its makers besides would be answered by nobody
+            Self::ClaudeCode => command.env("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"),
+            // node looks for the SDKs where it runs
+            Self::Node(_) => command.current_dir(installed::directory().join("node")),
+            _ => &mut command,
+        };
+        if self == Self::CodexLogin {
+            log_in(home);
+            return command;
+        }
+        command.envs(KEYS);
+        command
+    }
+
+    /// The words of its command line.
+    fn words(self, stream: bool, reader: Reader) -> Vec<OsString> {
+        let mode = if stream { "stream" } else { "whole" };
+        let (program, arguments): (PathBuf, Vec<&str>) = match self {
+            Self::ClaudeCode => {
+                let format = if reader == Reader::Person { "text" } else { "json" };
+                (installed::node_program("claude"), vec!["-p", QUESTION, "--output-format", format])
+            }
+            Self::Codex | Self::CodexLogin => {
+                let format = if reader == Reader::Person { "--color=never" } else { "--json" };
+                let quiet = ["-c", "analytics.enabled=false"];
+                let words = [&["exec", "--skip-git-repo-check", format], &quiet[..], &[QUESTION]].concat();
+                (installed::node_program("codex"), words)
+            }
+            Self::Python(api) => (installed::python(), vec!["-c", include_str!("ask.py"), api.word(), mode]),
+            Self::Node(api) => {
+                let program = include_str!("ask.mjs");
+                ("node".into(), vec!["--input-type=module", "-e", program, "--", api.word(), mode])
+            }
+            Self::Curl(api) => ("sh".into(), vec!["-c", include_str!("ask.sh"), "sh", api.word(), mode]),
+        };
+        std::iter::once(program.into_os_string()).chain(arguments.into_iter().map(OsString::from)).collect()
+    }
+
+    /// The answer's text in what was printed for programs. Panics when there is none.
+    pub fn answer(self, stdout: &str) -> String {
+        match self {
+            Self::ClaudeCode => {
+                let result: Value = serde_json::from_str(stdout).unwrap_or_else(|_| panic!("{stdout}"));
+                result["result"].as_str().unwrap_or_else(|| panic!("{stdout}")).to_owned()
+            }
+            Self::Codex | Self::CodexLogin => {
+                let events = stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+                let mut items = events.map(|event| event["item"].clone());
+                let message = items.find(|item| item["type"] == "agent_message");
+                message.unwrap_or_else(|| panic!("{stdout}"))["text"].as_str().unwrap().to_owned()
+            }
+            Self::Python(_) | Self::Node(_) | Self::Curl(_) => stdout.to_owned(),
+        }
+    }
+}
+
+/// Leaves a login with ChatGPT in a home, as Codex itself would.
+fn log_in(home: &Path) {
+    let claims = json!({
+        "email": "nobody@example.com",
+        "exp": 4_000_000_000_u64,
+        "https://api.openai.com/auth": {"chatgpt_plan_type": "pro", "chatgpt_account_id": ACCOUNT},
+    });
+    let token = [json!({"alg": "none", "typ": "JWT"}), claims].map(|part| BASE64.encode(part.to_string()));
+    let token = format!("{}.visiblyfake", token.join("."));
+    let tokens =
+        json!({"id_token": token, "access_token": token, "refresh_token": "fake", "account_id": ACCOUNT});
+    let login = json!({"tokens": tokens, "last_refresh": jiff::Timestamp::now().to_string()});
+    fs::create_dir_all(home.join(".codex")).unwrap();
+    fs::write(home.join(".codex/auth.json"), login.to_string()).unwrap();
+}

@@ -1,0 +1,69 @@
+//! What `enforcer env` prints, read by each reader that it is printed for, is all that a client needs.
+use std::process::Command;
+
+use support::stage::Bottle;
+
+use crate::client::{Api, Client, Reader};
+use crate::metered::{assert_right_and_billed, priced};
+use crate::scene::Scene;
+
+const CLIENTS: [Client; 9] = [
+    Client::ClaudeCode,
+    Client::Codex,
+    Client::CodexLogin,
+    Client::Python(Api::Messages),
+    Client::Python(Api::Responses),
+    Client::Node(Api::Messages),
+    Client::Node(Api::Responses),
+    Client::Curl(Api::Messages),
+    Client::Curl(Api::Responses),
+];
+/// Shells, and how each reads its first argument and then becomes the rest.
+const SHELLS: [(&str, &str); 2] = [
+    ("sh", "eval \"$1\" && shift && exec \"$@\""),
+    ("fish", "printf %s $argv[2] | source; and exec $argv[3..]"),
+];
+
+/// A client that is told all that is printed, by way of a shell.
+fn through_shell(scene: &Scene, (shell, script): (&str, &str), client: &Command, bottle: &Bottle) -> Command {
+    let printed = scene.stage.daemon.ok(&["env", &bottle.name, "--shell", shell]);
+    let mut command = Command::new(shell);
+    command.args(["-c", script, shell, &printed]).arg(client.get_program()).args(client.get_args());
+    command.env_clear().envs(client.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.current_dir(client.get_current_dir().expect("a client has a directory to run in"));
+    bottle.cgroup.enter_before_exec(&mut command);
+    command
+}
+
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_printed_suffices() {
+    for client in CLIENTS {
+        Scene::with(priced(client), "", |scene| {
+            // no name can be found on its first way, be it the gateway or the proxy
+            let way = client.ways()[0];
+            for shell in SHELLS {
+                let bottle = scene.stage.bottle(shell.0, &[]);
+                let bare = scene.bare(client, way, true, Reader::Program, &bottle);
+                let mut command = through_shell(scene, shell, &bare, &bottle);
+                assert_right_and_billed(
+                    scene,
+                    client,
+                    &bottle,
+                    &mut command,
+                    &format!("{client:?} by {}", shell.0),
+                );
+            }
+            let bottle = scene.stage.bottle("dotenv", &[]);
+            let mut command = scene.bare(client, way, true, Reader::Program, &bottle);
+            command.envs(scene.stage.daemon.environment(&bottle.name));
+            assert_right_and_billed(
+                scene,
+                client,
+                &bottle,
+                &mut command,
+                &format!("{client:?} by an env file"),
+            );
+        });
+    }
+}
