@@ -15,6 +15,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::hosts::{Authority, Host};
 use crate::peers::watch_server;
+use crate::refuse::Reason;
 use crate::settings::Settings;
 
 /// Longest wait for a name, a connection or a TLS handshake, each.
@@ -49,6 +50,16 @@ pub enum DialError {
         /// What came of it.
         error: io::Error,
     },
+}
+
+/// The answer to a client that asked for it.
+impl From<DialError> for Reason {
+    fn from(error: DialError) -> Self {
+        match error {
+            DialError::Forbidden(_) | DialError::Metered { .. } => Self::Forbidden(error.to_string()),
+            DialError::NoHost(_) | DialError::Failed { .. } => Self::Upstream(error.to_string()),
+        }
+    }
 }
 
 /// Who chose the host that is dialled.

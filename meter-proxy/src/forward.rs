@@ -187,7 +187,7 @@ static HOP_BY_HOP: [HeaderName; 8] = [
 
 /// Removes what is not for the other side, what `Connection` names included. Lengths and hosts stay whatever
 /// it names: they frame and address the message.
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()

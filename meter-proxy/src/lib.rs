@@ -85,6 +85,8 @@ mod sockets;
 mod tail;
 #[cfg(feature = "proxy")]
 mod tunnel;
+#[cfg(feature = "proxy")]
+mod websocket;
 
 #[cfg(feature = "proxy")]
 use {
@@ -152,7 +154,7 @@ async fn answer(
     })
 }
 
-/// The life of a request: a tunnel, or route → reach → gate → forward → tail. The connection was accepted and identified
+/// The life of a request: a tunnel, a WebSocket, or route → reach → gate → forward → tail. The connection was accepted and identified
 /// before; the settlement comes when the tail has ended.
 #[cfg(feature = "proxy")]
 async fn life_of_a_request(
@@ -168,6 +170,9 @@ async fn life_of_a_request(
     }
     let settings = Arc::clone(&meter.settings.borrow());
     let destination = reach::judge(client, &settings, route::find(&settings, entrance, &head)?)?;
+    if websocket::is_asked_for(&head) {
+        return websocket::open(meter, client, destination, flights.begin(), head, body).await;
+    }
     let (leave, body) = gate::admit(meter, client, &destination, &head, body).await?;
     let flight = flights.begin();
     let (leave, answer) = forward::forward(leave, &client.bottle.upstreams, &destination, head, body).await?;

@@ -28,14 +28,12 @@ use crate::tokens::Ending;
 pub type AnswerBody = Either<Full<Bytes>, Tail>;
 
 /// Most that is held back, bytes. An answer whose end is longer than this is broken off.
-const MAX_HELD_BYTES: usize = 1024 * 1024;
+pub const MAX_HELD_BYTES: usize = 1024 * 1024;
 /// Most of a document's end that is held back until it is settled, bytes: what tells where the usage stands, and
 /// enough that nobody can leave with the answer and without its figures.
 const DOCUMENT_END_BYTES: usize = 8 * 1024;
 /// How long the usage is read for after the client left close to the end.
 const READ_ON: Duration = Duration::from_secs(2);
-/// Growth of the running count that is told at once, tokens.
-const URGENT_GROWTH: u64 = 64;
 
 /// Why an answer is broken off.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +80,6 @@ pub struct Tail {
     holding: bool,
     /// At least so many of the latest bytes are held back: only the end tells that a plain answer has ended.
     kept_back_bytes: usize,
-    told_tokens: u64,
     midstream: bool,
     settle_timeout: Duration,
     bottle: Arc<Bottle>,
@@ -112,7 +109,6 @@ pub async fn tail(
         held_bytes: 0,
         holding: false,
         kept_back_bytes: 0,
-        told_tokens: 0,
         midstream: settings.midstream,
         settle_timeout: settings.settle_timeout,
         bottle,
@@ -231,12 +227,7 @@ impl Tail {
             self.holding |= step.hold;
             terminal = step.terminal;
             if step.changed && self.midstream && !terminal {
-                let tokens = permit.exchange.tokens();
-                let urgent = tokens.total().saturating_sub(self.told_tokens) >= URGENT_GROWTH;
-                if urgent {
-                    self.told_tokens = tokens.total();
-                }
-                permit.controller.progress(permit.number, tokens, urgent);
+                permit.tell_progress();
             }
         }
         if !terminal && !self.holding && self.kept_back_bytes == 0 {
