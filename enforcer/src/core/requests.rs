@@ -148,6 +148,10 @@ impl Core {
                 self.tell_meter(ToMeter::Identified { question, identity });
             }
             ToController::Reserve(request) => self.reserve(request),
+            ToController::Judge { question, bottle, provider } => {
+                let refusal = self.refusal_now(bottle, &provider);
+                self.tell_meter(ToMeter::Judged { question, refusal });
+            }
             ToController::Withdraw { exchange } => self.withdraw(exchange),
             ToController::Progress { exchange, tokens } => self.progress(exchange, tokens, received),
             ToController::Settle(settle) => self.settle(epoch, settle, received),
@@ -221,6 +225,18 @@ impl Core {
                 let refusal = self.budget_refusal(request.bottle.slot, scope, id);
                 self.refuse(&request, refusal);
             }
+        }
+    }
+
+    /// Why a request would be refused for good now; what others have reserved stands in nobody's way here.
+    fn refusal_now(&mut self, bottle: BottleRef, provider: &str) -> Option<Refusal> {
+        if let Some(refusal) = self.refusal_before_budget(bottle) {
+            return Some(refusal);
+        }
+        let path = self.path(bottle.slot, provider);
+        match self.accounts.judge(&path) {
+            Judgement::Refuse(scope, id) => Some(self.budget_refusal(bottle.slot, scope, id)),
+            Judgement::Grant | Judgement::Wait(..) => None,
         }
     }
 
@@ -382,6 +398,7 @@ impl Core {
             live.written = seen_tokens;
         }
         self.cut_where_crossed(&path, bottle, id, received);
+        self.stop_where_crossed(&path, bottle);
         if news {
             self.submit(vec![Entry::Progress { exchange: id, seen: tokens }], After::Nothing);
         }
@@ -406,12 +423,33 @@ impl Core {
         };
         self.charge(&live, &settlement);
         self.cut_where_crossed(&live.path, live.bottle, live.id, received);
+        self.stop_where_crossed(&live.path, live.bottle);
         self.publish(Change::Usage(Box::new(usage_row(&live, &settlement))));
         self.submit_done(
             vec![Entry::Settle(settlement)],
             After::Settled { epoch, exchange: settle.exchange },
         );
         self.admit_waiting();
+    }
+
+    /// The host is no bottle and cannot be cut: where its budget is used up, what it has under way is stopped by the
+    /// meter, whose gate refuses the rest.
+    fn stop_where_crossed(&self, path: &Path, charged: BottleRef) {
+        if charged.slot != HOST_SLOT {
+            return;
+        }
+        let Some((scope, id)) = self.accounts.governing(path) else { return };
+        if !self.accounts.account(id).is_used_up() {
+            return;
+        }
+        let governed = |live: &Live| {
+            let governing = self.accounts.governing(&live.path);
+            live.bottle.slot == HOST_SLOT && live.permitted && governing.is_some_and(|(_, by)| by == id)
+        };
+        for (exchange, _) in self.exchanges.iter().filter(|(_, live)| governed(live)) {
+            let refusal = self.budget_refusal(HOST_SLOT, scope, id);
+            self.tell_meter(ToMeter::Refused { exchange: *exchange, refusal });
+        }
     }
 
     /// Moves an exchange from its accounts' in-flight to their settled figures.
