@@ -111,6 +111,12 @@ impl Exchange {
         matches!(self.body, Body::Stream(_))
     }
 
+    /// Whether the answer is an event stream of OpenAI Responses.
+    #[must_use]
+    pub fn is_responses_stream(&self) -> bool {
+        self.is_stream() && self.shape == Shape::OpenaiResponses
+    }
+
     /// Whether the answer is one document, whose usage stands near its end.
     #[must_use]
     pub fn is_document(&self) -> bool {

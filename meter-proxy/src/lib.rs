@@ -82,6 +82,8 @@ mod shutdown;
 #[cfg(feature = "proxy")]
 mod sockets;
 #[cfg(feature = "proxy")]
+mod stop;
+#[cfg(feature = "proxy")]
 mod tail;
 #[cfg(feature = "proxy")]
 mod tunnel;

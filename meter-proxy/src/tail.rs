@@ -22,6 +22,7 @@ use crate::bottles::{Bottle, Standing};
 use crate::forward::MAX_SILENCE;
 use crate::gate::{Leave, Permit};
 use crate::settle;
+use crate::stop::Stop;
 use crate::tokens::Ending;
 
 /// The body of every answer: the meter's own, or a provider's.
@@ -47,6 +48,9 @@ pub enum TailError {
     /// The bottle was cut.
     #[error("the bottle was cut")]
     Cut,
+    /// The controller stopped the exchange.
+    #[error("the gate refuses the rest")]
+    Refused,
     /// The settlement did not become durable in time.
     #[error("the settlement is not durable")]
     NotDurable,
@@ -86,6 +90,8 @@ pub struct Tail {
     reopened: Option<Waiting<()>>,
     /// The provider's side broke; the client is told once it has what came before.
     broken: Option<TailError>,
+    /// Hears whether it may go on.
+    stop: Option<Stop>,
     /// Runs while the provider sends nothing.
     silence: Option<Pin<Box<Sleep>>>,
     _flight: Flight,
@@ -114,6 +120,7 @@ pub async fn tail(
         bottle,
         reopened: None,
         broken: None,
+        stop: None,
         silence: None,
         _flight: flight,
     };
@@ -126,6 +133,7 @@ pub async fn tail(
             () if permit.exchange.is_document() => DOCUMENT_END_BYTES,
             () => 1,
         };
+        tail.stop = Some(Stop::of(&permit, &head.headers));
         tail.phase = Phase::Streaming(permit);
         if tail.is_empty() && !tail.settled_at_once().await {
             return None;
@@ -182,6 +190,22 @@ impl Tail {
         self.broken = Some(error);
     }
 
+    /// Whether the answer is to end now, and with what words. One whose end is held back ends by itself.
+    fn poll_stop(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        match (&self.phase, &mut self.stop) {
+            (Phase::Streaming(_), Some(stop)) if !self.holding => stop.poll(cx),
+            _ => Poll::Pending,
+        }
+    }
+
+    /// Upstream is closed at once; `words` are the end of the answer, once that is settled.
+    fn end_with(&mut self, words: Bytes) {
+        self.upstream = None;
+        self.settle(Ending::Cut);
+        self.held_bytes += words.len();
+        self.held.push_back(Frame::data(words));
+    }
+
     fn tell_of_break(&mut self) -> Poll<Option<Result<Frame<Bytes>, TailError>>> {
         match std::mem::replace(&mut self.phase, Phase::Done) {
             Phase::Breaking(error) => Poll::Ready(Some(Err(error))),
@@ -231,6 +255,9 @@ impl Tail {
             }
         }
         if !terminal && !self.holding && self.kept_back_bytes == 0 {
+            if let (Some(stop), Some(bytes)) = (&mut self.stop, frame.data_ref()) {
+                stop.passed(bytes);
+            }
             return Ok(Some(frame));
         }
         self.hold(frame)?;
@@ -301,6 +328,14 @@ impl Body for Tail {
                 },
                 Phase::Passing if !this.held.is_empty() => return Poll::Ready(this.release().map(Ok)),
                 Phase::Passing | Phase::Streaming(_) => {
+                    match this.poll_stop(cx) {
+                        Poll::Ready(Some(words)) => {
+                            this.end_with(words);
+                            continue;
+                        }
+                        Poll::Ready(None) => return this.break_off(Ending::Cut, TailError::Refused),
+                        Poll::Pending => {}
+                    }
                     if let Some(error) = this.broken.take() {
                         // an error makes the connection drop what it has not written yet: being pending makes it write
                         this.phase = Phase::Breaking(error);

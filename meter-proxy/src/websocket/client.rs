@@ -1,7 +1,6 @@
 //! From the client to the provider: no request for a response leaves before the gate has given leave for it.
 //!
 //! A message is held until it is whole and read, then its bytes pass as they came. Not here: the way back (`server`).
-use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tungstenite::protocol::frame::coding::CloseCode;
@@ -25,6 +24,8 @@ use crate::usage::Shape;
 
 /// Most responses of one WebSocket that are under way or asked for; the provider runs 16 at a time.
 const MAX_OPEN: usize = 64;
+/// Most bytes that a message may come in: frames of no content are bytes too.
+const MAX_WIRE_BYTES: usize = MAX_REQUEST_BYTES + MAX_REQUEST_BYTES / 4;
 /// Bytes of a message from which on its bottle's memory is asked for.
 const FREE_BYTES: usize = 64 * 1024;
 /// Most that is read ahead while the gate is asked, bytes.
@@ -42,17 +43,8 @@ pub async fn run(
     own: mpsc::Sender<Vec<u8>>,
 ) -> End {
     let reader = Reader::new(Sender::Client, socket.deflate);
-    let mut client = FromClient {
-        socket,
-        from,
-        to,
-        own,
-        reader,
-        held: Vec::new(),
-        held_bytes: 0,
-        room: None,
-        is_out_of_step: false,
-    };
+    let mut client =
+        FromClient { socket, from, to, own, reader, held: Vec::new(), room: None, is_out_of_step: false };
     loop {
         if let Err(end) = client.step().await {
             return end;
@@ -68,8 +60,7 @@ struct FromClient<'a, R, W> {
     own: mpsc::Sender<Vec<u8>>,
     reader: Reader,
     /// What has come of the message under way.
-    held: Vec<Bytes>,
-    held_bytes: usize,
+    held: Vec<u8>,
     /// The memory of its bottle that a long message lies in.
     room: Option<OwnedSemaphorePermit>,
     /// A compressed message did not pass, and later ones build on it.
@@ -99,7 +90,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromClient<'_, R, W> {
 
     async fn take(&mut self, passing: Passing) -> Result<(), End> {
         let is_between = self.held.is_empty();
-        self.hold(passing.wire).await;
+        self.hold(&passing.wire).await?;
         match passing.part {
             Part::Control { close: true } => self.close().await,
             Part::Control { close: false } if is_between => self.pass().await,
@@ -108,13 +99,16 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromClient<'_, R, W> {
         }
     }
 
-    async fn hold(&mut self, wire: Bytes) {
-        self.held_bytes += wire.len();
-        self.held.push(wire);
-        if self.held_bytes > FREE_BYTES && self.room.is_none() {
+    async fn hold(&mut self, wire: &[u8]) -> Result<(), End> {
+        if self.held.len() + wire.len() > MAX_WIRE_BYTES {
+            return Err(End::Unusable(CloseCode::Size, Unreadable::TooLong.to_string()));
+        }
+        self.held.extend_from_slice(wire);
+        if self.held.len() > FREE_BYTES && self.room.is_none() {
             // the message as it came, and readable
             self.room = self.socket.client.bottle.room_for(2 * MAX_REQUEST_BYTES as u64).await;
         }
+        Ok(())
     }
 
     /// The message is whole: it passes, or its client hears why not.
@@ -160,8 +154,11 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromClient<'_, R, W> {
             let may_read = self.reader.buffer().len() < MAX_AHEAD_BYTES;
             tokio::select! {
                 answer = &mut asking => return Ok(answer),
-                true = self.socket.read(&mut self.from, &mut self.reader), if may_read => {}
-                else => return Err(End::ClientGone),
+                has_come = self.socket.read(&mut self.from, &mut self.reader), if may_read => {
+                    if !has_come {
+                        return Err(End::ClientGone);
+                    }
+                }
             }
         }
     }
@@ -181,22 +178,20 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromClient<'_, R, W> {
 
     /// Passes what is held.
     async fn pass(&mut self) -> Result<(), End> {
-        for wire in std::mem::take(&mut self.held) {
-            self.to.write_all(&wire).await.map_err(|_| End::UpstreamBroke)?;
-        }
+        self.to.write_all(&self.held).await.map_err(|_| End::UpstreamBroke)?;
         self.forget_held();
         self.to.flush().await.map_err(|_| End::UpstreamBroke)
     }
 
     async fn refuse(&mut self, lane: Lane, reason: Reason) -> Result<(), End> {
-        self.held.clear();
         self.forget_held();
         let event = self.socket.refused(reason).event(lane.as_deref());
         self.own.send(text_frame(&event)).await.map_err(|_| End::ClientGone)
     }
 
     fn forget_held(&mut self) {
-        self.held_bytes = 0;
+        self.held.clear();
+        self.held.shrink_to(FREE_BYTES);
         self.room = None;
     }
 
@@ -204,8 +199,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromClient<'_, R, W> {
     async fn close(&mut self) -> Result<(), End> {
         let may_linger = {
             let mut session = lock(&self.socket.session);
-            session.closing.get_or_insert(Ending::ClientGone);
-            session.open_count() == 0 && !self.reader.is_amid()
+            let first = *session.closing.get_or_insert(Ending::ClientGone);
+            (first != Ending::ClientGone || session.open_count() == 0) && !self.reader.is_amid()
         };
         if may_linger {
             self.pass().await?;

@@ -5,7 +5,6 @@
 //! are in it. Not here: whose an event is (`session`).
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tungstenite::protocol::frame::coding::CloseCode;
@@ -27,6 +26,8 @@ use crate::tail::MAX_HELD_BYTES;
 use crate::tokens::Ending;
 use crate::tunnel::MAX_IDLE;
 
+/// A buffer larger than this, in bytes, is given back.
+const FREE_BYTES: usize = 16 * 1024;
 /// Bytes of a message in which its type is looked for.
 const START_BYTES: usize = 4 * 1024;
 
@@ -38,8 +39,7 @@ pub async fn run(
     mut own: mpsc::Receiver<Vec<u8>>,
 ) -> End {
     let reader = Reader::new(Sender::Server, socket.deflate);
-    let mut server =
-        FromServer { socket, from, to, reader, held: Vec::new(), held_bytes: 0, passes_on: false };
+    let mut server = FromServer { socket, from, to, reader, held: Vec::new(), passes_on: false };
     loop {
         if let Err(end) = server.step(&mut own).await {
             return end;
@@ -53,8 +53,7 @@ struct FromServer<'a, R, W> {
     to: &'a mut W,
     reader: Reader,
     /// What has come of the message under way and has not passed.
-    held: Vec<Bytes>,
-    held_bytes: usize,
+    held: Vec<u8>,
     /// The message under way passes as it comes.
     passes_on: bool,
 }
@@ -92,8 +91,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromServer<'_, R, W> {
 
     async fn take(&mut self, passing: Passing) -> Result<(), End> {
         let is_between = self.held.is_empty();
-        self.held_bytes += passing.wire.len();
-        self.held.push(passing.wire);
+        self.held.extend_from_slice(&passing.wire);
         match passing.part {
             Part::Control { close } => {
                 if close {
@@ -108,7 +106,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromServer<'_, R, W> {
 
     /// A message is under way.
     async fn hold_or_pass_on(&mut self) -> Result<(), End> {
-        if !self.passes_on && self.held_bytes > MAX_HELD_BYTES {
+        if !self.passes_on && self.held.len() > MAX_HELD_BYTES {
             let start = match self.reader.message() {
                 Event::Data(start) | Event::Oversized { start, .. } => start,
             };
@@ -141,10 +139,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromServer<'_, R, W> {
 
     /// Passes what is held.
     async fn pass(&mut self) -> Result<(), End> {
-        for wire in std::mem::take(&mut self.held) {
-            self.to.write_all(&wire).await.map_err(|_| End::ClientGone)?;
-        }
-        self.held_bytes = 0;
+        self.to.write_all(&self.held).await.map_err(|_| End::ClientGone)?;
+        self.held.clear();
+        self.held.shrink_to(FREE_BYTES);
         self.to.flush().await.map_err(|_| End::ClientGone)
     }
 

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Rooms of the meter that connect to somebody, or ask for somebody's address.
-const DIALLERS: [&str; 6] = ["dial", "addresses", "forward", "tunnel", "redirected", "websocket"];
+const DIALLERS: [&str; 5] = ["dial", "addresses", "forward", "tunnel", "redirected"];
 
 /// How that is done.
 const DIALLING: [&str; 6] =
