@@ -160,6 +160,7 @@ fn root_a_stream_that_may_not_go_on_ends_with_the_reason_between_two_events() {
     while let Some(more) = read_chunk(&mut client).unwrap() {
         got.push_str(std::str::from_utf8(&more).unwrap());
     }
+    drop(step);
     upstream.ended();
     let reason = got.strip_prefix(&[CREATED, HALVES[0], HALVES[1]].concat()).unwrap();
     let data = reason.strip_prefix("event: response.failed\ndata: ").unwrap().strip_suffix("\n\n").unwrap();
@@ -184,8 +185,8 @@ fn root_an_answer_that_takes_no_last_event_is_broken_off() {
     Answer::read_head(&mut client).unwrap();
     read_chunk(&mut client).unwrap();
     rig.send(&ToMeter::Refused { exchange: rig.reservation().exchange, refusal: stopped() });
-    upstream.ended();
     drop(step);
+    upstream.ended();
     assert_eq!(rig.settlement().ending, Ending::Cut);
     let mut rest = Vec::new();
     drop(client.read_to_end(&mut rest));
