@@ -3,6 +3,7 @@
 //! One connection, kept alive between requests. No retries: a test wants to see what happened the first time.
 mod answer;
 mod way;
+mod websocket;
 
 use std::path::PathBuf;
 
@@ -21,6 +22,7 @@ use tokio::net::TcpStream;
 use answer::receive;
 pub use answer::{Answer, Ended, text_in};
 use way::{Way, api_of, ask_connect};
+use websocket::Socket;
 
 /// Whose client it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -67,6 +69,9 @@ pub struct Options {
     /// Ask for a stream.
     #[arg(long)]
     pub stream: bool,
+    /// Ask over one WebSocket (responses only).
+    #[arg(long)]
+    pub websocket: bool,
     /// Ask a chat stream for its usage.
     #[arg(long)]
     pub include_usage: bool,
@@ -109,8 +114,13 @@ pub struct Agent {
     options: Options,
     way: Way,
     sender: Option<SendRequest<Full<Bytes>>>,
+    socket: Option<Socket>,
     connections: usize,
 }
+
+/// A connection, with TLS or without.
+trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire for S {}
 
 impl Agent {
     /// Not yet connected.
@@ -119,7 +129,7 @@ impl Agent {
     /// The options do not say where to go, or not in a form that can be read.
     pub fn new(options: Options) -> anyhow::Result<Self> {
         let way = Way::new(&options)?;
-        Ok(Self { options, way, sender: None, connections: 0 })
+        Ok(Self { options, way, sender: None, socket: None, connections: 0 })
     }
 
     /// Asks once and reads the answer to its end; `on_event` sees each stream event's data as it comes.
@@ -127,6 +137,9 @@ impl Agent {
     /// # Errors
     /// Nothing was answered: no connection, no TLS, a refused CONNECT. What broke later is in [`Answer::ended`].
     pub async fn ask(&mut self, mut on_event: impl FnMut(&str)) -> anyhow::Result<Answer> {
+        if self.options.websocket {
+            return self.ask_over_websocket(&mut on_event).await;
+        }
         let request = self.request()?;
         let sender = self.connected().await?;
         let response = sender.send_request(request).await.context("no answer to the request")?;
@@ -188,13 +201,13 @@ impl Agent {
             Some(sender) => sender,
             None => {
                 self.connections += 1;
-                self.dial().await?
+                speak_http(self.dial().await?).await?
             }
         };
         Ok(self.sender.insert(sender))
     }
 
-    async fn dial(&self) -> anyhow::Result<SendRequest<Full<Bytes>>> {
+    async fn dial(&self) -> anyhow::Result<Box<dyn Wire>> {
         let hop = &self.way.first_hop;
         let mut stream = TcpStream::connect(hop).await.with_context(|| format!("cannot connect to {hop}"))?;
         stream.set_nodelay(true)?;
@@ -202,19 +215,16 @@ impl Agent {
             ask_connect(&mut stream, authority).await?;
         }
         let Some(name) = &self.way.tls_name else {
-            return speak_http(stream).await;
+            return Ok(Box::new(stream));
         };
         let ca_file = self.options.ca_file.as_deref().context("TLS needs --ca-file or SSL_CERT_FILE")?;
         let connector = tokio_rustls::TlsConnector::from(crate::tls::client_trusting(ca_file)?);
         let name = ServerName::try_from(name.clone())?;
-        speak_http(connector.connect(name, stream).await.context("TLS handshake")?).await
+        Ok(Box::new(connector.connect(name, stream).await.context("TLS handshake")?))
     }
 }
 
-async fn speak_http<S>(stream: S) -> anyhow::Result<SendRequest<Full<Bytes>>>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn speak_http(stream: Box<dyn Wire>) -> anyhow::Result<SendRequest<Full<Bytes>>> {
     let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // its errors come out of the request or the body that they break
     drop(tokio::spawn(connection));

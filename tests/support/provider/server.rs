@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use super::body::{AnswerBody, Note, Piece, Step, Steps};
 use super::record::{Billed, Book};
 use super::script::{Reply, Script};
-use super::{anthropic, openai};
+use super::{anthropic, openai, websocket};
 use crate::encoding::Encoder;
 
 /// A way of asking that bills.
@@ -44,8 +44,8 @@ struct Call {
 }
 
 pub(super) struct Server {
-    script: Script,
-    book: Arc<Book>,
+    pub script: Script,
+    pub book: Arc<Book>,
 }
 
 impl Server {
@@ -81,17 +81,25 @@ impl Server {
     }
 
     /// Serves one connection. Its errors are its client's hang-ups and scripted breaks: the book has them.
-    async fn connection(self: Arc<Self>, io: impl AsyncRead + AsyncWrite + Unpin, tls: bool) {
+    async fn connection(
+        self: Arc<Self>,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        tls: bool,
+    ) {
         let service = service_fn(|request| {
             let server = Arc::clone(&self);
             async move { Ok::<_, Infallible>(server.answer(request, tls).await) }
         });
         let mut http = hyper::server::conn::http1::Builder::new();
-        let served = http.timer(TokioTimer::new()).serve_connection(TokioIo::new(io), service).await;
+        let served = http.timer(TokioTimer::new()).serve_connection(TokioIo::new(io), service);
+        let served = served.with_upgrades().await;
         drop(served);
     }
 
-    async fn answer(&self, request: Request<Incoming>, tls: bool) -> Response<AnswerBody> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, tls: bool) -> Response<AnswerBody> {
+        if websocket::is_asked_for(&request) {
+            return websocket::accept(self, request, tls);
+        }
         let (head, body) = request.into_parts();
         if head.uri.path() == "/__bill" {
             return with_json(StatusCode::OK, &self.bill(), None);
