@@ -398,7 +398,7 @@ impl Core {
             live.written = seen_tokens;
         }
         self.cut_where_crossed(&path, bottle, id, received);
-        self.stop_where_crossed(&path, bottle);
+        self.stop_where_crossed(bottle);
         if news {
             self.submit(vec![Entry::Progress { exchange: id, seen: tokens }], After::Nothing);
         }
@@ -423,7 +423,7 @@ impl Core {
         };
         self.charge(&live, &settlement);
         self.cut_where_crossed(&live.path, live.bottle, live.id, received);
-        self.stop_where_crossed(&live.path, live.bottle);
+        self.stop_where_crossed(live.bottle);
         self.publish(Change::Usage(Box::new(usage_row(&live, &settlement))));
         self.submit_done(
             vec![Entry::Settle(settlement)],
@@ -432,23 +432,19 @@ impl Core {
         self.admit_waiting();
     }
 
-    /// The host is no bottle and cannot be cut: where its budget is used up, what it has under way is stopped by the
+    /// The host is no bottle and cannot be cut: what it has under way on a budget that is used up is stopped by the
     /// meter, whose gate refuses the rest.
-    fn stop_where_crossed(&self, path: &Path, charged: BottleRef) {
+    fn stop_where_crossed(&self, charged: BottleRef) {
         if charged.slot != HOST_SLOT {
             return;
         }
-        let Some((scope, id)) = self.accounts.governing(path) else { return };
-        if !self.accounts.account(id).is_used_up() {
-            return;
-        }
-        let governed = |live: &Live| {
-            let governing = self.accounts.governing(&live.path);
-            live.bottle.slot == HOST_SLOT && live.permitted && governing.is_some_and(|(_, by)| by == id)
-        };
-        for (exchange, _) in self.exchanges.iter().filter(|(_, live)| governed(live)) {
-            let refusal = self.budget_refusal(HOST_SLOT, scope, id);
-            self.tell_meter(ToMeter::Refused { exchange: *exchange, refusal });
+        let under_way =
+            self.exchanges.iter().filter(|(_, live)| live.bottle.slot == HOST_SLOT && live.permitted);
+        for (exchange, live) in under_way {
+            if let Judgement::Refuse(scope, id) = self.accounts.judge(&live.path) {
+                let refusal = self.budget_refusal(HOST_SLOT, scope, id);
+                self.tell_meter(ToMeter::Refused { exchange: *exchange, refusal });
+            }
         }
     }
 
