@@ -10,11 +10,9 @@ use super::frames::{Part, Sender};
 use super::reader::{Passing, Reader, Unreadable};
 use super::session::Cost;
 use super::socket::{CLOSE_TIMEOUT, End, Socket, text_frame};
-use crate::activity::Activity;
 use crate::exchange::{Exchange, Facts};
 use crate::facts::MAX_REQUEST_BYTES;
 use crate::forward::BODY_TIMEOUT;
-use crate::gate::Permit;
 use crate::lock::lock;
 use crate::refuse::Reason;
 use crate::text::printable_within;
@@ -43,8 +41,17 @@ pub async fn run(
     own: mpsc::Sender<Vec<u8>>,
 ) -> End {
     let reader = Reader::new(Sender::Client, socket.deflate);
-    let mut client =
-        FromClient { socket, from, to, own, reader, held: Vec::new(), room: None, is_out_of_step: false };
+    let mut client = FromClient {
+        socket,
+        from,
+        to,
+        own,
+        reader,
+        held: Vec::new(),
+        room: Vec::new(),
+        room_bytes: FREE_BYTES,
+        is_out_of_step: false,
+    };
     loop {
         if let Err(end) = client.step().await {
             return end;
@@ -61,8 +68,9 @@ struct FromClient<'a, R, W> {
     reader: Reader,
     /// What has come of the message under way.
     held: Vec<u8>,
-    /// The memory of its bottle that a long message lies in.
-    room: Option<OwnedSemaphorePermit>,
+    /// The memory of its bottle that a long message lies in, and how long it may grow there, bytes.
+    room: Vec<OwnedSemaphorePermit>,
+    room_bytes: usize,
     /// A compressed message did not pass, and later ones build on it.
     is_out_of_step: bool,
 }
@@ -104,10 +112,19 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromClient<'_, R, W> {
             return Err(End::Unusable(CloseCode::Size, Unreadable::TooLong.to_string()));
         }
         self.held.extend_from_slice(wire);
-        if self.held.len() > FREE_BYTES && self.room.is_none() {
-            // the message as it came, and readable
-            self.room = self.socket.client.bottle.room_for(2 * MAX_REQUEST_BYTES as u64).await;
-        }
+        if self.held.len() > self.room_bytes { self.make_room().await } else { Ok(()) }
+    }
+
+    /// Takes as much again of its bottle's memory as the message has come to: for what came, and for its copy.
+    async fn make_room(&mut self) -> Result<(), End> {
+        let more = self.held.len();
+        let room = self.socket.client.bottle.room_for(2 * more as u64);
+        let Ok(room) = tokio::time::timeout(BODY_TIMEOUT, room).await else {
+            let why = "the messages of this bottle that are under way are too long together";
+            return Err(End::Unusable(CloseCode::Again, why.to_owned()));
+        };
+        self.room.extend(room);
+        self.room_bytes += more;
         Ok(())
     }
 
@@ -120,17 +137,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromClient<'_, R, W> {
             return Err(End::Unusable(CloseCode::Restart, why.to_owned()));
         }
         let (lane, refused) = match asked {
-            Asked::Response(lane, facts) => match self.leave(facts).await? {
-                Ok(permit) => return self.pass_with(lane, permit).await,
-                Err(reason) => (lane, reason),
-            },
-            Asked::WarmUp(lane) => match self.too_many() {
-                None => {
-                    let exchange = Box::new(Exchange::new(Shape::OpenaiResponses, Facts::default()));
-                    lock(&self.socket.session).begin(lane, Cost::WarmUp(exchange));
+            Asked::Response { lane, facts, generates } => match self.leave(facts, generates).await? {
+                Ok(cost) => {
+                    lock(&self.socket.session).begin(lane, cost);
                     return self.pass().await;
                 }
-                Some(reason) => (lane, reason),
+                Err(reason) => (lane, reason),
             },
             Asked::Other(kind) => {
                 self.notice_unlisted(&kind);
@@ -142,18 +154,21 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromClient<'_, R, W> {
         self.refuse(lane, refused).await
     }
 
-    /// Asks the gate, and notices meanwhile when the client leaves.
-    async fn leave(&mut self, facts: Facts) -> Result<Result<Box<Permit>, Reason>, End> {
+    /// Asks the gate for what costs, and notices meanwhile when the client leaves.
+    async fn leave(&mut self, facts: Facts, generates: bool) -> Result<Result<Cost, Reason>, End> {
         let unmeterable = facts.unmeterable.map(Reason::Unmeterable);
         if let Some(reason) = unmeterable.or_else(|| self.too_many()) {
             return Ok(Err(reason));
+        }
+        if !generates {
+            return Ok(Ok(Cost::WarmUp(Box::new(Exchange::new(Shape::OpenaiResponses, facts)))));
         }
         let asking = self.socket.ask(facts);
         tokio::pin!(asking);
         loop {
             let may_read = self.reader.buffer().len() < MAX_AHEAD_BYTES;
             tokio::select! {
-                answer = &mut asking => return Ok(answer),
+                answer = &mut asking => return Ok(answer.map(Cost::Metered)),
                 has_come = self.socket.read(&mut self.from, &mut self.reader), if may_read => {
                     if !has_come {
                         return Err(End::ClientGone);
@@ -166,14 +181,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromClient<'_, R, W> {
     fn too_many(&self) -> Option<Reason> {
         let is_full = lock(&self.socket.session).open_count() >= MAX_OPEN;
         is_full.then_some(Reason::Malformed("too many responses are under way on this connection"))
-    }
-
-    async fn pass_with(&mut self, lane: Lane, mut permit: Box<Permit>) -> Result<(), End> {
-        let way_out = Activity::default();
-        way_out.note();
-        permit.way_out = Some(way_out);
-        lock(&self.socket.session).begin(lane, Cost::Metered(permit));
-        self.pass().await
     }
 
     /// Passes what is held.
@@ -192,7 +199,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromClient<'_, R, W> {
     fn forget_held(&mut self) {
         self.held.clear();
         self.held.shrink_to(FREE_BYTES);
-        self.room = None;
+        self.room.clear();
+        self.room_bytes = FREE_BYTES;
     }
 
     /// The client closes, or answers a close. What is under way would cost on: then upstream is not waited for.

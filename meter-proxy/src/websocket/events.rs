@@ -19,10 +19,15 @@ pub type Lane = Option<String>;
 /// What a client's message asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Asked {
-    /// A response: what the gate needs to know.
-    Response(Lane, Facts),
-    /// A response that is prepared and not generated; free.
-    WarmUp(Lane),
+    /// A response.
+    Response {
+        /// Where it is answered.
+        lane: Lane,
+        /// What the gate needs to know.
+        facts: Facts,
+        /// It is generated; otherwise it is prepared alone, which is free.
+        generates: bool,
+    },
     /// Something else, of this kind: nothing that is known to cost.
     Other(String),
     /// What cannot be told: why, in words.
@@ -61,12 +66,10 @@ impl Request<'_> {
         if self.stream_id.is_some() && !lane.as_deref().is_some_and(is_lane) {
             return Asked::Unclear("its stream_id names no lane");
         }
-        if self.generate.is_some_and(|generate| generate.get() == "false") {
-            return Asked::WarmUp(lane);
-        }
+        let generates = self.generate.is_none_or(|generate| generate.get() != "false");
         // answers come as events, whether the request says so or not
         let facts = Facts::of_request(Shape::OpenaiResponses, text, true, "", None);
-        Asked::Response(lane, Facts { streamed: true, output_allowance: 0, ..facts })
+        Asked::Response { lane, facts: Facts { streamed: true, output_allowance: 0, ..facts }, generates }
     }
 }
 
@@ -172,27 +175,33 @@ mod tests {
         Asked::read(Event::Data(text.as_bytes()))
     }
 
+    fn response(text: &str) -> (Lane, Facts, bool) {
+        match asked(text) {
+            Asked::Response { lane, facts, generates } => (lane, facts, generates),
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
     #[test]
     fn what_a_client_asks_for() {
-        let Asked::Response(None, facts) =
-            asked(r#"{"type":"response.create","model":"gpt-x","input":"hi there"}"#)
-        else {
-            panic!("a response")
-        };
+        let (lane, facts, generates) =
+            response(r#"{"type":"response.create","model":"gpt-x","input":"hi there"}"#);
+        assert_eq!((lane, generates), (None, true));
         assert_eq!(
             (facts.model.as_deref(), facts.streamed, facts.output_allowance),
             (Some("gpt-x"), true, 0)
         );
         assert!(facts.reservation() > 0 && facts.unmeterable.is_none());
-        let Asked::Response(lane, facts) =
-            asked(r#"{"type":"response.create","stream_id":"a.b-C_9","background":true,"generate":true}"#)
-        else {
-            panic!("a response")
-        };
-        assert_eq!(lane.as_deref(), Some("a.b-C_9"));
+        let (lane, facts, generates) =
+            response(r#"{"type":"response.create","stream_id":"a.b-C_9","background":true,"generate":true}"#);
+        assert_eq!((lane.as_deref(), generates), (Some("a.b-C_9"), true));
         assert!(facts.unmeterable.is_some());
-        let warm_up = r#"{"type":"response.cr\u0065ate","generate": false,"stream_id":null}"#;
-        assert_eq!(asked(warm_up), Asked::WarmUp(None));
+        for (generate, generates) in
+            [("false", false), (" false ", false), ("null", true), ("0", true), ("\"false\"", true)]
+        {
+            let text = format!(r#"{{"type":"response.cr\u0065ate","generate":{generate},"stream_id":null}}"#);
+            assert_eq!(response(&text).2, generates, "{text}");
+        }
         assert_eq!(asked(r#"{"type":"response.processed"}"#), Asked::Other("response.processed".into()));
     }
 

@@ -59,7 +59,7 @@ pub async fn ask(
         .map_err(|_| Reason::Malformed("the request cannot be forwarded as it is"))?;
     let stream = dial::connect(&destination.authority, destination.chosen, settings, lookups).await?;
     if destination.tls {
-        let stream = dial::secure(stream, &destination.authority, settings).await?;
+        let stream = dial::secure_by(&settings.tls_http1, stream, &destination.authority).await?;
         answer(stream, request).await
     } else {
         answer(stream, request).await

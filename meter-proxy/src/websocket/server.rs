@@ -14,7 +14,6 @@ use super::frames::{Part, Sender};
 use super::reader::{Passing, Reader};
 use super::session::{Unasked, Verdict};
 use super::socket::{CLOSE_TIMEOUT, End, Socket};
-use crate::activity::Activity;
 use crate::exchange::Facts;
 use crate::forward::MAX_SILENCE;
 use crate::gate::Permit;
@@ -72,10 +71,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromServer<'_, R, W> {
             more = tokio::time::timeout(silence, self.socket.read(&mut self.from, &mut self.reader)) => {
                 if more.unwrap_or(false) { Ok(()) } else { Err(End::UpstreamBroke) }
             }
-            Some(message) = own.recv(), if !self.passes_on => {
-                self.to.write_all(&message).await.map_err(|_| End::ClientGone)?;
-                self.to.flush().await.map_err(|_| End::ClientGone)
-            }
+            Some(message) = own.recv(), if !self.passes_on => self.write(&message).await,
         }
     }
 
@@ -114,7 +110,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromServer<'_, R, W> {
                 let why = "the provider's message is too long to be held back";
                 return Err(End::Unusable(CloseCode::Size, why.to_owned()));
             }
-            self.set_passes_on(true);
+            self.passes_on = true;
         }
         if self.passes_on { self.pass().await } else { Ok(()) }
     }
@@ -132,22 +128,27 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromServer<'_, R, W> {
                 return Err(End::Unusable(CloseCode::Size, why.to_owned()));
             }
         }
-        self.pass().await?;
-        self.set_passes_on(false);
-        Ok(())
+        self.passes_on = false;
+        self.pass().await
     }
 
     /// Passes what is held.
     async fn pass(&mut self) -> Result<(), End> {
-        self.to.write_all(&self.held).await.map_err(|_| End::ClientGone)?;
-        self.held.clear();
-        self.held.shrink_to(FREE_BYTES);
-        self.to.flush().await.map_err(|_| End::ClientGone)
+        let mut held = std::mem::take(&mut self.held);
+        self.write(&held).await?;
+        held.clear();
+        held.shrink_to(FREE_BYTES);
+        self.held = held;
+        Ok(())
     }
 
-    fn set_passes_on(&mut self, passes_on: bool) {
-        self.passes_on = passes_on;
-        lock(&self.socket.session).is_amid_message = passes_on;
+    /// Writes to the client. Given up in between, nothing may follow.
+    async fn write(&mut self, wire: &[u8]) -> Result<(), End> {
+        lock(&self.socket.session).is_amid_message = true;
+        self.to.write_all(wire).await.map_err(|_| End::ClientGone)?;
+        self.to.flush().await.map_err(|_| End::ClientGone)?;
+        lock(&self.socket.session).is_amid_message = self.passes_on;
+        Ok(())
     }
 }
 
@@ -161,17 +162,14 @@ async fn settle_durably(socket: &Socket, permit: Box<Permit>) -> Result<(), End>
 }
 
 /// Asks the gate for a response that nobody asked for.
-async fn ask_after_all(socket: &Socket, unasked: Unasked) -> Result<(), End> {
+async fn ask_after_all(socket: &Socket, mut unasked: Unasked) -> Result<(), End> {
     let provider = &socket.provider.name;
     let what = format!("{provider} generates on a WebSocket what was not asked for");
     socket.meter.controller.notice_once(&socket.client.bottle, &what);
     let asked = socket.ask(Facts { streamed: true, ..Facts::default() }).await;
     let mut permit = asked.map_err(|reason| End::Refused(socket.refused(reason)))?;
-    let way_out = Activity::default();
-    way_out.note();
-    permit.way_out = Some(way_out);
+    unasked.hand_to(&mut permit);
     if unasked.is_over {
-        permit.exchange = *unasked.exchange;
         return settle_durably(socket, permit).await;
     }
     lock(&socket.session).adopt(unasked, permit);

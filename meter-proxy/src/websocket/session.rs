@@ -5,6 +5,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::events::{Heard, Lane};
+use crate::activity::Activity;
 use crate::exchange::{Exchange, Facts, Step};
 use crate::gate::Permit;
 use crate::settle;
@@ -44,9 +45,24 @@ pub struct Unasked {
     lane: Lane,
     id: Option<String>,
     /// What was seen of it.
-    pub exchange: Box<Exchange>,
+    exchange: Box<Exchange>,
     /// It has ended.
     pub is_over: bool,
+}
+
+impl Unasked {
+    /// What was seen of it is charged to this permit.
+    pub fn hand_to(&mut self, permit: &mut Permit) {
+        std::mem::swap(&mut permit.exchange, &mut self.exchange);
+        has_left(permit);
+    }
+}
+
+/// Nothing of it is sure to be unsent from here on.
+fn has_left(permit: &mut Permit) {
+    let way_out = Activity::default();
+    way_out.note();
+    permit.way_out = Some(way_out);
 }
 
 /// What follows from an event.
@@ -68,7 +84,7 @@ pub struct Session {
     ended: VecDeque<String>,
     /// How it ends, once a side has begun to close it.
     pub closing: Option<Ending>,
-    /// A part of a server's message has passed, and the rest has not.
+    /// A part of a message has passed to the client, and the rest has not.
     pub is_amid_message: bool,
 }
 
@@ -81,13 +97,15 @@ impl Session {
 
     /// A request is about to leave.
     pub fn begin(&mut self, lane: Lane, mut cost: Cost) {
+        if let Cost::Metered(permit) = &mut cost {
+            has_left(permit);
+        }
         cost.exchange().head(200, "text/event-stream", "");
         self.lanes.entry(lane).or_default().push_back(Response { id: None, cost });
     }
 
     /// Leave has come for a response under way.
-    pub fn adopt(&mut self, unasked: Unasked, mut permit: Box<Permit>) {
-        permit.exchange = *unasked.exchange;
+    pub fn adopt(&mut self, unasked: Unasked, permit: Box<Permit>) {
         let response = Response { id: unasked.id, cost: Cost::Metered(permit) };
         self.lanes.entry(unasked.lane).or_default().push_front(response);
     }

@@ -40,6 +40,23 @@ fn root_a_refused_request_is_not_passed_and_its_client_hears_why() {
 }
 
 #[test]
+fn root_a_refusal_does_not_wait_for_a_message_that_stands_still() {
+    let (rig, mut pair) = opened();
+    pair.asks(&asking(&create_in("a")));
+    let words = saying(&in_lane(delta("words"), "a"));
+    let (first, second) = words.split_at(words.len() / 2);
+    pair.server.write_all(first).unwrap();
+    assert!(is_silent(&mut pair.client));
+    rig.manner(|manner| manner.refusal = Some(budget()));
+    pair.client.write_all(&asking(&create_in("b"))).unwrap();
+    assert_eq!(pair.next_json()["stream_id"], "b");
+    pair.server.write_all(second).unwrap();
+    pair.client_hears(&words);
+    drop(pair);
+    rig.settlement();
+}
+
+#[test]
 fn root_what_cannot_be_metered_is_refused_and_the_socket_stays() {
     let (rig, mut pair) = opened();
     let mut background = create();
