@@ -40,6 +40,9 @@ pub struct Known {
     pub bottle: Arc<Bottle>,
 }
 
+/// Where an exchange under way hears that it may not go on, and why.
+pub type Stops = mpsc::UnboundedSender<Refusal>;
+
 /// A place in the queue to the controller, held by an exchange so that its end can be told without waiting.
 pub type Slot = mpsc::OwnedPermit<ToController>;
 
@@ -56,8 +59,10 @@ pub struct Controller {
 struct Desk {
     identified: Waiting<Option<Known>>,
     signed: Waiting<Result<Leaf, String>>,
+    judged: Waiting<Option<Refusal>>,
     decided: Waiting<Result<(), Refusal>>,
     settled: Waiting<()>,
+    stops: Mutex<HashMap<u64, Stops>>,
     progress: Mutex<Progress>,
     progressed: Notify,
 }
@@ -116,6 +121,21 @@ impl Controller {
             .map_err(ControllerError::NotSigned)
     }
 
+    /// Asks whether a request that costs nothing would be refused now, and why; nothing is reserved.
+    ///
+    /// # Errors
+    /// When the controller is gone or silent.
+    pub async fn judge(
+        &self,
+        bottle: BottleRef,
+        provider: String,
+    ) -> Result<Option<Refusal>, ControllerError> {
+        let question = self.number();
+        let awaited = self.desk.judged.expect(question);
+        self.ask(ToController::Judge { question, bottle, provider }).await?;
+        answered(ANSWER_TIMEOUT, awaited, || self.desk.judged.forget(question)).await
+    }
+
     /// Tells the operator something; lost when the controller cannot keep up, and logged then.
     pub fn notice(&self, bottle: Option<BottleRef>, detail: &str) {
         let detail = printable(detail);
@@ -138,6 +158,11 @@ impl Controller {
         progress.urgent |= urgent;
         drop(progress);
         self.desk.progressed.notify_one();
+    }
+
+    /// Says where an exchange that has leave hears that it may not go on after all.
+    pub fn hear_stop(&self, exchange: u64, stops: &Stops) {
+        lock(&self.desk.stops).insert(exchange, stops.clone());
     }
 
     /// Asks for leave to forward. The question is withdrawn when it is dropped before the answer.
@@ -170,6 +195,7 @@ impl Controller {
 
     /// Sends the end of an exchange; nobody waits for it to be durable.
     pub fn end(&self, slot: Slot, settle: Settle) {
+        lock(&self.desk.stops).remove(&settle.exchange);
         // A running count must not follow the final one.
         lock(&self.desk.progress).latest.remove(&settle.exchange);
         drop(slot.send(ToController::Settle(settle)));
@@ -345,6 +371,12 @@ impl Outbox {
 }
 
 impl Desk {
+    /// Tells an exchange under way that it may not go on; false when nobody hears it.
+    fn stop(&self, exchange: u64, refusal: Refusal) -> bool {
+        let stops = lock(&self.stops).remove(&exchange);
+        stops.is_some_and(|stops| stops.send(refusal).is_ok())
+    }
+
     /// Completes with the running counts when it is time to send them. Takes them only when it completes.
     async fn due(&self) -> HashMap<u64, Tokens> {
         loop {
@@ -425,6 +457,7 @@ impl Inbox {
                 desk.identified.answer(question, known)
             }
             ToMeter::Signed { question, leaf } => desk.signed.answer(question, leaf),
+            ToMeter::Judged { question, refusal } => desk.judged.answer(question, refusal),
             ToMeter::Permit { exchange } => {
                 let awaited = desk.decided.answer(exchange, Ok(()));
                 if !awaited {
@@ -432,7 +465,9 @@ impl Inbox {
                 }
                 awaited
             }
-            ToMeter::Refused { exchange, refusal } => desk.decided.answer(exchange, Err(refusal)),
+            ToMeter::Refused { exchange, refusal } => {
+                desk.decided.answer(exchange, Err(refusal.clone())) || desk.stop(exchange, refusal)
+            }
             ToMeter::Settled { exchange } => desk.settled.answer(exchange, ()),
             ToMeter::Listeners { .. }
             | ToMeter::Config(_)

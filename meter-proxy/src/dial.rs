@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -15,6 +16,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::hosts::{Authority, Host};
 use crate::peers::watch_server;
+use crate::refuse::Reason;
 use crate::settings::Settings;
 
 /// Longest wait for a name, a connection or a TLS handshake, each.
@@ -49,6 +51,16 @@ pub enum DialError {
         /// What came of it.
         error: io::Error,
     },
+}
+
+/// The answer to a client that asked for it.
+impl From<&DialError> for Reason {
+    fn from(error: &DialError) -> Self {
+        match error {
+            DialError::Forbidden(_) | DialError::Metered { .. } => Self::Forbidden(error.to_string()),
+            DialError::NoHost(_) | DialError::Failed { .. } => Self::Upstream(error.to_string()),
+        }
+    }
 }
 
 /// Who chose the host that is dialled.
@@ -148,12 +160,24 @@ pub async fn secure(
     authority: &Authority,
     settings: &Settings,
 ) -> Result<TlsStream<TcpStream>, DialError> {
+    secure_by(&settings.tls, stream, authority).await
+}
+
+/// The same by a configuration of one's own.
+///
+/// # Errors
+/// When the handshake fails.
+pub async fn secure_by(
+    tls: &Arc<ClientConfig>,
+    stream: TcpStream,
+    authority: &Authority,
+) -> Result<TlsStream<TcpStream>, DialError> {
     let name = match &authority.host {
         Host::Name(name) => ServerName::try_from(name.clone())
             .map_err(|error| failed(authority, "TLS", io::Error::other(error)))?,
         Host::Address(address) => ServerName::IpAddress((*address).into()),
     };
-    let connector = TlsConnector::from(Arc::clone(&settings.tls));
+    let connector = TlsConnector::from(Arc::clone(tls));
     within(connector.connect(name, stream)).await.map_err(|error| failed(authority, "TLS", error))
 }
 

@@ -111,6 +111,12 @@ impl Exchange {
         matches!(self.body, Body::Stream(_))
     }
 
+    /// Whether the answer is an event stream of OpenAI Responses.
+    #[must_use]
+    pub fn is_responses_stream(&self) -> bool {
+        self.is_stream() && self.shape == Shape::OpenaiResponses
+    }
+
     /// Whether the answer is one document, whose usage stands near its end.
     #[must_use]
     pub fn is_document(&self) -> bool {
@@ -125,8 +131,19 @@ impl Exchange {
 
     /// Takes bytes of the answer as they pass, still encoded.
     pub fn feed(&mut self, bytes: &[u8]) -> Step {
+        self.step(|exchange| exchange.read(bytes))
+    }
+
+    /// Takes one event of a stream that is framed by something else than its own lines.
+    pub fn feed_event(&mut self, event: Event<'_>) -> Step {
+        self.step(|exchange| {
+            exchange.hidden_event |= on_event(event, &mut exchange.shape, &mut exchange.tally);
+        })
+    }
+
+    fn step(&mut self, read: impl FnOnce(&mut Self)) -> Step {
         let before = self.tokens();
-        self.read(bytes);
+        read(self);
         let terminal =
             self.tally.terminal && !std::mem::replace(&mut self.terminal_told, self.tally.terminal);
         Step { changed: self.tokens() != before, hold: self.tally.hold, terminal }

@@ -1,11 +1,10 @@
 //! The gate: no request that may cost leaves without a permit, and a permit always ends in a settlement.
 //!
-//! Not here: the decision (the controller's), and what is done with a permit (`forward`, `tail`).
+//! Not here: the decision (the controller's), and what is done with a permit (`forward`, `tail`, `websocket`).
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use http::HeaderValue;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, UPGRADE};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http::request::Parts;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame};
@@ -31,6 +30,8 @@ use crate::usage::{self, Endpoint, Shape};
 const MAX_PREFIX_BYTES: usize = 4 * 1024 * 1024;
 /// The same where a body that is not read whole is refused: as much as is decoded.
 const MAX_WHOLE_BYTES: usize = MAX_REQUEST_BYTES;
+/// Growth of the running count that is told at once, tokens.
+const URGENT_GROWTH: u64 = 64;
 /// Most of an endpoint's path that the operator and the ledger are told, characters.
 const MAX_ENDPOINT_CHARS: usize = 256;
 
@@ -61,6 +62,8 @@ pub struct Permit {
     pub way_out: Option<Activity>,
     /// The place in the queue, got with the controller's leave; gone once settled.
     slot: Option<Slot>,
+    /// The running count that was told at once last.
+    told_tokens: u64,
 }
 
 impl Permit {
@@ -68,6 +71,16 @@ impl Permit {
     #[must_use]
     pub fn may_have_left(&self) -> bool {
         self.way_out.as_ref().is_some_and(Activity::has_begun)
+    }
+
+    /// Tells the controller the running count.
+    pub fn tell_progress(&mut self) {
+        let tokens = self.exchange.tokens();
+        let urgent = tokens.total().saturating_sub(self.told_tokens) >= URGENT_GROWTH;
+        if urgent {
+            self.told_tokens = tokens.total();
+        }
+        self.controller.progress(self.number, tokens, urgent);
     }
 
     /// The place to settle from, the first time.
@@ -111,9 +124,6 @@ pub async fn admit(
         return free(client, destination, body);
     };
     let shaped = |reason| Refused::shaped(reason, provider.dialect);
-    if asks_for_websocket(request) {
-        return Err(shaped(Reason::Upgrade));
-    }
     match usage::endpoint(provider.dialect, request.method.as_str(), &destination.endpoint) {
         Endpoint::Free => free(client, destination, body),
         Endpoint::Refused(why) => Err(shaped(Reason::Unmeterable(why))),
@@ -121,24 +131,16 @@ pub async fn admit(
         Endpoint::Unlisted => {
             notice_unlisted(meter, client, provider, &destination.endpoint);
             let facts = Facts::of_unlisted(body.size_hint().exact());
-            let ask = Question { shape: Shape::Any, facts, provider, destination };
-            Ok((ask.leave(meter, client).await.map_err(shaped)?, Outgoing::whole(body)))
+            let ask = Question { shape: Shape::Any, facts, provider, endpoint: &destination.endpoint };
+            let permit = ask.permit(meter, client).await.map_err(shaped)?;
+            Ok((Leave::Metered(permit), Outgoing::whole(body)))
         }
         Endpoint::Billing(shape) => {
             let (outgoing, facts) = read_facts(shape, client, request, body).await.map_err(shaped)?;
-            let ask = Question { shape, facts, provider, destination };
-            Ok((ask.leave(meter, client).await.map_err(shaped)?, outgoing))
+            let ask = Question { shape, facts, provider, endpoint: &destination.endpoint };
+            Ok((Leave::Metered(ask.permit(meter, client).await.map_err(shaped)?), outgoing))
         }
     }
-}
-
-/// Whether the request would become a WebSocket. Any other upgrade is an offer that is not taken up (Java's
-/// clients offer h2c each time).
-fn asks_for_websocket(request: &Parts) -> bool {
-    let names = |value: &HeaderValue| {
-        value.as_bytes().to_ascii_lowercase().windows(9).any(|part| part == b"websocket")
-    };
-    request.headers.get_all(UPGRADE).iter().any(names)
 }
 
 /// Passes what costs nothing, unless the bottle is cut.
@@ -194,23 +196,54 @@ async fn next_frame(body: &mut Arriving) -> Result<Option<Frame<Bytes>>, Reason>
     }
 }
 
+/// Asks for leave to open a socket on which requests will come that ask for themselves: its bottle is open, and the
+/// controller would refuse none now.
+///
+/// # Errors
+/// When it would.
+pub async fn admit_socket(
+    meter: &Meter,
+    client: &Client,
+    provider: Option<&Metered>,
+) -> Result<Leave, Refused> {
+    let dialect = provider.map(|provider| provider.dialect);
+    if let Some(refusal) = client.refusal_when_cut() {
+        return Err(Refused::by_controller(refusal, dialect));
+    }
+    if let Some(provider) = provider {
+        let judged = meter.controller.judge(client.bottle.id, provider.name.clone()).await;
+        let refusal = judged.unwrap_or_else(|error| Some(Refusal::Closed { reason: error.to_string() }));
+        if let Some(refusal) = refusal {
+            return Err(Refused::by_controller(refusal, dialect));
+        }
+    }
+    Ok(Leave::Free(Free(())))
+}
+
 /// One question to the controller.
-struct Question<'a> {
-    shape: Shape,
-    facts: Facts,
-    provider: &'a Metered,
-    destination: &'a Destination,
+pub struct Question<'a> {
+    /// The form of the answer.
+    pub shape: Shape,
+    /// What is known of the request.
+    pub facts: Facts,
+    /// Who is paid.
+    pub provider: &'a Metered,
+    /// Path of the endpoint.
+    pub endpoint: &'a str,
 }
 
 impl Question<'_> {
     /// Asks, waits, and makes the permit. A bottle that was cut while the answer came is refused.
-    async fn leave(self, meter: &Meter, client: &Client) -> Result<Leave, Reason> {
+    ///
+    /// # Errors
+    /// Why the request may not leave.
+    pub async fn permit(self, meter: &Meter, client: &Client) -> Result<Box<Permit>, Reason> {
         let number = meter.controller.next_exchange();
         let reserve = Reserve {
             exchange: number,
             bottle: client.bottle.id,
             provider: self.provider.name.clone(),
-            endpoint: printable_within(&self.destination.endpoint, MAX_ENDPOINT_CHARS),
+            endpoint: printable_within(self.endpoint, MAX_ENDPOINT_CHARS),
             model: self.facts.model.clone(),
             // nobody knows yet that an unlisted endpoint generates anything
             tokens: if self.shape == Shape::Any { 0 } else { self.facts.reservation() },
@@ -226,7 +259,8 @@ impl Question<'_> {
             status: None,
             way_out: None,
             slot: Some(slot),
+            told_tokens: 0,
         };
-        client.refusal_when_cut().map_or(Ok(Leave::Metered(Box::new(permit))), |cut| Err(cut.into()))
+        client.refusal_when_cut().map_or(Ok(Box::new(permit)), |cut| Err(cut.into()))
     }
 }

@@ -10,7 +10,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 
 use crate::Meter;
-use crate::dial::{self, Chosen, DialError};
+use crate::dial::{self, Chosen};
 use crate::hosts::{Authority, HTTPS, Host};
 use crate::identify::Client;
 use crate::reach;
@@ -62,7 +62,7 @@ pub async fn connect(
             }
             let upstream = dial::connect(&authority, Chosen::ByClient, &settings, &client.bottle.lookups)
                 .await
-                .map_err(unreachable)?;
+                .map_err(|error| Refused::plain(Reason::from(&error)))?;
             tokio::spawn(async move {
                 if let Some(stream) = taken_up(upgrade).await {
                     tunnel::splice(&for_meter, &for_client, &authority, stream, upstream).await;
@@ -88,11 +88,4 @@ async fn taken_up(upgrade: OnUpgrade) -> Option<TokioIo<Upgraded>> {
             None
         }
     }
-}
-
-fn unreachable(error: DialError) -> Refused {
-    Refused::plain(match error {
-        DialError::Forbidden(_) | DialError::Metered { .. } => Reason::Forbidden(error.to_string()),
-        DialError::NoHost(_) | DialError::Failed { .. } => Reason::Upstream(error.to_string()),
-    })
 }

@@ -88,9 +88,13 @@ mod shutdown;
 #[cfg(feature = "proxy")]
 mod sockets;
 #[cfg(feature = "proxy")]
+mod stop;
+#[cfg(feature = "proxy")]
 mod tail;
 #[cfg(feature = "proxy")]
 mod tunnel;
+#[cfg(feature = "proxy")]
+mod websocket;
 
 #[cfg(feature = "proxy")]
 use {
@@ -161,8 +165,8 @@ async fn answer(
     })
 }
 
-/// The life of a request: a tunnel, or route → reach → gate → forward → tail. The connection was accepted and identified
-/// before; the settlement comes when the tail has ended.
+/// The life of a request: a tunnel, a WebSocket, or route → reach → gate → forward → tail. The connection was accepted
+/// and identified before; the settlement comes when the tail has ended.
 #[cfg(feature = "proxy")]
 async fn life_of_a_request(
     meter: &Arc<Meter>,
@@ -177,6 +181,9 @@ async fn life_of_a_request(
     }
     let settings = Arc::clone(&meter.settings.borrow());
     let destination = reach::judge(client, &settings, route::find(&settings, entrance, &head)?)?;
+    if websocket::is_asked_for(&head) {
+        return websocket::open(meter, client, destination, flights.begin(None), head, body).await;
+    }
     let places = flights.places(client).ok_or_else(|| busy(meter, client, &destination))?;
     let (leave, body) = gate::admit(meter, client, &destination, &head, body).await?;
     let flight = flights.begin(places);

@@ -173,6 +173,15 @@ pub enum ToController {
     },
     /// May this request leave? Answered by `Permit` or `Refused`, perhaps after a wait.
     Reserve(Reserve),
+    /// Would a request be refused now? Reserves nothing; answered by `Judged`.
+    Judge {
+        /// Number to answer to.
+        question: u64,
+        /// Whose.
+        bottle: BottleRef,
+        /// Which budget.
+        provider: String,
+    },
     /// The asker hung up before an answer came: forget it. A permit that crosses this message is settled `Unsent`.
     Withdraw {
         /// The exchange.
@@ -316,12 +325,19 @@ pub enum ToMeter {
         /// Whose connection it is.
         identity: Option<Identity>,
     },
+    /// Answer to `Judge`.
+    Judged {
+        /// The question's number.
+        question: u64,
+        /// Why a request would be refused.
+        refusal: Option<Refusal>,
+    },
     /// The reservation is durable: forward.
     Permit {
         /// The exchange.
         exchange: u64,
     },
-    /// Do not forward.
+    /// Do not forward; of an exchange under way: no further, and its client is told why.
     Refused {
         /// The exchange.
         exchange: u64,

@@ -37,8 +37,6 @@ pub enum Reason {
     NoProvider(String),
     /// The names in the request do not agree.
     Misdirected,
-    /// An upgrade to a protocol that is not metered.
-    Upgrade,
     /// The provider cannot be reached, or broke off before it answered.
     Upstream(String),
 }
@@ -108,6 +106,31 @@ impl Refused {
         response
     }
 
+    /// The answer to a request on an open WebSocket, of OpenAI Responses, in the `lane` that it named.
+    #[must_use]
+    pub fn event(&self, lane: Option<&str>) -> String {
+        let message = printable(&self.message());
+        let error = json!({"type": self.openai_type(), "message": message});
+        let mut event = json!({"type": "error", "status": self.status().as_u16(), "error": error});
+        if self.is_usage_limit() {
+            let text = header_text(&message);
+            event["headers"] = json!({"x-codex-promo-message": text.to_str().unwrap_or_default()});
+        }
+        in_lane(event, lane)
+    }
+
+    /// The last event of a response of OpenAI Responses that is ended in its middle, under way in `lane` as
+    /// `response`. The code is one that clients do not ask again after.
+    #[must_use]
+    pub fn failure(&self, lane: Option<&str>, response: Option<&str>) -> String {
+        let error = json!({"code": "invalid_prompt", "message": printable(&self.message())});
+        let response = json!({
+            "id": response.unwrap_or_default(), "object": "response", "status": "failed", "error": error,
+            "output": [], "usage": null,
+        });
+        in_lane(json!({"type": "response.failed", "response": response}), lane)
+    }
+
     fn status(&self) -> StatusCode {
         match (&self.reason, self.dialect) {
             (Reason::Forbidden(_), _) => StatusCode::FORBIDDEN,
@@ -120,7 +143,6 @@ impl Refused {
             (Reason::Busy, _) => StatusCode::SERVICE_UNAVAILABLE,
             (Reason::NoProvider(_), _) => StatusCode::NOT_FOUND,
             (Reason::Misdirected, _) => StatusCode::MISDIRECTED_REQUEST,
-            (Reason::Upgrade, _) => StatusCode::UPGRADE_REQUIRED,
             (Reason::Upstream(_), _) => StatusCode::BAD_GATEWAY,
         }
     }
@@ -138,7 +160,6 @@ impl Refused {
                 format!("Enforcer: there is no provider {name:?} at the start of the path.")
             }
             Reason::Misdirected => "Enforcer: the host names of this request do not agree.".to_owned(),
-            Reason::Upgrade => "Enforcer: WebSocket is not metered; ask by plain HTTP.".to_owned(),
             Reason::Upstream(what) => format!("Enforcer: the provider did not answer: {what}."),
         }
     }
@@ -177,6 +198,14 @@ impl Refused {
     }
 }
 
+/// An event's text; the provider names the lane where the request did.
+fn in_lane(mut event: Value, lane: Option<&str>) -> String {
+    if let Some(lane) = lane {
+        event["stream_id"] = json!(lane);
+    }
+    event.to_string()
+}
+
 /// The answer to a CONNECT that is accepted.
 #[must_use]
 pub fn tunnel_open() -> Response<Full<Bytes>> {
@@ -187,11 +216,6 @@ fn json_response(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if status == StatusCode::UPGRADE_REQUIRED {
-        // RFC 9110, 15.5.22: the answer names what to use instead.
-        response.headers_mut().insert(http::header::UPGRADE, HeaderValue::from_static("HTTP/1.1"));
-        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
-    }
     response
 }
 

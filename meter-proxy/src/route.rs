@@ -86,6 +86,12 @@ impl Destination {
             .build()
     }
 
+    /// How the request names its host.
+    #[must_use]
+    pub fn host(&self) -> String {
+        shown(self.named.as_ref().unwrap_or(&self.authority), self.tls)
+    }
+
     /// The value of the Host header, when it is not the address of the request.
     #[must_use]
     pub fn host_header(&self) -> Option<String> {

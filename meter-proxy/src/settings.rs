@@ -21,6 +21,8 @@ pub struct Settings {
     providers: Providers,
     /// TLS towards upstreams.
     pub tls: Arc<ClientConfig>,
+    /// The same for what only HTTP/1.1 carries: WebSockets.
+    pub tls_http1: Arc<ClientConfig>,
     /// Whether running counts are sent.
     pub midstream: bool,
     /// How long a silently cut exchange is kept.
@@ -42,8 +44,12 @@ impl Settings {
     /// When any part of it cannot be read; nothing is applied then.
     pub fn apply(config: Config, own: &[SocketAddr]) -> Result<Self, SettingsError> {
         let allow_private = config.allow_private.iter().map(|range| checked(range, range.parse()));
+        let tls = upstream_tls(&config.extra_roots_pem)?;
+        let mut tls_http1 = tls.clone();
+        tls_http1.alpn_protocols = vec![b"http/1.1".to_vec()];
         let applied = Self {
-            tls: Arc::new(upstream_tls(&config.extra_roots_pem)?),
+            tls: Arc::new(tls),
+            tls_http1: Arc::new(tls_http1),
             addresses: AddressPolicy {
                 allow_private: allow_private.collect::<Result<_, _>>()?,
                 own: own.to_vec(),

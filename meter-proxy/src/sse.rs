@@ -36,13 +36,13 @@ pub enum Event<'a> {
 
 /// What is kept of an event that grew too long.
 #[derive(Debug, Default)]
-struct Ends {
-    start: Vec<u8>,
-    end: Vec<u8>,
+pub(crate) struct Ends {
+    pub(crate) start: Vec<u8>,
+    pub(crate) end: Vec<u8>,
 }
 
 impl Ends {
-    fn push(&mut self, value: &[u8]) {
+    pub(crate) fn push(&mut self, value: &[u8]) {
         let missing = START_BYTES.saturating_sub(self.start.len()).min(value.len());
         self.start.extend_from_slice(&value[..missing]);
         let last = &value[value.len().saturating_sub(END_BYTES)..];

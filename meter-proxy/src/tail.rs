@@ -23,13 +23,14 @@ use crate::flights::Flight;
 use crate::forward::MAX_SILENCE;
 use crate::gate::{Leave, Permit};
 use crate::settle;
+use crate::stop::Stop;
 use crate::tokens::Ending;
 
 /// The body of every answer: the meter's own, or a provider's.
 pub type AnswerBody = Either<Full<Bytes>, Tail>;
 
 /// Most that is held back, bytes. An answer whose end is longer than this is broken off.
-const MAX_HELD_BYTES: usize = 1024 * 1024;
+pub const MAX_HELD_BYTES: usize = 1024 * 1024;
 /// Most of a document's end that is held back until it is settled, bytes: what tells where the usage stands, and
 /// enough that nobody can leave with the answer and without its figures.
 const DOCUMENT_END_BYTES: usize = 8 * 1024;
@@ -37,8 +38,6 @@ const DOCUMENT_END_BYTES: usize = 8 * 1024;
 const READ_ON: Duration = Duration::from_secs(2);
 /// How long what came before a break has to leave: the error makes a connection drop what it has not written yet.
 const BREAK_AFTER: Duration = Duration::from_millis(50);
-/// Growth of the running count that is told at once, tokens.
-const URGENT_GROWTH: u64 = 64;
 
 /// Why an answer is broken off.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +52,9 @@ pub enum TailError {
     /// The bottle was cut.
     #[error("the bottle was cut")]
     Cut,
+    /// The controller stopped the exchange.
+    #[error("the gate refuses the rest")]
+    Refused,
     /// The settlement did not become durable in time.
     #[error("the settlement is not durable")]
     NotDurable,
@@ -86,13 +88,14 @@ pub struct Tail {
     holding: bool,
     /// At least so many of the latest bytes are held back: only the end tells that a plain answer has ended.
     kept_back_bytes: usize,
-    told_tokens: u64,
     midstream: bool,
     settle_timeout: Duration,
     bottle: Arc<Bottle>,
     reopened: Option<Waiting<()>>,
     /// The provider's side broke; the client is told once it has what came before.
     broken: Option<TailError>,
+    /// Hears whether it may go on.
+    stop: Option<Stop>,
     /// Runs while the provider sends nothing.
     silence: Option<Pin<Box<Sleep>>>,
     _flight: Flight,
@@ -116,12 +119,12 @@ pub async fn tail(
         held_bytes: 0,
         holding: false,
         kept_back_bytes: 0,
-        told_tokens: 0,
         midstream: settings.midstream,
         settle_timeout: settings.settle_timeout,
         bottle,
         reopened: None,
         broken: None,
+        stop: None,
         silence: None,
         _flight: flight,
     };
@@ -134,6 +137,7 @@ pub async fn tail(
             () if permit.exchange.is_document() => DOCUMENT_END_BYTES,
             () => 1,
         };
+        tail.stop = Some(Stop::of(&permit, &head.headers));
         tail.phase = Phase::Streaming(permit);
         if tail.is_empty() && !tail.settled_at_once().await {
             return None;
@@ -190,6 +194,22 @@ impl Tail {
         self.broken = Some(error);
     }
 
+    /// Whether the answer is to end now, and with what words. One whose end is held back ends by itself.
+    fn poll_stop(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        match (&self.phase, &mut self.stop) {
+            (Phase::Streaming(_), Some(stop)) if !self.holding => stop.poll(cx),
+            _ => Poll::Pending,
+        }
+    }
+
+    /// Upstream is closed at once; `words` are the end of the answer, once that is settled.
+    fn end_with(&mut self, words: Bytes) {
+        self.upstream = None;
+        self.settle(Ending::Cut);
+        self.held_bytes += words.len();
+        self.held.push_back(Frame::data(words));
+    }
+
     /// Tells of the break, once what came before it has had its time.
     fn poll_break(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TailError>>> {
         if let Phase::Breaking(_, pause) = &mut self.phase {
@@ -239,15 +259,13 @@ impl Tail {
             self.holding |= step.hold;
             terminal = step.terminal;
             if step.changed && self.midstream && !terminal {
-                let tokens = permit.exchange.tokens();
-                let urgent = tokens.total().saturating_sub(self.told_tokens) >= URGENT_GROWTH;
-                if urgent {
-                    self.told_tokens = tokens.total();
-                }
-                permit.controller.progress(permit.number, tokens, urgent);
+                permit.tell_progress();
             }
         }
         if !terminal && !self.holding && self.kept_back_bytes == 0 {
+            if let (Some(stop), Some(bytes)) = (&mut self.stop, frame.data_ref()) {
+                stop.passed(bytes);
+            }
             return Ok(Some(frame));
         }
         self.hold(frame)?;
@@ -318,6 +336,14 @@ impl Body for Tail {
                 },
                 Phase::Passing if !this.held.is_empty() => return Poll::Ready(this.release().map(Ok)),
                 Phase::Passing | Phase::Streaming(_) => {
+                    match this.poll_stop(cx) {
+                        Poll::Ready(Some(words)) => {
+                            this.end_with(words);
+                            continue;
+                        }
+                        Poll::Ready(None) => return this.break_off(Ending::Cut, TailError::Refused),
+                        Poll::Pending => {}
+                    }
                     if let Some(error) = this.broken.take() {
                         this.phase = Phase::Breaking(error, Box::pin(tokio::time::sleep(BREAK_AFTER)));
                         continue;

@@ -97,6 +97,7 @@ fn attach(core: &CoreHandle, number: usize) -> BottleRef {
         policy: "cutoff".into(),
         egress: Egress::Open,
         launch_budget: Default::default(),
+        mute: false,
     };
     let attachment = ask(core, |reply| Message::Admit { admission, reply }).unwrap();
     let (id, by) = (attachment.id, "uid:0".to_owned());

@@ -150,6 +150,10 @@ impl Core {
                 self.tell_meter(ToMeter::Identified { question, identity });
             }
             ToController::Reserve(request) => self.reserve(request),
+            ToController::Judge { question, bottle, provider } => {
+                let refusal = self.refusal_now(bottle, &provider);
+                self.tell_meter(ToMeter::Judged { question, refusal });
+            }
             ToController::Withdraw { exchange } => self.withdraw(exchange),
             ToController::Progress { exchange, tokens } => self.progress(exchange, tokens, received),
             ToController::Settle(settle) => self.settle(epoch, settle, received),
@@ -219,6 +223,18 @@ impl Core {
                 let refusal = self.budget_refusal(request.bottle.slot, scope, id);
                 self.refuse(&request, refusal);
             }
+        }
+    }
+
+    /// Why a request would be refused for good now; what others have reserved stands in nobody's way here.
+    fn refusal_now(&mut self, bottle: BottleRef, provider: &str) -> Option<Refusal> {
+        if let Some(refusal) = self.refusal_before_budget(bottle) {
+            return Some(refusal);
+        }
+        let path = self.path(bottle.slot, provider);
+        match self.accounts.judge(&path) {
+            Judgement::Refuse(scope, id) => Some(self.budget_refusal(bottle.slot, scope, id)),
+            Judgement::Grant | Judgement::Wait(..) => None,
         }
     }
 
@@ -382,6 +398,7 @@ impl Core {
             live.written = seen_tokens;
         }
         self.cut_where_crossed(&path, bottle, id, received);
+        self.stop_where_crossed(bottle);
         self.warn_where_due(&path, &name, id);
         if news {
             self.submit(vec![Entry::Progress { exchange: id, seen: tokens }], After::Nothing);
@@ -408,6 +425,7 @@ impl Core {
         };
         self.charge(&live, &settlement);
         self.cut_where_crossed(&live.path, live.bottle, live.id, received);
+        self.stop_where_crossed(live.bottle);
         self.warn_where_due(&live.path, &live.name, live.id);
         self.publish(Change::Usage(Box::new(usage_row(&live, &settlement, self.accounts.weights()))));
         self.submit_done(
@@ -415,6 +433,22 @@ impl Core {
             After::Settled { epoch, exchange: settle.exchange },
         );
         self.admit_waiting();
+    }
+
+    /// The host is no bottle and cannot be cut: what it has under way on a budget that is used up is stopped by the
+    /// meter, whose gate refuses the rest.
+    fn stop_where_crossed(&self, charged: BottleRef) {
+        if charged.slot != HOST_SLOT {
+            return;
+        }
+        let under_way =
+            self.exchanges.iter().filter(|(_, live)| live.bottle.slot == HOST_SLOT && live.permitted);
+        for (exchange, live) in under_way {
+            if let Judgement::Refuse(scope, id) = self.accounts.judge(&live.path) {
+                let refusal = self.budget_refusal(HOST_SLOT, scope, id);
+                self.tell_meter(ToMeter::Refused { exchange: *exchange, refusal });
+            }
+        }
     }
 
     /// Moves an exchange from its accounts' in-flight to their settled figures.

@@ -969,3 +969,63 @@ fn the_lane_is_told_why_of_an_answered_cut_alone() {
     bench.cut_as("b1", None, false);
     assert_eq!(because(1, peer), nothing, "it is cut silently");
 }
+
+#[test]
+fn a_socket_is_judged_as_a_request_would_be_and_nothing_is_reserved() {
+    let mut bench = Bench::new("budget: { claude: 100 }");
+    let bottle = bench.attach("b1");
+    let judged = |bottle| {
+        bench.say(ToController::Judge { question: 9, bottle, provider: "claude".into() });
+        match bench.order() {
+            ToMeter::Judged { question: 9, refusal } => refusal,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(judged(bottle), None);
+    bench.reserve(1, bottle, 100);
+    assert_eq!(bench.order(), ToMeter::Permit { exchange: 1 });
+    assert_eq!(judged(bottle), None, "what others have reserved may come back");
+    let stale = BottleRef { generation: bottle.generation + 1, ..bottle };
+    assert_eq!(judged(stale), Some(Refusal::Unattached));
+    bench.settle(1, 120);
+    let told = [bench.order(), bench.order()];
+    assert!(told.iter().any(|order| matches!(order, ToMeter::Cut { .. })), "{told:?}");
+    assert!(matches!(judged(bottle), Some(Refusal::Cut { .. })));
+    bench.restore("b1", &[], true).unwrap();
+    assert!(matches!(bench.order(), ToMeter::Open { .. }));
+    assert!(
+        matches!(judged(bottle), Some(Refusal::Budget { limit: 100, used: 120, .. })),
+        "open, and refused"
+    );
+    assert_eq!(bench.flows().len(), 1);
+}
+
+#[test]
+fn what_the_host_has_under_way_is_stopped_where_its_budget_is_used_up() {
+    let bench = Bench::new("unattached: meter\nbudget: { claude: 100 }");
+    let other = bench.attach_as("b1", "/sys/fs/cgroup/b1", &[("claude", 1_000)]);
+    let host = BottleRef { slot: HOST_SLOT, generation: 0 };
+    for (exchange, bottle) in [(1, host), (2, host), (3, other)] {
+        bench.reserve(exchange, bottle, 0);
+        assert_eq!(bench.order(), ToMeter::Permit { exchange });
+    }
+    let seen = |exchange, output| {
+        let tokens = Tokens { output, ..Tokens::default() };
+        bench.say(ToController::Progress { exchange, tokens });
+    };
+    seen(1, 99);
+    bench.no_order();
+    seen(1, 100);
+    let mut stopped = Vec::new();
+    for _ in 0..2 {
+        match bench.order() {
+            ToMeter::Refused { exchange, refusal: Refusal::Budget { used: 100, limit: 100, .. } } => {
+                stopped.push(exchange);
+            }
+            order => panic!("{order:?}"),
+        }
+    }
+    stopped.sort_unstable();
+    assert_eq!(stopped, [1, 2], "and nobody else's");
+    bench.no_order();
+}

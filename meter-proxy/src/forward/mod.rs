@@ -9,7 +9,7 @@ use http::request::Parts;
 use http::{Request, Response, Version};
 use hyper_util::client::legacy;
 
-use self::headers::{join_cookies, strip_hop_by_hop};
+use self::headers::join_cookies;
 use crate::arriving::Arriving;
 use crate::dial::DialError;
 use crate::gate::Leave;
@@ -22,6 +22,7 @@ mod headers;
 mod pool;
 
 pub use self::body::{BODY_TIMEOUT, Outgoing};
+pub use self::headers::strip_hop_by_hop;
 pub use self::pool::Upstreams;
 
 /// Longest silence of a provider, before its answer and in it: the longest that its own clients wait.
@@ -87,13 +88,8 @@ fn causes(error: &legacy::Error) -> impl Iterator<Item = &(dyn Error + 'static)>
 
 /// Why there is no answer, from the error that says something.
 fn reason(error: &legacy::Error) -> Reason {
-    match causes(error).find_map(|cause| cause.downcast_ref()) {
-        Some(refused @ (DialError::Forbidden(_) | DialError::Metered { .. })) => {
-            Reason::Forbidden(refused.to_string())
-        }
-        Some(failed) => Reason::Upstream(failed.to_string()),
-        None => Reason::Upstream("the connection broke".to_owned()),
-    }
+    let dialled = causes(error).find_map(|cause| cause.downcast_ref::<DialError>());
+    dialled.map_or_else(|| Reason::Upstream("the connection broke".to_owned()), Reason::from)
 }
 
 /// The request as it leaves, by either protocol: HTTP/2 has no Host header, and the one of HTTP/1.1 is made of the

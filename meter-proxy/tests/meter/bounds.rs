@@ -31,8 +31,6 @@ fn root_a_peer_of_no_bottle_that_asks_nothing_is_let_go() {
 fn root_bad_requests_get_one_clear_answer() {
     let upstream = Upstream::saying(json_answer("200 OK", JSON));
     let rig = Rig::start(config(upstream.address));
-    let upgrade =
-        "GET /codex/v1/responses HTTP/1.1\r\nHost: m\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
     for (request, status) in [
         ("POST /claude/v1/messages HTTP/1.1\r\nContent-Length: 0\r\n\r\n", 400),
         ("GET /claude/v1/models HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
@@ -43,7 +41,6 @@ fn root_bad_requests_get_one_clear_answer() {
         ("CONNECT api.anthropic.com:80 HTTP/1.1\r\nHost: a\r\n\r\n", 403),
         ("GET /nobody/x HTTP/1.1\r\nHost: m\r\n\r\n", 404),
         ("GET http://a.test/ HTTP/1.1\r\nHost: b.test\r\n\r\n", 421),
-        (upgrade, 426),
     ] {
         let answer = rig.ask(request);
         assert_eq!(answer.status(), status, "{request}");

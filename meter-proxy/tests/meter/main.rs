@@ -25,4 +25,5 @@ mod streams;
 mod uploads;
 mod upstreams;
 mod verdicts;
+mod websocket;
 mod words;

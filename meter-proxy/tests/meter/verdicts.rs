@@ -2,7 +2,7 @@
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use meter_proxy::protocol::{ToController, ToMeter, Upstream as Towards};
+use meter_proxy::protocol::{Refusal, ToController, ToMeter, Upstream as Towards};
 use meter_proxy::tokens::{Ending, Provenance};
 
 use crate::rig::{
@@ -115,4 +115,81 @@ fn root_a_detached_bottle_loses_its_connections() {
     assert_eq!(Answer::read(&mut client).unwrap().status(), 200);
     rig.send(&ToMeter::Detached { bottle: BOTTLE });
     assert_eq!(client.read(&mut [0]).unwrap_or(0), 0);
+}
+
+const CREATED: &str = "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{}}\n\n";
+
+/// An event in two chunks.
+const HALVES: [&str; 2] = [
+    "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",",
+    "\"delta\":\"Some words of an answer.\"}\n\n",
+];
+
+fn stopped() -> Refusal {
+    Refusal::Budget {
+        bottle: "host".into(),
+        provider: "codex".into(),
+        scope: "global".into(),
+        owner: "global".into(),
+        limit: 10,
+        used: 12,
+        reserved: 0,
+        window: "total".into(),
+        rule: "nearest".into(),
+    }
+}
+
+#[test]
+fn root_a_stream_that_may_not_go_on_ends_with_the_reason_between_two_events() {
+    let (upstream, step) = stepped(&[CREATED, HALVES[0], HALVES[1], HALVES[0]]);
+    let rig = Rig::start(config(upstream.address));
+    let mut client = rig.connect();
+    client
+        .write_all(post("/codex/v1/responses", r#"{"model":"m","stream":true,"input":"x"}"#).as_bytes())
+        .unwrap();
+    (0..2).for_each(|_| step.send(()).unwrap());
+    Answer::read_head(&mut client).unwrap();
+    let mut got = String::new();
+    while got.len() < CREATED.len() + HALVES[0].len() {
+        got.push_str(std::str::from_utf8(&read_chunk(&mut client).unwrap().unwrap()).unwrap());
+    }
+    rig.send(&ToMeter::Refused { exchange: rig.reservation().exchange, refusal: stopped() });
+    client.set_read_timeout(Some(Duration::from_millis(150))).unwrap();
+    assert!(client.read(&mut [0]).is_err(), "the event under way ends first");
+    client.set_read_timeout(Some(SOON)).unwrap();
+    step.send(()).unwrap();
+    while let Some(more) = read_chunk(&mut client).unwrap() {
+        got.push_str(std::str::from_utf8(&more).unwrap());
+    }
+    drop(step);
+    upstream.ended();
+    let reason = got.strip_prefix(&[CREATED, HALVES[0], HALVES[1]].concat()).unwrap();
+    let data = reason.strip_prefix("event: response.failed\ndata: ").unwrap().strip_suffix("\n\n").unwrap();
+    let event: serde_json::Value = serde_json::from_str(data).unwrap();
+    assert_eq!(
+        (&event["type"], &event["response"]["error"]["code"]),
+        (&"response.failed".into(), &"invalid_prompt".into())
+    );
+    let message = event["response"]["error"]["message"].as_str().unwrap();
+    assert!(message.contains("12 of 10 codex tokens") && message.contains("scope global"), "{message}");
+    let settle = rig.settlement();
+    assert_eq!((settle.ending, settle.provenance), (Ending::Cut, Provenance::Estimated));
+}
+
+#[test]
+fn root_an_answer_that_takes_no_last_event_is_broken_off() {
+    let (upstream, step) = stepped(&[START, WORDS]);
+    let rig = Rig::start(config(upstream.address));
+    let mut client = rig.connect();
+    client.write_all(post(MESSAGES, ASK_STREAM).as_bytes()).unwrap();
+    step.send(()).unwrap();
+    Answer::read_head(&mut client).unwrap();
+    read_chunk(&mut client).unwrap();
+    rig.send(&ToMeter::Refused { exchange: rig.reservation().exchange, refusal: stopped() });
+    drop(step);
+    upstream.ended();
+    assert_eq!(rig.settlement().ending, Ending::Cut);
+    let mut rest = Vec::new();
+    drop(client.read_to_end(&mut rest));
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "no end is made up");
 }

@@ -90,28 +90,13 @@ pub(super) async fn receive(
             }
         }
     };
-    let Reading { body, text, events, usage, error, .. } = reading.finished();
-    let headers = head.headers.iter();
-    let headers = headers.map(|(n, v)| (n.to_string(), String::from_utf8_lossy(v.as_bytes()).into_owned()));
-    Ok(Answer {
-        status: head.status.as_u16(),
-        http2: head.version == http::Version::HTTP_2,
-        headers: headers.collect(),
-        body_bytes: body.len(),
-        body_sha256: sha256_hex(&body),
-        body,
-        text,
-        events,
-        usage,
-        ended,
-        error,
-        last_ns,
-        connection,
-    })
+    let reading = reading.finished();
+    let answer = reading.answer(head.status.as_u16(), &head.headers, ended, connection);
+    Ok(Answer { last_ns, http2: head.version == http::Version::HTTP_2, ..answer })
 }
 
 /// An answer while it comes in.
-struct Reading {
+pub(super) struct Reading {
     decoder: Decoder,
     stream: Option<Reader>,
     plain: Vec<u8>,
@@ -123,7 +108,7 @@ struct Reading {
 }
 
 impl Reading {
-    fn new(headers: &HeaderMap) -> Self {
+    pub(super) fn new(headers: &HeaderMap) -> Self {
         let value = |name| headers.get(name).and_then(|v: &http::HeaderValue| v.to_str().ok()).unwrap_or("");
         Self {
             decoder: Decoder::new(Encoding::from_name(value(header::CONTENT_ENCODING))),
@@ -137,7 +122,7 @@ impl Reading {
         }
     }
 
-    fn take(&mut self, bytes: &[u8], on_event: &mut impl FnMut(&str)) -> anyhow::Result<()> {
+    pub(super) fn take(&mut self, bytes: &[u8], on_event: &mut impl FnMut(&str)) -> anyhow::Result<()> {
         self.body.extend_from_slice(bytes);
         let plain = self.decoder.piece(bytes).context("the body is not of its content coding")?;
         let Some(reader) = &mut self.stream else {
@@ -154,7 +139,40 @@ impl Reading {
         Ok(())
     }
 
-    fn finished(mut self) -> Self {
+    /// Takes one event that is a message by itself.
+    pub(super) fn take_event(&mut self, text: &str, on_event: &mut impl FnMut(&str)) -> Value {
+        self.body.extend_from_slice(text.as_bytes());
+        self.events += 1;
+        on_event(text);
+        let value = serde_json::from_str(text).unwrap_or_default();
+        self.note(&value);
+        value
+    }
+
+    /// What came, ended now.
+    pub(super) fn answer(self, status: u16, headers: &HeaderMap, ended: Ended, connection: usize) -> Answer {
+        let Self { body, text, events, usage, error, .. } = self;
+        let pair = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
+            (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+        };
+        Answer {
+            status,
+            http2: false,
+            headers: headers.iter().map(pair).collect(),
+            body_bytes: body.len(),
+            body_sha256: sha256_hex(&body),
+            body,
+            text,
+            events,
+            usage,
+            ended,
+            error,
+            last_ns: mono_ns(),
+            connection,
+        }
+    }
+
+    pub(super) fn finished(mut self) -> Self {
         if let Ok(value) = serde_json::from_slice(&std::mem::take(&mut self.plain)) {
             self.note(&value);
         }

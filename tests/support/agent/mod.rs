@@ -3,6 +3,7 @@
 //! One connection, kept alive between requests. No retries: a test wants to see what happened the first time.
 mod answer;
 mod way;
+mod websocket;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use tokio::net::TcpStream;
 use answer::receive;
 pub use answer::{Answer, Ended, text_in};
 use way::{Way, api_of, ask_connect};
+use websocket::Socket;
 
 use crate::tls;
 
@@ -71,6 +73,9 @@ pub struct Options {
     /// Ask for a stream.
     #[arg(long)]
     pub stream: bool,
+    /// Ask over one WebSocket (responses only).
+    #[arg(long)]
+    pub websocket: bool,
     /// Ask a chat stream for its usage.
     #[arg(long)]
     pub include_usage: bool,
@@ -116,8 +121,13 @@ pub struct Agent {
     options: Options,
     way: Way,
     sender: Option<Sender>,
+    socket: Option<Socket>,
     connections: usize,
 }
+
+/// A connection, with TLS or without.
+trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire for S {}
 
 impl Agent {
     /// Not yet connected.
@@ -126,7 +136,7 @@ impl Agent {
     /// The options do not say where to go, or not in a form that can be read.
     pub fn new(options: Options) -> anyhow::Result<Self> {
         let way = Way::new(&options)?;
-        Ok(Self { options, way, sender: None, connections: 0 })
+        Ok(Self { options, way, sender: None, socket: None, connections: 0 })
     }
 
     /// Asks once and reads the answer to its end; `on_event` sees each stream event's data as it comes.
@@ -134,6 +144,9 @@ impl Agent {
     /// # Errors
     /// Nothing was answered: no connection, no TLS, a refused CONNECT. What broke later is in [`Answer::ended`].
     pub async fn ask(&mut self, mut on_event: impl FnMut(&str)) -> anyhow::Result<Answer> {
+        if self.options.websocket {
+            return self.ask_over_websocket(&mut on_event).await;
+        }
         let request = self.request()?;
         let origin = self.origin();
         let sender = self.connected().await?;
@@ -231,13 +244,15 @@ impl Agent {
             Some(sender) => sender,
             None => {
                 self.connections += 1;
-                self.dial().await?
+                let (stream, http2) = self.dial().await?;
+                Sender::over(stream, http2).await?
             }
         };
         Ok(self.sender.insert(sender))
     }
 
-    async fn dial(&self) -> anyhow::Result<Sender> {
+    /// A connection, and whether HTTP/2 is spoken on it.
+    async fn dial(&self) -> anyhow::Result<(Box<dyn Wire>, bool)> {
         let hop = &self.way.first_hop;
         let mut stream = TcpStream::connect(hop).await.with_context(|| format!("cannot connect to {hop}"))?;
         stream.set_nodelay(true)?;
@@ -245,15 +260,16 @@ impl Agent {
             ask_connect(&mut stream, authority).await?;
         }
         let Some(name) = &self.way.tls_name else {
-            return Sender::over(stream, self.options.http2).await;
+            return Ok((Box::new(stream), self.options.http2));
         };
         let ca_file = self.options.ca_file.as_deref().context("TLS needs --ca-file or SSL_CERT_FILE")?;
-        let protocols = if self.options.http2 { tls::ANY_HTTP } else { tls::HTTP1 };
+        let protocols =
+            if self.options.http2 && !self.options.websocket { tls::ANY_HTTP } else { tls::HTTP1 };
         let connector = tokio_rustls::TlsConnector::from(tls::client_trusting(ca_file, protocols)?);
         let name = ServerName::try_from(name.clone())?;
         let stream = connector.connect(name, stream).await.context("TLS handshake")?;
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        Sender::over(stream, http2).await
+        Ok((Box::new(stream), http2))
     }
 }
 
@@ -265,10 +281,7 @@ enum Sender {
 
 impl Sender {
     /// Begins on a stream. Its errors come out of the request or the body that they break.
-    async fn over<S>(stream: S, http2: bool) -> anyhow::Result<Self>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    async fn over(stream: Box<dyn Wire>, http2: bool) -> anyhow::Result<Self> {
         let stream = TokioIo::new(stream);
         Ok(if http2 {
             let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await?;

@@ -7,6 +7,7 @@ mod openai;
 mod record;
 mod script;
 mod server;
+mod websocket;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::Path;

@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use super::body::{AnswerBody, Note, Piece, Step, Steps};
 use super::record::{Billed, Book};
 use super::script::{Reply, Script};
-use super::{anthropic, openai};
+use super::{anthropic, openai, websocket};
 use crate::encoding::{Decoder, Encoder, Encoding};
 
 /// A way of asking that bills.
@@ -45,8 +45,8 @@ struct Call {
 }
 
 pub(super) struct Server {
-    script: Script,
-    book: Arc<Book>,
+    pub script: Script,
+    pub book: Arc<Book>,
 }
 
 impl Server {
@@ -85,7 +85,12 @@ impl Server {
     }
 
     /// Serves one connection. Its errors are its client's hang-ups and scripted breaks: the book has them.
-    async fn connection(self: Arc<Self>, io: impl AsyncRead + AsyncWrite + Unpin, tls: bool, http2: bool) {
+    async fn connection(
+        self: Arc<Self>,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        tls: bool,
+        http2: bool,
+    ) {
         let service = service_fn(|request| {
             let server = Arc::clone(&self);
             async move { Ok::<_, Infallible>(server.answer(request, tls).await) }
@@ -96,12 +101,15 @@ impl Server {
             http.timer(TokioTimer::new()).serve_connection(io, service).await
         } else {
             let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new()).serve_connection(io, service).await
+            http.timer(TokioTimer::new()).serve_connection(io, service).with_upgrades().await
         };
         drop(served);
     }
 
-    async fn answer(&self, request: Request<Incoming>, tls: bool) -> Response<AnswerBody> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, tls: bool) -> Response<AnswerBody> {
+        if websocket::is_asked_for(&request) {
+            return websocket::accept(self, request, tls);
+        }
         let (head, body) = request.into_parts();
         if head.uri.path() == "/__bill" {
             return with_json(StatusCode::OK, &self.bill(), None);

@@ -167,16 +167,16 @@ fn root_a_path_does_not_leave_its_provider_s_upstream() {
 }
 
 #[test]
-fn root_a_websocket_is_told_to_ask_by_plain_http() {
+fn root_a_websocket_that_cannot_be_metered_is_refused() {
     let provider = Provider::start(Reply::default());
     let upstream = provider.http_url();
     let daemon = Daemon::start(&format!("{ALL}providers: {{ codex: {{ upstream: \"{upstream}\" }} }}\n"));
     for upgrade in ["websocket", "WebSocket", "foo, websocket"] {
         let request = format!(
-            "GET /codex/v1/responses HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: {upgrade}\r\n\
+            "GET /codex/v1/realtime HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: {upgrade}\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         );
-        assert_status(&daemon.listen_addr(), request, 426);
+        assert_status(&daemon.listen_addr(), request, 400);
     }
     assert_eq!(provider.records().len(), 0);
 }

@@ -200,6 +200,29 @@ impl Rig {
         settled.map(|settle| (reserve(&settle).unwrap(), settle)).collect()
     }
 
+    /// Waits for so many settlements, and until the meter has said all that it had to say by then.
+    pub fn settlements(&self, expected: usize) -> Vec<Settle> {
+        let until = Instant::now() + SOON;
+        let settled = |heard: &[ToController]| -> Vec<Settle> {
+            let settles = heard.iter().filter_map(|message| match message {
+                ToController::Settle(settle) => Some(settle.clone()),
+                _ => None,
+            });
+            settles.collect()
+        };
+        let mut heard = self.shared.heard.lock().unwrap();
+        while settled(&heard).len() < expected {
+            let left =
+                until.checked_duration_since(Instant::now()).expect("more settlements should have come");
+            heard = self.shared.more.wait_timeout(heard, left).unwrap().0;
+        }
+        drop(heard);
+        self.taken_in();
+        let settled = settled(&self.shared.heard.lock().unwrap());
+        assert_eq!(settled.len(), expected);
+        settled
+    }
+
     /// A connection to the meter.
     pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
@@ -353,6 +376,9 @@ fn answer(message: &ToController, shared: &Shared) -> Option<ToMeter> {
             Some(refusal) => Some(ToMeter::Refused { exchange: reserve.exchange, refusal: refusal.clone() }),
             None => manner.permits.then_some(ToMeter::Permit { exchange: reserve.exchange }),
         },
+        ToController::Judge { question, .. } => {
+            Some(ToMeter::Judged { question: *question, refusal: manner.refusal.clone() })
+        }
         ToController::Settle(settle) => {
             manner.settles.then_some(ToMeter::Settled { exchange: settle.exchange })
         }
