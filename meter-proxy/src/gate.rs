@@ -24,7 +24,7 @@ use crate::refuse::{Reason, Refused};
 use crate::route::Destination;
 use crate::text::printable_within;
 use crate::tokens::Ending;
-use crate::usage::{self, Endpoint, Shape};
+use crate::usage::{self, Endpoint, InPath, Shape};
 
 /// Most of a request's body that is read before the question is asked, bytes.
 const MAX_PREFIX_BYTES: usize = 4 * 1024 * 1024;
@@ -124,7 +124,9 @@ pub async fn admit(
             Ok((ask.leave(meter, client).await.map_err(shaped)?, Outgoing::whole(body)))
         }
         Endpoint::Billing(shape) => {
-            let (outgoing, facts) = read_facts(shape, client, request, body).await.map_err(shaped)?;
+            let in_path = usage::in_path(shape, &destination.endpoint);
+            let (outgoing, facts) =
+                read_facts(shape, in_path, client, request, body).await.map_err(shaped)?;
             let ask = Question { shape, facts, provider, destination };
             Ok((ask.leave(meter, client).await.map_err(shaped)?, outgoing))
         }
@@ -158,6 +160,7 @@ fn notice_unlisted(meter: &Meter, client: &Client, provider: &Metered, endpoint:
 /// Reads as much of the body as the estimate needs, and no more.
 async fn read_facts(
     shape: Shape,
+    in_path: InPath,
     client: &Client,
     request: &Parts,
     mut body: Incoming,
@@ -174,7 +177,7 @@ async fn read_facts(
             None => complete = true,
         }
     }
-    let facts = Facts::of_request(shape, &prefix, complete, text(CONTENT_ENCODING), declared);
+    let facts = Facts::of_request(shape, in_path, &prefix, complete, text(CONTENT_ENCODING), declared);
     if let Some(why) = facts.unmeterable {
         return Err(Reason::Unmeterable(why));
     }

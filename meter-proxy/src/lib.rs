@@ -15,9 +15,15 @@ pub mod decode;
 #[cfg(feature = "proxy")]
 pub mod estimate;
 #[cfg(feature = "proxy")]
+pub mod event_stream;
+#[cfg(feature = "proxy")]
+pub mod events;
+#[cfg(feature = "proxy")]
 pub mod exchange;
 #[cfg(feature = "proxy")]
 pub mod facts;
+#[cfg(feature = "proxy")]
+pub mod json_array;
 #[cfg(feature = "proxy")]
 pub mod lane;
 #[cfg(feature = "proxy")]

@@ -99,26 +99,30 @@ fn progress(transaction: &Transaction<'_>, exchange: i64, seen: &Tokens) -> Resu
 }
 
 fn settle(transaction: &Transaction<'_>, settlement: &Settlement) -> Result<(), Refusal> {
-    let Tokens { input, cache_write, cache_read, output, reasoning } = settlement.tokens;
+    let tokens = &settlement.tokens;
     let mut update = transaction.prepare_cached(
         "UPDATE exchanges SET input_tokens = ?2, cache_write_tokens = ?3, cache_read_tokens = ?4, \
          output_tokens = ?5, reasoning_tokens = ?6, provenance = ?7, ending = ?8, http_status = ?9, \
-         model_answered = ?10, usage_raw = ?11, ended_at_ms = ?12 \
+         model_answered = ?10, usage_raw = ?11, ended_at_ms = ?12, cache_write_5m_tokens = ?13, \
+         cache_write_1h_tokens = ?14, tool_prompt_tokens = ?15 \
          WHERE id = ?1 AND ended_at_ms IS NULL",
     )?;
     let settled = update.execute(params![
         settlement.id,
-        figure(input),
-        figure(cache_write),
-        figure(cache_read),
-        figure(output),
-        figure(reasoning),
+        figure(tokens.input),
+        figure(tokens.cache_write),
+        figure(tokens.cache_read),
+        figure(tokens.output),
+        figure(tokens.reasoning),
         settlement.provenance.as_str(),
         settlement.ending.as_str(),
         settlement.http_status,
         settlement.model,
         settlement.raw,
         settlement.ended_at,
+        figure(tokens.cache_write_5m),
+        figure(tokens.cache_write_1h),
+        figure(tokens.tool_prompt),
     ])?;
     if settled == 1 {
         return Ok(());

@@ -102,7 +102,9 @@ fn sums(connection: &Connection) -> rusqlite::Result<Sums> {
         "SELECT attachment_id, bottle, agent, ancestors_json, provider, \
            sum(input_tokens) AS input, sum(cache_write_tokens) AS cache_write, \
            sum(cache_read_tokens) AS cache_read, sum(output_tokens) AS output, \
-           sum(reasoning_tokens) AS reasoning, count(*) AS flows, \
+           sum(reasoning_tokens) AS reasoning, sum(cache_write_5m_tokens) AS cache_write_5m, \
+           sum(cache_write_1h_tokens) AS cache_write_1h, sum(tool_prompt_tokens) AS tool_prompt, \
+           count(*) AS flows, \
            sum(CASE provenance WHEN 'reported' THEN 0 \
                ELSE input_tokens + cache_write_tokens + cache_read_tokens + output_tokens END) AS estimated \
          FROM exchanges WHERE ended_at_ms IS NOT NULL \
@@ -152,7 +154,7 @@ fn add(accounts: &mut BTreeMap<(Owner, String), Sum>, owner: Owner, sum: &Sum) {
     account.flows = account.flows.saturating_add(sum.flows);
 }
 
-/// The columns `input`, `cache_write`, `cache_read`, `output` and `reasoning`.
+/// The columns named as the classes are.
 pub(super) fn tokens(row: &Row<'_>) -> rusqlite::Result<Tokens> {
     Ok(Tokens {
         input: count(row, "input")?,
@@ -160,6 +162,9 @@ pub(super) fn tokens(row: &Row<'_>) -> rusqlite::Result<Tokens> {
         cache_read: count(row, "cache_read")?,
         output: count(row, "output")?,
         reasoning: count(row, "reasoning")?,
+        cache_write_5m: count(row, "cache_write_5m")?,
+        cache_write_1h: count(row, "cache_write_1h")?,
+        tool_prompt: count(row, "tool_prompt")?,
     })
 }
 

@@ -52,7 +52,8 @@ fn usage(connection: &Connection, query: &UsageQuery) -> rusqlite::Result<Vec<Us
     let sql = format!(
         "SELECT {keys}, count(*) AS flows, sum(input_tokens) AS input, sum(cache_write_tokens) AS cache_write, \
            sum(cache_read_tokens) AS cache_read, sum(output_tokens) AS output, \
-           sum(reasoning_tokens) AS reasoning, \
+           sum(reasoning_tokens) AS reasoning, sum(cache_write_5m_tokens) AS cache_write_5m, \
+           sum(cache_write_1h_tokens) AS cache_write_1h, sum(tool_prompt_tokens) AS tool_prompt, \
            sum(CASE provenance WHEN 'reported' THEN 0 \
                ELSE input_tokens + cache_write_tokens + cache_read_tokens + output_tokens END) AS estimated \
          FROM exchanges WHERE ended_at_ms IS NOT NULL{condition} \
@@ -117,6 +118,9 @@ fn usage_row(row: &Row<'_>) -> rusqlite::Result<UsageRow> {
         cache_read: tokens.cache_read,
         output: tokens.output,
         reasoning: tokens.reasoning,
+        cache_write_5m: tokens.cache_write_5m,
+        cache_write_1h: tokens.cache_write_1h,
+        tool_prompt: tokens.tool_prompt,
         total: tokens.total(),
         estimated: count(row, "estimated")?,
     })
@@ -129,6 +133,8 @@ fn flows(connection: &Connection, query: &UsageQuery) -> rusqlite::Result<Vec<Fl
            bottle AS by_bottle, agent AS by_agent, provider AS by_provider, {MODEL} AS by_model, NULL AS by_day, \
            1 AS flows, input_tokens AS input, cache_write_tokens AS cache_write, \
            cache_read_tokens AS cache_read, output_tokens AS output, reasoning_tokens AS reasoning, \
+           cache_write_5m_tokens AS cache_write_5m, cache_write_1h_tokens AS cache_write_1h, \
+           tool_prompt_tokens AS tool_prompt, \
            CASE WHEN provenance <> 'reported' \
              THEN input_tokens + cache_write_tokens + cache_read_tokens + output_tokens END AS estimated \
          FROM exchanges WHERE true{condition} ORDER BY started_at_ms, id"

@@ -77,7 +77,16 @@ fn reservation(id: i64, of: &Attachment) -> Reservation {
 fn settlement(id: i64, output: u64, provenance: Provenance) -> Settlement {
     Settlement {
         id,
-        tokens: Tokens { input: 10, cache_write: 2, cache_read: 3, output, reasoning: 1 },
+        tokens: Tokens {
+            input: 10,
+            cache_write: 2,
+            cache_read: 3,
+            output,
+            reasoning: 1,
+            cache_write_5m: 1,
+            cache_write_1h: 1,
+            tool_prompt: 4,
+        },
         provenance,
         ending: Ending::Completed,
         http_status: Some(200),
