@@ -179,7 +179,7 @@ fn allowance(streamed: bool, limit: Option<u64>) -> u64 {
 }
 
 /// The decoded body; `None` when it is corrupt, in an unknown encoding or longer than [`MAX_REQUEST_BYTES`].
-fn decode_whole(body: &[u8], content_encoding: &str) -> Option<Vec<u8>> {
+pub(crate) fn decode_whole(body: &[u8], content_encoding: &str) -> Option<Vec<u8>> {
     let mut decoder = Decoder::new(content_encoding).ok()?;
     let mut decoded = Vec::new();
     let mut too_long = false;

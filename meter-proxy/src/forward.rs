@@ -225,6 +225,15 @@ impl Outgoing {
         Self::new((!begun.is_empty()).then_some(begun), rest, room)
     }
 
+    /// Changes a body that was read whole; whether it did.
+    pub fn rewrite(&mut self, change: impl FnOnce(&Bytes) -> Option<Bytes>) -> bool {
+        let whole = if self.rest.is_none() { self.begun.as_ref() } else { None };
+        let changed = whole.and_then(change);
+        let is_changed = changed.is_some();
+        self.begun = changed.or(self.begun.take());
+        is_changed
+    }
+
     fn new(begun: Option<Bytes>, rest: Option<Incoming>, room: Option<OwnedSemaphorePermit>) -> Self {
         let way_out = Activity::default();
         if begun.is_none() && rest.is_none() {

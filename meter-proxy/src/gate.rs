@@ -8,7 +8,7 @@ use http::HeaderValue;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, UPGRADE};
 use http::request::Parts;
 use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body, Frame, Incoming};
 
 use crate::Meter;
 use crate::activity::Activity;
@@ -18,6 +18,7 @@ use crate::exchange::{Exchange, Facts};
 use crate::facts::MAX_REQUEST_BYTES;
 use crate::forward::{BODY_TIMEOUT, Outgoing};
 use crate::identify::Client;
+use crate::include_usage::{self, Hiding};
 use crate::protocol::{Refusal, Reserve};
 use crate::providers::Metered;
 use crate::refuse::{Reason, Refused};
@@ -28,7 +29,7 @@ use crate::usage::{self, Endpoint, InPath, Shape};
 
 /// Most of a request's body that is read before the question is asked, bytes.
 const MAX_PREFIX_BYTES: usize = 4 * 1024 * 1024;
-/// The same where a body that is not read whole is refused: as much as is decoded.
+/// The same where a body that is not read whole is refused, or cannot be changed: as much as is decoded.
 const MAX_WHOLE_BYTES: usize = MAX_REQUEST_BYTES;
 /// Most of an endpoint's path that the operator and the ledger are told, characters.
 const MAX_ENDPOINT_CHARS: usize = 256;
@@ -58,6 +59,10 @@ pub struct Permit {
     pub status: Option<u16>,
     /// The request's way out, once it has begun: whether anything may have left.
     pub way_out: Option<Activity>,
+    /// The provider that was asked for the usage of a chat stream in the client's place.
+    pub asked_for_usage: Option<Arc<Metered>>,
+    /// Takes out of the answer what is there for that.
+    pub hiding: Option<Hiding>,
     /// The place in the queue, got with the controller's leave; gone once settled.
     slot: Option<Slot>,
 }
@@ -67,6 +72,37 @@ impl Permit {
     #[must_use]
     pub fn may_have_left(&self) -> bool {
         self.way_out.as_ref().is_some_and(Activity::has_begun)
+    }
+
+    /// Begins to hide what the client did not ask for, where the meter asked for it; whether there is anything to hide.
+    /// After the head of the answer.
+    pub fn hides_usage(&mut self, content_encoding: &str) -> bool {
+        let Some(provider) = &self.asked_for_usage else { return false };
+        let is_plain = content_encoding.is_empty() || content_encoding.eq_ignore_ascii_case("identity");
+        if self.exchange.is_stream() && is_plain {
+            self.hiding = Some(Hiding::default());
+        } else if self.exchange.is_stream() {
+            let what =
+                "an answer came in a content coding that was not asked for: a chunk with usage stays in it";
+            self.controller.notice_once(&self.bottle, what);
+        } else if matches!(self.status, Some(400 | 422)) {
+            let what = format!(
+                "{0} refused a chat request to which stream_options.include_usage was added; should it not know that, \
+                 set providers.{0}.include_usage to false",
+                provider.name
+            );
+            self.controller.notice_once(&self.bottle, &what);
+        }
+        self.hiding.is_some()
+    }
+
+    /// What of a frame of the answer the client sees.
+    #[must_use]
+    pub fn shown(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        match (&mut self.hiding, frame.data_ref()) {
+            (Some(hiding), Some(bytes)) => Frame::data(hiding.feed(bytes).into()),
+            _ => frame,
+        }
     }
 
     /// The place to settle from, the first time.
@@ -103,7 +139,7 @@ pub async fn admit(
     meter: &Meter,
     client: &Client,
     destination: &Destination,
-    request: &Parts,
+    request: &mut Parts,
     body: Incoming,
 ) -> Result<(Leave, Outgoing), Refused> {
     let Some(provider) = &destination.provider else {
@@ -120,14 +156,17 @@ pub async fn admit(
         Endpoint::Unlisted => {
             notice_unlisted(meter, client, provider, &destination.endpoint);
             let facts = Facts::of_unlisted(body.size_hint().exact());
-            let ask = Question { shape: Shape::Any, facts, provider, destination };
+            let ask = Question { shape: Shape::Any, facts, provider, destination, asked_for_usage: false };
             Ok((ask.leave(meter, client).await.map_err(shaped)?, Outgoing::whole(body)))
         }
         Endpoint::Billing(shape) => {
             let in_path = usage::in_path(shape, &destination.endpoint);
-            let (outgoing, facts) =
+            let (mut outgoing, facts) =
                 read_facts(shape, in_path, client, request, body).await.map_err(shaped)?;
-            let ask = Question { shape, facts, provider, destination };
+            let asked_for_usage = shape == Shape::OpenaiChat
+                && provider.include_usage
+                && outgoing.rewrite(|body| include_usage::ask(&mut request.headers, body));
+            let ask = Question { shape, facts, provider, destination, asked_for_usage };
             Ok((ask.leave(meter, client).await.map_err(shaped)?, outgoing))
         }
     }
@@ -167,7 +206,10 @@ async fn read_facts(
 ) -> Result<(Outgoing, Facts), Reason> {
     let text = |name| request.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let declared = text(CONTENT_LENGTH).parse().ok();
-    let most = if shape == Shape::OpenaiResponses { MAX_WHOLE_BYTES } else { MAX_PREFIX_BYTES };
+    let most = match shape {
+        Shape::OpenaiResponses | Shape::OpenaiChat => MAX_WHOLE_BYTES,
+        _ => MAX_PREFIX_BYTES,
+    };
     let room = client.bottle.room_for(declared.unwrap_or(u64::MAX).min(most as u64)).await;
     let mut prefix = BytesMut::new();
     let mut complete = body.is_end_stream();
@@ -199,8 +241,9 @@ async fn next_piece(body: &mut Incoming) -> Result<Option<Bytes>, Reason> {
 struct Question<'a> {
     shape: Shape,
     facts: Facts,
-    provider: &'a Metered,
+    provider: &'a Arc<Metered>,
     destination: &'a Destination,
+    asked_for_usage: bool,
 }
 
 impl Question<'_> {
@@ -226,6 +269,8 @@ impl Question<'_> {
             controller: Arc::clone(&meter.controller),
             status: None,
             way_out: None,
+            asked_for_usage: self.asked_for_usage.then(|| Arc::clone(self.provider)),
+            hiding: None,
             slot: Some(slot),
         };
         client.refusal_when_cut().map_or(Ok(Leave::Metered(Box::new(permit))), |cut| Err(cut.into()))

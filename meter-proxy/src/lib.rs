@@ -60,6 +60,8 @@ mod hello;
 #[cfg(feature = "proxy")]
 mod identify;
 #[cfg(feature = "proxy")]
+mod include_usage;
+#[cfg(feature = "proxy")]
 mod intercept;
 #[cfg(feature = "proxy")]
 mod link;
@@ -168,13 +170,13 @@ async fn life_of_a_request(
     flights: &accept::Flights,
     request: Request<Incoming>,
 ) -> Result<Response<tail::AnswerBody>, refuse::Refused> {
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     if head.method == Method::CONNECT {
         return intercept::connect(meter, client, entrance, head).await;
     }
     let settings = Arc::clone(&meter.settings.borrow());
     let destination = reach::judge(client, &settings, route::find(&settings, entrance, &head)?)?;
-    let (leave, body) = gate::admit(meter, client, &destination, &head, body).await?;
+    let (leave, body) = gate::admit(meter, client, &destination, &mut head, body).await?;
     let flight = flights.begin();
     let (leave, answer) = forward::forward(leave, &client.bottle.upstreams, &destination, head, body).await?;
     let answer = tail::tail(meter, Arc::clone(&client.bottle), flight, leave, answer).await;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::Sleep;
@@ -21,6 +21,7 @@ use crate::accept::Flight;
 use crate::bottles::{Bottle, Standing};
 use crate::forward::MAX_SILENCE;
 use crate::gate::{Leave, Permit};
+use crate::include_usage::Hiding;
 use crate::settle;
 use crate::tokens::Ending;
 
@@ -82,6 +83,8 @@ pub struct Tail {
     holding: bool,
     /// At least so many of the latest bytes are held back: only the end tells that a plain answer has ended.
     kept_back_bytes: usize,
+    /// All that comes from upstream passes.
+    length_is_known: bool,
     told_tokens: u64,
     midstream: bool,
     settle_timeout: Duration,
@@ -103,7 +106,7 @@ pub async fn tail(
     leave: Leave,
     answer: Response<Incoming>,
 ) -> Option<Response<AnswerBody>> {
-    let (head, upstream) = answer.into_parts();
+    let (mut head, upstream) = answer.into_parts();
     let settings = meter.settings.borrow().clone();
     let mut tail = Tail {
         upstream: Some(upstream),
@@ -112,6 +115,7 @@ pub async fn tail(
         held_bytes: 0,
         holding: false,
         kept_back_bytes: 0,
+        length_is_known: true,
         told_tokens: 0,
         midstream: settings.midstream,
         settle_timeout: settings.settle_timeout,
@@ -122,9 +126,15 @@ pub async fn tail(
         _flight: flight,
     };
     if let Leave::Metered(mut permit) = leave {
+        let named = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         permit.status = Some(head.status.as_u16());
         permit.exchange.head(head.status.as_u16(), text(CONTENT_TYPE), text(CONTENT_ENCODING));
+        permit.exchange.counts_in_head(&named);
+        if permit.hides_usage(text(CONTENT_ENCODING)) {
+            head.headers.remove(CONTENT_LENGTH);
+            tail.length_is_known = false;
+        }
         tail.kept_back_bytes = match () {
             () if permit.exchange.is_stream() => 0,
             () if permit.exchange.is_document() => DOCUMENT_END_BYTES,
@@ -155,7 +165,10 @@ impl Tail {
 
     /// Sends the settlement; from here on it is waited for.
     fn settle(&mut self, ending: Ending) {
-        let Phase::Streaming(permit) = std::mem::replace(&mut self.phase, Phase::Passing) else { return };
+        let Phase::Streaming(mut permit) = std::mem::replace(&mut self.phase, Phase::Passing) else { return };
+        let left = permit.hiding.as_mut().map(Hiding::end).unwrap_or_default();
+        self.held_bytes += left.len();
+        self.held.extend((!left.is_empty()).then(|| Frame::data(Bytes::from(left))));
         if let Some(settling) = settle::settle(permit, ending) {
             let bounded = tokio::time::timeout(self.settle_timeout, settling.durable());
             self.phase = Phase::Settling(Box::pin(async { bounded.await.unwrap_or(false) }));
@@ -228,7 +241,7 @@ impl Tail {
         let mut terminal = false;
         if let Some(bytes) = frame.data_ref() {
             let step = permit.exchange.feed(bytes);
-            self.holding |= step.hold;
+            self.holding = step.hold;
             terminal = step.terminal;
             if step.changed && self.midstream && !terminal {
                 let tokens = permit.exchange.tokens();
@@ -239,7 +252,8 @@ impl Tail {
                 permit.controller.progress(permit.number, tokens, urgent);
             }
         }
-        if !terminal && !self.holding && self.kept_back_bytes == 0 {
+        let frame = permit.shown(frame);
+        if !terminal && !self.holding && self.kept_back_bytes == 0 && self.held.is_empty() {
             return Ok(Some(frame));
         }
         self.hold(frame)?;
@@ -346,7 +360,7 @@ impl Body for Tail {
 
     fn size_hint(&self) -> SizeHint {
         match &self.upstream {
-            Some(upstream) if self.held.is_empty() => upstream.size_hint(),
+            Some(upstream) if self.held.is_empty() && self.length_is_known => upstream.size_hint(),
             _ => SizeHint::default(),
         }
     }
