@@ -235,9 +235,8 @@ impl Exchange {
             }
             _ => {}
         }
-        let may_end_unsaid = self.shape.reader().is_some_and(|reader| reader.may_end_unsaid());
-        self.tally.terminal |=
-            ending == Ending::Completed && may_end_unsaid && self.tally.finished && self.tally.whole;
+        let ends_unsaid = self.shape.reader().is_some_and(|reader| reader.ends_unsaid(&self.tally));
+        self.tally.terminal |= ending == Ending::Completed && ends_unsaid;
     }
 
     /// Decides what is charged, on whose word, and how the exchange really ended.

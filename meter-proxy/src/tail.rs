@@ -253,6 +253,9 @@ impl Tail {
             }
         }
         let frame = permit.shown(frame);
+        if !terminal && frame.data_ref().is_some_and(Bytes::is_empty) {
+            return Ok(None);
+        }
         if !terminal && !self.holding && self.kept_back_bytes == 0 && self.held.is_empty() {
             return Ok(Some(frame));
         }

@@ -172,6 +172,11 @@ impl Reader for Bedrock {
             }
         }
     }
+
+    /// After `messageStop` nothing but the figures is missing.
+    fn ends_unsaid(&self, tally: &Tally) -> bool {
+        tally.finished
+    }
 }
 
 impl Bedrock {

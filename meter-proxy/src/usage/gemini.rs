@@ -130,8 +130,8 @@ impl Reader for Gemini {
         true
     }
 
-    fn may_end_unsaid(&self) -> bool {
-        true
+    fn ends_unsaid(&self, tally: &Tally) -> bool {
+        tally.finished
     }
 }
 

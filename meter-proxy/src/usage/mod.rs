@@ -91,8 +91,8 @@ pub(crate) trait Reader: Sync {
         found
     }
 
-    /// Whether a stream may end well without an event that says so, once its figures are known.
-    fn may_end_unsaid(&self) -> bool {
+    /// Whether a stream has ended well that ends here, though no event said that it was the last.
+    fn ends_unsaid(&self, _tally: &Tally) -> bool {
         false
     }
 }

@@ -146,8 +146,8 @@ impl Reader for OpenaiChat {
     }
 
     /// Some compatible servers never send `[DONE]`.
-    fn may_end_unsaid(&self) -> bool {
-        true
+    fn ends_unsaid(&self, tally: &Tally) -> bool {
+        tally.finished && tally.whole
     }
 }
 

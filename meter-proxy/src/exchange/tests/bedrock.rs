@@ -77,7 +77,10 @@ fn converse_streams_end_with_their_usage() {
     assert_reported(&figures, expected);
     assert_eq!(figures.raw.as_deref(), Some(USAGE));
     assert!(steps[5].hold && !steps[4].hold && steps[6].terminal && !steps[5].terminal);
-    let (broken, _) = streamed(&frames[..6], Ending::Completed);
+    let (silent, _) = streamed(&frames[..6], Ending::Completed);
+    assert_estimated(&silent, Ending::Completed, ESTIMATE, 12);
+    assert_eq!(silent.alarm.as_deref(), Some("a successful answer without usage"));
+    let (broken, _) = streamed(&frames[..5], Ending::Completed);
     assert_estimated(&broken, Ending::UpstreamBroke, ESTIMATE, 12);
 }
 

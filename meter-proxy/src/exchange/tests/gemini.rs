@@ -69,6 +69,14 @@ fn a_stream_ends_well_after_a_reason_to_finish() {
 }
 
 #[test]
+fn an_end_without_figures_is_estimated_and_said() {
+    let bare = r#"{"candidates":[{"content":{"parts":[{"text":"twelve bytes"}]},"finishReason":"STOP"}]}"#;
+    let figures = stream(SHAPE, &[bare], Ending::Completed).figures;
+    assert_estimated(&figures, Ending::Completed, ESTIMATE, 4);
+    assert_eq!(figures.alarm.as_deref(), Some("a successful answer without usage"));
+}
+
+#[test]
 fn a_reason_on_every_chunk_holds_only_the_last() {
     let mut exchange = started(SHAPE, "text/event-stream", "");
     for text in ["one", "two"] {
