@@ -367,7 +367,7 @@ fn errors_name_line_and_column_and_what_to_do() {
       => s.yml:2:16: bottles.b.egress: unknown variant `none`, expected one of `open`, `allowlist`, `metered`
     providers:
       new: { hosts: [a.example] }
-      => s.yml:2:3: provider "new" has no dialect [dialect anthropic, openai or openai-chat]
+      => s.yml:2:3: provider "new" has no dialect [a dialect is anthropic, openai, openai-chat, gemini or bedrock]
     providers:
       new: { dialect: openai }
       => s.yml:2:3: provider "new" has neither hosts nor an upstream
@@ -422,7 +422,7 @@ fn errors_name_line_and_column_and_what_to_do() {
       => s.yml:2:17: bottle "a" extends itself, by way of "a" [extends must not go in a circle]
     bottles:
       a: { budget: { gpt: 1 } }
-      => s.yml:2:18: no provider is called "gpt" [known are claude, codex]
+      => s.yml:2:18: no provider is called "gpt" [known are claude, codex, gemini, bedrock]
     agents:
       'a b': {}
       => s.yml:2:3: agent "a b": a name is made of letters, digits, '.', '_' and '-', and does not start with '.' or '-'

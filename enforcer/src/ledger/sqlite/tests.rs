@@ -166,25 +166,30 @@ fn opening_twice_migrates_once() {
         .connection
         .query_row("SELECT count(*) FROM refinery_schema_history", [], |row| row.get(0))
         .unwrap();
-    assert_eq!(steps, 2);
+    assert_eq!(steps, i64::try_from(open::latest_step()).unwrap());
 }
 
 #[test]
-fn what_was_attached_before_there_were_modes_reaches_everything() {
-    let fixture = Fixture::new();
-    let connection = &fixture.ledger.connection;
-    connection.execute("ALTER TABLE bottles DROP COLUMN egress", []).unwrap();
-    connection.execute("DELETE FROM refinery_schema_history WHERE version = 2", []).unwrap();
-    connection
-        .execute(
+fn what_an_older_version_wrote_keeps_its_meaning() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join(FILE);
+    open::older(&path, 1)
+        .execute_batch(
             "INSERT INTO bottles (id, name, ancestors_json, cgroup, cgroup_id, owns_cgroup, slot, generation, policy, \
-             launch_budget_json, attached_at_ms) VALUES (1, 'old', '[]', '/c', 7, 0, 1, 1, 'cutoff', '[]', 0)",
-            [],
+             launch_budget_json, attached_at_ms) VALUES (1, 'old', '[]', '/c', 7, 0, 1, 1, 'cutoff', '[]', 0); \
+             INSERT INTO exchanges (id, attachment_id, bottle, ancestors_json, provider, endpoint, reserved_tokens, \
+             window_key, started_at_ms, input_tokens, cache_write_tokens, cache_read_tokens, output_tokens, \
+             reasoning_tokens, provenance, ending, ended_at_ms) \
+             VALUES (1, 1, 'old', '[]', 'claude', '/v1/messages', 9, 'total', 0, 10, 2, 3, 100, 1, 'reported', \
+             'completed', 5)",
         )
         .unwrap();
-    let mut fixture = fixture.reopened();
-    let snapshot = fixture.ledger.load().unwrap();
-    assert_eq!(snapshot.attachments[0].0.egress, crate::settings::Egress::Open);
+    let mut ledger = SqliteLedger::open(&path).unwrap();
+    let snapshot = ledger.load().unwrap();
+    assert_eq!(snapshot.attachments[0].0.egress, crate::settings::Egress::Open, "it reached everything");
+    let expected =
+        Tokens { input: 10, cache_write: 2, cache_read: 3, output: 100, reasoning: 1, ..Tokens::default() };
+    assert_eq!(sum(&snapshot.sums, &Owner::Global).unwrap().tokens, expected, "no part of a class was known");
 }
 
 #[test]
