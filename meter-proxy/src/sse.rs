@@ -275,6 +275,21 @@ mod tests {
         assert!(parser.line.capacity() + parser.data.capacity() <= 2 * KEPT_BUFFER_BYTES);
     }
 
+    #[test]
+    fn a_line_of_a_gigabyte_is_not_kept() {
+        let piece = vec![b'x'; 1024 * 1024];
+        let mut parser = Parser::new();
+        let mut seen = Vec::new();
+        parser.feed(b"data: one", |_| {});
+        for _ in 0..1024 {
+            parser.feed(&piece, |event| record(&mut seen, event));
+            let kept = parser.line.capacity() + parser.data.capacity();
+            assert!(kept <= 2 * MAX_EVENT_BYTES, "{kept} bytes");
+        }
+        parser.feed(b"end\n\ndata: next\n\n", |event| record(&mut seen, event));
+        assert_eq!(seen, ["<one…end>", "next"]);
+    }
+
     const PARTS: &[&[u8]] =
         &[b"data: x", b"\n", b"\r", b":c", b"\xef\xbb\xbf", b"data", b":", b" ", b"event: e", b"\n\n"];
 

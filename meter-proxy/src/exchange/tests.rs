@@ -1,5 +1,6 @@
 //! Whole exchanges: realistic answers in, figures out. One file a dialect, and what holds for all.
 mod anthropic;
+mod bad_input;
 mod bedrock;
 mod common;
 mod gemini;

@@ -347,6 +347,49 @@ fn nothing_is_held_before_the_last_byte_of_the_event() {
     }
 }
 
+/// Cumulative statements of each shape in their order, and the event that ends the stream.
+fn statements() -> Vec<(Shape, Vec<String>, &'static str)> {
+    let anthropic = |output: u64, input: &str| {
+        format!(r#"{{"type":"message_delta","delta":{{}},"usage":{{{input}"output_tokens":{output}}}}}"#)
+    };
+    let start = r#"{"type":"message_start","message":{"usage":{"input_tokens":3,"cache_read_input_tokens":5,"output_tokens":1}}}"#;
+    let chat = |output: u64| {
+        format!(
+            r#"{{"choices":[{{"finish_reason":"stop"}}],"usage":{{"prompt_tokens":15,"prompt_tokens_details":{{"cached_tokens":5}},"completion_tokens":{output}}}}}"#
+        )
+    };
+    let gemini = |output: u64| {
+        format!(
+            r#"{{"candidates":[{{"finishReason":"STOP"}}],"usageMetadata":{{"promptTokenCount":15,"cachedContentTokenCount":5,"candidatesTokenCount":{output}}}}}"#
+        )
+    };
+    let deltas =
+        [anthropic(4, ""), anthropic(9, r#""input_tokens":7,"#), anthropic(20, r#""input_tokens":10,"#)];
+    vec![
+        (Shape::AnthropicMessages, [&[start.to_owned()][..], &deltas].concat(), r#"{"type":"message_stop"}"#),
+        (Shape::OpenaiChat, [0, 4, 9, 20].map(chat).to_vec(), "[DONE]"),
+        (Shape::Gemini, [0, 4, 9, 20].map(gemini).to_vec(), r#"{"candidates":[{"finishReason":"STOP"}]}"#),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
+    #[test]
+    fn late_repeated_and_shuffled_usage_settles_once_at_the_highest(
+        (shape, events, end) in prop::sample::select(statements()).prop_flat_map(|(shape, events, end)| {
+            let repeated = proptest::collection::vec(prop::sample::select(events.clone()), 0..4);
+            let shuffled = repeated.prop_flat_map(move |more| Just([&events[..], &more].concat()).prop_shuffle());
+            (Just(shape), shuffled, Just(end))
+        }),
+    ) {
+        let events: Vec<&str> = events.iter().map(String::as_str).chain([end]).collect();
+        let streamed = stream(shape, &events, Ending::Completed);
+        prop_assert_eq!(streamed.figures.tokens, USED);
+        prop_assert_eq!(streamed.figures.provenance, Provenance::Reported);
+        prop_assert!(streamed.terminal_at.len() <= 1);
+    }
+}
+
 proptest! {
     #[test]
     fn any_cut_through_any_encoding_gives_the_same(
