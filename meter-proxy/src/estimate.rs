@@ -5,12 +5,15 @@
 //! input estimate is what real text comes to. None is a tokenizer.
 use memchr::{memchr, memchr2};
 
-/// Bytes of decoded UTF-8 output that count as one token while an answer runs. English prose and code come to
-/// 3.5–4.5 bytes a token, so this errs low on purpose.
-pub const RUNNING_BYTES_PER_TOKEN: u64 = 6;
-/// Bytes of decoded UTF-8 output that are charged as one token when the answer ended without its figures. Errs
-/// high on purpose.
-pub const CHARGED_BYTES_PER_TOKEN: u64 = 3;
+/// Bytes of ASCII output that count as one token while an answer runs. English prose comes to 3 to 4.7 bytes a token
+/// by today's tokenizers, code to less, so this errs low on purpose.
+const RUNNING_ASCII_BYTES: u64 = 5;
+/// The same for what is not ASCII: Cyrillic and Indic scripts come to 5 to 7 bytes a token, Chinese to 3 to 4.
+const RUNNING_OTHER_BYTES: u64 = 8;
+/// Bytes of decoded UTF-8 output that are charged as one token when the answer ended without its figures: what the
+/// densest of today's tokenizers make of prose. Errs high on purpose, so the charge for what was seen is at most
+/// 5/3 of what its running count was (8/3 beyond ASCII).
+const CHARGED_BYTES: u64 = 3;
 /// Bytes of request text that count as one token of input.
 pub const INPUT_BYTES_PER_TOKEN: u64 = 4;
 /// Most tokens that an unread request is taken for: the common context window. Its bytes may be images.
@@ -27,16 +30,82 @@ pub const MIN_MEDIA_TOKENS: u64 = 85;
 /// A base64 value shorter than this, in bytes, is counted as text.
 const MIN_MEDIA_BYTES: usize = 64;
 
-/// Tokens of `text_bytes` bytes of output so far. Errs low.
-#[must_use]
-pub fn running_output_tokens(text_bytes: u64) -> u64 {
-    text_bytes / RUNNING_BYTES_PER_TOKEN
+/// Output that was seen, in bytes of decoded UTF-8.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Text {
+    ascii_bytes: u64,
+    other_bytes: u64,
 }
 
-/// Tokens to charge for `text_bytes` bytes of output whose figures never came. Errs high.
-#[must_use]
-pub fn charged_output_tokens(text_bytes: u64) -> u64 {
-    text_bytes.div_ceil(CHARGED_BYTES_PER_TOKEN)
+impl Text {
+    /// Bytes of which nothing else is known, such as those of a body that cannot be decoded.
+    #[must_use]
+    pub fn of_length(bytes: u64) -> Self {
+        Self { ascii_bytes: bytes, other_bytes: 0 }
+    }
+
+    /// What a JSON string stands for; nothing for any other JSON value. `json` is one valid JSON value.
+    #[must_use]
+    pub fn of_string(json: &str) -> Self {
+        let Some(quoted) = json.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
+            return Self::default();
+        };
+        let mut text = Self::default();
+        let mut rest = quoted;
+        while let Some(at) = memchr(b'\\', rest.as_bytes()) {
+            let (bytes, length) = escape_bytes(&rest.as_bytes()[at..]);
+            text.count(&rest[..at]);
+            if bytes == 1 {
+                text.ascii_bytes += 1
+            } else {
+                text.other_bytes += bytes
+            }
+            rest = rest.get(at + length..).unwrap_or_default();
+        }
+        text.count(rest);
+        text
+    }
+
+    /// What was generated as a JSON value of any type, such as the arguments of a call.
+    #[must_use]
+    pub fn of_value(json: &str) -> Self {
+        let mut text = Self::default();
+        text.count(json);
+        text
+    }
+
+    /// Both.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            ascii_bytes: self.ascii_bytes.saturating_add(other.ascii_bytes),
+            other_bytes: self.other_bytes.saturating_add(other.other_bytes),
+        }
+    }
+
+    /// Bytes of it.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        self.ascii_bytes.saturating_add(self.other_bytes)
+    }
+
+    /// Tokens of it while the answer runs. Errs low.
+    #[must_use]
+    pub fn running_tokens(self) -> u64 {
+        self.ascii_bytes / RUNNING_ASCII_BYTES + self.other_bytes / RUNNING_OTHER_BYTES
+    }
+
+    /// Tokens to charge for it when its figures never came. Errs high.
+    #[must_use]
+    pub fn charged_tokens(self) -> u64 {
+        self.bytes().div_ceil(CHARGED_BYTES)
+    }
+
+    fn count(&mut self, text: &str) {
+        let other = text.bytes().filter(|byte| !byte.is_ascii()).count() as u64;
+        self.other_bytes += other;
+        self.ascii_bytes += text.len() as u64 - other;
+    }
 }
 
 /// Tokens of a JSON request: its strings and keys; base64 media (`data` values and `data:` URLs) count
@@ -65,23 +134,9 @@ pub fn unread_input_tokens(content_length: u64) -> u64 {
     content_length.div_ceil(INPUT_BYTES_PER_TOKEN).min(MAX_UNREAD_INPUT)
 }
 
-/// Bytes of UTF-8 that a JSON string stands for; 0 for any other JSON value. `json` is one valid JSON value.
-#[must_use]
-pub fn text_bytes(json: &str) -> u64 {
-    let Some(quoted) = json.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else { return 0 };
-    let mut rest = quoted.as_bytes();
-    let mut decoded = 0;
-    while let Some(at) = memchr(b'\\', rest) {
-        let (bytes, length) = escape_bytes(&rest[at..]);
-        decoded += at + bytes;
-        rest = rest.get(at + length..).unwrap_or_default();
-    }
-    (decoded + rest.len()) as u64
-}
-
 /// Bytes of UTF-8 that the escape at the start of `text` stands for, and the escape's own length. Each half of
 /// a surrogate pair counts as half of the four bytes.
-fn escape_bytes(text: &[u8]) -> (usize, usize) {
+fn escape_bytes(text: &[u8]) -> (u64, usize) {
     if text.get(1) != Some(&b'u') {
         return (1, 2);
     }
@@ -130,16 +185,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_bytes_are_those_of_the_decoded_string() {
-        for text in ["", "plain", "tab\tquote\"back\\", "é€𝄞", "a\u{0}b"] {
+    fn text_is_that_of_the_decoded_string() {
+        let parts = |json: &str| {
+            let text = Text::of_string(json);
+            (text.ascii_bytes, text.other_bytes)
+        };
+        for (text, ascii) in [("", 0), ("plain", 5), ("tab\tquote\"back\\", 15), ("é€𝄞", 0), ("a\u{0}b€", 3)]
+        {
             let json = serde_json::to_string(text).unwrap();
-            assert_eq!(text_bytes(&json), text.len() as u64, "{json}");
+            assert_eq!(parts(&json), (ascii, text.len() as u64 - ascii), "{json}");
         }
-        assert_eq!(text_bytes(r#""\u00e9\u20ac\ud834\udd1e\u0041""#), "é€𝄞A".len() as u64);
-        assert_eq!(text_bytes(r#""\ud834""#), 2, "half a pair is no error");
+        assert_eq!(parts(r#""\u00e9\u20ac\ud834\udd1e\u0041""#), (1, "é€𝄞".len() as u64));
+        assert_eq!(parts(r#""\ud834""#), (0, 2), "half a pair is no error");
         for other in ["null", "5", "[]", "{\"a\":\"bcd\"}"] {
-            assert_eq!(text_bytes(other), 0, "{other}");
+            assert_eq!(Text::of_string(other), Text::default(), "{other}");
         }
+        assert_eq!(Text::of_value(r#"{"a":"é"}"#), Text { ascii_bytes: 8, other_bytes: 2 });
+    }
+
+    #[test]
+    fn a_charge_is_more_than_the_running_count_and_not_twice_it() {
+        let prose = Text::of_value(&"The quick brown fox. ".repeat(500));
+        assert_eq!((prose.running_tokens(), prose.charged_tokens()), (2_100, 3_500));
+        let other = Text::of_value(&"лиса".repeat(300));
+        assert_eq!((other.running_tokens(), other.charged_tokens()), (300, 800));
     }
 
     #[test]

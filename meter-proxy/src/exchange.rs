@@ -4,11 +4,14 @@
 //! controller; the caller delivers, holds back and settles as it is told.
 use self::document::Document;
 use crate::decode::Decoder;
-use crate::estimate;
-use crate::sse::{Event, Parser};
+use crate::estimate::Text;
+use crate::event_stream::Frames;
+use crate::events::Event;
+use crate::json_array::Elements;
+use crate::sse::Parser;
 use crate::tokens::{Ending, Provenance, Tokens};
 use crate::usage::tally::Tally;
-use crate::usage::{self, Shape};
+use crate::usage::{self, Named, Shape};
 
 mod document;
 
@@ -19,7 +22,8 @@ pub use crate::facts::Facts;
 pub struct Step {
     /// [`Exchange::tokens`] changed.
     pub changed: bool,
-    /// From this chunk on nothing may reach the client until the settlement is durable; stays `true`.
+    /// From this chunk on nothing may reach the client until the settlement is durable, or until a later step says
+    /// that these figures were not the last.
     pub hold: bool,
     /// The final figures are known: settle now. `true` once. Never for JSON, which is judged at its end.
     pub terminal: bool,
@@ -47,8 +51,12 @@ pub struct Figures {
 enum Body {
     /// The head has not come.
     Waiting,
-    /// An event stream.
+    /// Server-sent events.
     Stream(Parser),
+    /// A JSON array that grows.
+    Array(Elements),
+    /// AWS's binary event stream.
+    Frames(Frames),
     /// One JSON document.
     Document(Document),
     /// Of an unlisted endpoint, and neither JSON nor an event stream.
@@ -105,10 +113,18 @@ impl Exchange {
         }
     }
 
-    /// Whether the answer is an event stream; of any other the caller withholds the last bytes itself.
+    /// Takes what the head of the answer says of usage: the value of a header by its name in lower case. After
+    /// [`Self::head`].
+    pub fn counts_in_head<'a>(&mut self, header: &'a dyn Fn(&'static str) -> Option<&'a str>) {
+        if let Some(reader) = self.shape.reader().filter(|_| self.is_success()) {
+            reader.head(header, &mut self.tally);
+        }
+    }
+
+    /// Whether the answer is a stream of events; of any other the caller withholds the last bytes itself.
     #[must_use]
     pub fn is_stream(&self) -> bool {
-        matches!(self.body, Body::Stream(_))
+        matches!(self.body, Body::Stream(_) | Body::Array(_) | Body::Frames(_))
     }
 
     /// Whether the answer is an event stream of OpenAI Responses.
@@ -174,12 +190,18 @@ impl Exchange {
     fn body_of(&self, content_type: &str) -> Body {
         let json = content_type.contains("json");
         let asked_for_stream = self.listed && self.facts.streamed && self.is_success();
-        if content_type.starts_with("text/event-stream") || asked_for_stream && !json {
-            Body::Stream(Parser::new())
-        } else if self.listed || json {
-            Body::Document(Document::default())
-        } else {
-            Body::Ignored
+        if content_type.starts_with("text/event-stream") {
+            return Body::Stream(Parser::new());
+        }
+        if content_type.starts_with("application/vnd.amazon.eventstream") {
+            return Body::Frames(Frames::default());
+        }
+        match self.shape {
+            Shape::Gemini if asked_for_stream && json => Body::Array(Elements::default()),
+            Shape::Bedrock if asked_for_stream && !json => Body::Frames(Frames::default()),
+            _ if asked_for_stream && !json => Body::Stream(Parser::new()),
+            _ if self.listed || json => Body::Document(Document::default()),
+            _ => Body::Ignored,
         }
     }
 
@@ -193,16 +215,19 @@ impl Exchange {
             self.undecoded_bytes = self.undecoded_bytes.saturating_add(bytes.len() as u64);
             return;
         };
+        let mut on_event = |event: Event<'_>| *hidden_event |= self::on_event(event, shape, tally);
+        let mut corrupt = None;
         let decoded = decoder.feed(bytes, &mut |piece| match body {
-            Body::Stream(parser) => {
-                parser.feed(piece, |event| *hidden_event |= on_event(event, shape, tally))
-            }
+            Body::Stream(parser) => parser.feed(piece, &mut on_event),
+            Body::Array(elements) => elements.feed(piece, &mut on_event),
+            Body::Frames(frames) if corrupt.is_none() => corrupt = frames.feed(piece, &mut on_event).err(),
             Body::Document(document) => document.feed(piece),
-            Body::Waiting | Body::Ignored => {}
+            Body::Frames(_) | Body::Waiting | Body::Ignored => {}
         });
-        if let Err(why) = decoded {
+        let why = decoded.err().map(|why| why.to_string()).or(corrupt.map(|why| why.to_string()));
+        if let Some(why) = why {
             self.decoder = None;
-            self.tally.alarm(why.to_string());
+            self.tally.alarm(why);
         }
     }
 
@@ -212,11 +237,6 @@ impl Exchange {
         match &mut self.body {
             Body::Stream(parser) => {
                 parser.end(|event| self.hidden_event |= on_event(event, shape, tally));
-                // some compatible servers never send [DONE]
-                tally.terminal |= ending == Ending::Completed
-                    && *shape == Shape::OpenaiChat
-                    && tally.finished
-                    && tally.whole;
             }
             Body::Document(document) if self.decoder.is_some() => {
                 let (is_read, why_not) = if document.is_whole() {
@@ -226,12 +246,14 @@ impl Exchange {
                     (is_read, "the answer is too long to be read, and has no usage at its end")
                 };
                 let worth_an_alarm = self.listed && ending == Ending::Completed;
-                if !is_read && worth_an_alarm && self.is_success() {
+                if !is_read && worth_an_alarm && self.is_success() && !self.tally.report.is_known() {
                     self.tally.alarm(why_not);
                 }
             }
             _ => {}
         }
+        let ends_unsaid = self.shape.reader().is_some_and(|reader| reader.ends_unsaid(&self.tally));
+        self.tally.terminal |= ending == Ending::Completed && ends_unsaid;
     }
 
     /// Decides what is charged, on whose word, and how the exchange really ended.
@@ -244,7 +266,7 @@ impl Exchange {
             return (reported, Provenance::Reported, Ending::UpstreamError);
         }
         // nothing of it looked like an inference
-        if self.shape == Shape::Any && self.tally.text_bytes == 0 {
+        if self.shape == Shape::Any && self.tally.text == Text::default() {
             return (Tokens::default(), Provenance::Reported, ending);
         }
         if self.is_settled_by_report() {
@@ -264,8 +286,7 @@ impl Exchange {
     /// Whether the provider's figures cover the whole answer. No inference is free, so zeros settle nothing.
     fn is_settled_by_report(&self) -> bool {
         let Tally { report, whole, terminal, failed, .. } = &self.tally;
-        let complete = report.input.is_some() && report.output.is_some();
-        *terminal && *whole && !*failed && complete && report.tokens().total() > 0
+        *terminal && *whole && !*failed && report.is_complete() && report.tokens().total() > 0
     }
 
     /// Whether a stream that seemed to end well lacks its last event. One that could not be read to its end
@@ -285,21 +306,20 @@ impl Exchange {
         if tokens.input + tokens.cache_read + tokens.cache_write == 0 {
             tokens.input = self.facts.charged_input();
         }
-        let text_bytes = self.shown_bytes().saturating_add(self.undecoded_bytes);
-        let shown = estimate::charged_output_tokens(text_bytes);
+        let shown = self.shown().plus(Text::of_length(self.undecoded_bytes)).charged_tokens();
         if self.is_stream() {
             tokens.output = stated.output.max(shown);
-        } else if !known || self.tally.report.output.is_none() {
+        } else if !known || !self.tally.report.has_output() {
             tokens.output = stated.output.max(self.facts.output_allowance).max(shown);
         }
         (tokens, if known { Provenance::Partial } else { Provenance::Estimated })
     }
 
-    /// Bytes of output that were seen: the text of a stream, all of a document.
-    fn shown_bytes(&self) -> u64 {
+    /// Output that was seen: the text of a stream, all of a document.
+    fn shown(&self) -> Text {
         match &self.body {
-            Body::Document(document) => document.seen_bytes(),
-            _ => self.tally.text_bytes,
+            Body::Document(document) => Text::of_length(document.seen_bytes()),
+            _ => self.tally.text,
         }
     }
 }
@@ -308,7 +328,11 @@ impl Exchange {
 fn on_event(event: Event<'_>, shape: &mut Shape, tally: &mut Tally) -> bool {
     match event {
         Event::Data(data) => {
-            usage::event(shape, data, tally);
+            usage::event(shape, Named::unnamed(data), tally);
+            false
+        }
+        Event::Named { name, data } => {
+            usage::event(shape, Named { name, data }, tally);
             false
         }
         Event::Oversized { start, end } => {

@@ -5,8 +5,8 @@ use serde::Deserialize;
 
 use crate::decode::Decoder;
 use crate::estimate;
-use crate::usage::Shape;
-use crate::usage::read::{Raw, count, model_name, object};
+use crate::usage::read::{Raw, count, model_name, nested, object};
+use crate::usage::{InPath, Shape};
 
 /// Longest decoded request body that is read, in bytes; a longer one is guessed at by its length.
 pub const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
@@ -49,6 +49,26 @@ struct Request<'a> {
     previous_response_id: Raw<'a>,
     #[serde(borrow)]
     conversation: Raw<'a>,
+    #[serde(borrow, rename = "cachedContent")]
+    cached_content: Raw<'a>,
+    /// Gemini's limits.
+    #[serde(borrow, rename = "generationConfig")]
+    generation_config: Raw<'a>,
+    /// Converse's limits.
+    #[serde(borrow, rename = "inferenceConfig")]
+    inference_config: Raw<'a>,
+    /// Code Assist puts Gemini's request into its own.
+    #[serde(borrow)]
+    request: Raw<'a>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Limits<'a> {
+    #[serde(borrow)]
+    max_output_tokens: Raw<'a>,
+    #[serde(borrow)]
+    max_tokens: Raw<'a>,
 }
 
 impl Facts {
@@ -72,11 +92,12 @@ impl Facts {
         Self { input_estimate, ..Self::default() }
     }
 
-    /// Reads a request. `body` is what was kept of it, still encoded; `complete` says that it is all of it;
-    /// `content_length`, in bytes, is what its head declared.
+    /// Reads a request. `in_path` is what its path says; `body` what was kept of it, still encoded; `complete` says
+    /// that it is all of it; `content_length`, in bytes, is what its head declared.
     #[must_use]
     pub fn of_request(
         shape: Shape,
+        in_path: InPath,
         body: &[u8],
         complete: bool,
         content_encoding: &str,
@@ -86,24 +107,26 @@ impl Facts {
         let Some((request, decoded)) =
             decoded.as_deref().and_then(|decoded| Some((object::<Request<'_>>(decoded)?, decoded)))
         else {
-            return Self::unread(shape, content_length.unwrap_or(body.len() as u64));
+            return Self::unread(shape, in_path, content_length.unwrap_or(body.len() as u64));
         };
-        let streamed = request.stream.is_some_and(|stream| stream.get() == "true");
+        let streamed = in_path.streamed || request.stream.is_some_and(|stream| stream.get() == "true");
         Self {
-            model: model_name(request.model),
+            model: in_path.model.or_else(|| model_name(request.model)),
             streamed,
             input_estimate: estimate::input_tokens(decoded),
             output_allowance: allowance(streamed, request.output_limit()),
-            has_stored_input: shape == Shape::OpenaiResponses && request.continues(),
+            has_stored_input: request.continues(shape),
             unmeterable: (shape == Shape::OpenaiResponses && request.is_background()).then_some(BACKGROUND),
         }
     }
 
     /// The facts of a request that cannot be read, by its length in bytes.
-    fn unread(shape: Shape, content_length: u64) -> Self {
+    fn unread(shape: Shape, in_path: InPath, content_length: u64) -> Self {
         Self {
+            model: in_path.model,
+            streamed: in_path.streamed,
             input_estimate: estimate::unread_input_tokens(content_length),
-            output_allowance: allowance(false, None),
+            output_allowance: allowance(in_path.streamed, None),
             unmeterable: (shape == Shape::OpenaiResponses).then_some(UNREAD),
             ..Self::default()
         }
@@ -111,19 +134,35 @@ impl Facts {
 }
 
 impl Request<'_> {
+    /// The request inside, where there is one.
+    fn inner(&self) -> Option<Request<'_>> {
+        nested(self.request)
+    }
+
     /// The most tokens of output that the request asks for, when it says so: which of the names the provider
     /// heeds is not known.
     fn output_limit(&self) -> Option<u64> {
-        [self.max_output_tokens, self.max_completion_tokens, self.max_tokens]
-            .into_iter()
-            .flatten()
-            .filter_map(|limit| count(limit).ok())
-            .max()
+        self.own_limit().max(self.inner().and_then(|inner| inner.own_limit()))
     }
 
-    /// Whether the provider adds earlier turns that it keeps.
-    fn continues(&self) -> bool {
-        self.previous_response_id.is_some() || self.conversation.is_some()
+    fn own_limit(&self) -> Option<u64> {
+        let configs =
+            [self.generation_config, self.inference_config].into_iter().filter_map(nested::<Limits<'_>>);
+        let theirs = configs.flat_map(|limits| [limits.max_output_tokens, limits.max_tokens]);
+        let own = [self.max_output_tokens, self.max_completion_tokens, self.max_tokens].into_iter();
+        own.chain(theirs).flatten().filter_map(|limit| count(limit).ok()).max()
+    }
+
+    /// Whether the provider adds input that it keeps: earlier turns, or a cache that is named.
+    fn continues(&self, shape: Shape) -> bool {
+        match shape {
+            Shape::OpenaiResponses => self.previous_response_id.is_some() || self.conversation.is_some(),
+            Shape::Gemini => {
+                let inner = self.inner().is_some_and(|inner| inner.cached_content.is_some());
+                self.cached_content.is_some() || inner
+            }
+            _ => false,
+        }
     }
 
     /// Whether the answer is made after the connection has ended. Anything but `false` may mean so.
@@ -140,7 +179,7 @@ fn allowance(streamed: bool, limit: Option<u64>) -> u64 {
 }
 
 /// The decoded body; `None` when it is corrupt, in an unknown encoding or longer than [`MAX_REQUEST_BYTES`].
-fn decode_whole(body: &[u8], content_encoding: &str) -> Option<Vec<u8>> {
+pub(crate) fn decode_whole(body: &[u8], content_encoding: &str) -> Option<Vec<u8>> {
     let mut decoder = Decoder::new(content_encoding).ok()?;
     let mut decoded = Vec::new();
     let mut too_long = false;
@@ -169,12 +208,13 @@ mod tests {
         br#"{"model":"claude-x","max_tokens":64000,"stream":true,"messages":[{"role":"user","content":"Hi"}]}"#;
 
     fn read(body: &[u8]) -> Facts {
-        Facts::of_request(Shape::OpenaiChat, body, true, "", None)
+        Facts::of_request(Shape::OpenaiChat, InPath::default(), body, true, "", None)
     }
 
     #[test]
     fn a_stream_reserves_its_input_only() {
-        let facts = Facts::of_request(Shape::AnthropicMessages, STREAMED, true, "", Some(99));
+        let facts =
+            Facts::of_request(Shape::AnthropicMessages, InPath::default(), STREAMED, true, "", Some(99));
         assert_eq!(facts.model.as_deref(), Some("claude-x"));
         assert!(facts.streamed);
         assert_eq!(facts.output_allowance, 0);
@@ -204,9 +244,36 @@ mod tests {
     }
 
     #[test]
+    fn limits_models_and_streams_of_other_forms_are_found() {
+        let streamed = InPath { model: Some("m".to_owned()), streamed: true };
+        let plain = InPath { streamed: false, ..streamed.clone() };
+        let read = |shape, in_path: &InPath, body: &str| {
+            Facts::of_request(shape, in_path.clone(), body.as_bytes(), true, "", None)
+        };
+        for (shape, body) in [
+            (Shape::Gemini, r#"{"generationConfig":{"maxOutputTokens":300}}"#),
+            (Shape::Gemini, r#"{"model":"x","request":{"generationConfig":{"maxOutputTokens":300}}}"#),
+            (Shape::Bedrock, r#"{"inferenceConfig":{"maxTokens":300}}"#),
+            (Shape::Bedrock, r#"{"anthropic_version":"x","max_tokens":300}"#),
+        ] {
+            let facts = read(shape, &plain, body);
+            assert_eq!((facts.output_allowance, facts.streamed), (300, false), "{body}");
+            assert_eq!(facts.model.as_deref(), Some("m"));
+            let facts = read(shape, &streamed, body);
+            assert_eq!((facts.output_allowance, facts.streamed), (0, true), "{body}");
+            assert!(!facts.has_stored_input);
+        }
+        for body in [r#"{"cachedContent":"c/1"}"#, r#"{"request":{"cachedContent":"c/1"}}"#] {
+            assert!(read(Shape::Gemini, &streamed, body).has_stored_input, "{body}");
+        }
+        assert!(read(Shape::Bedrock, &streamed, "not json").streamed, "the path said so");
+    }
+
+    #[test]
     fn a_background_response_is_not_metered_and_what_may_be_one_neither() {
         let ask = |body: &str, complete| {
-            Facts::of_request(Shape::OpenaiResponses, body.as_bytes(), complete, "", None).unmeterable
+            Facts::of_request(Shape::OpenaiResponses, InPath::default(), body.as_bytes(), complete, "", None)
+                .unmeterable
         };
         for body in
             [r#"{"background":true}"#, r#"{"b\u0061ckground":true,"x":1}"#, r#"{"background":"true"}"#]
@@ -228,20 +295,29 @@ mod tests {
         for body in
             [r#"{"previous_response_id":"r1","input":"hi"}"#, r#"{"conversation":{"id":"c"},"input":"hi"}"#]
         {
-            let facts = Facts::of_request(Shape::OpenaiResponses, body.as_bytes(), true, "", None);
+            let facts =
+                Facts::of_request(Shape::OpenaiResponses, InPath::default(), body.as_bytes(), true, "", None);
             assert_eq!(facts.charged_input(), estimate::MAX_UNREAD_INPUT, "{body}");
             assert!(facts.reservation() < 2_000, "{body}");
         }
-        let facts = Facts::of_request(Shape::OpenaiResponses, br#"{"conversation":null}"#, true, "", None);
+        let facts = Facts::of_request(
+            Shape::OpenaiResponses,
+            InPath::default(),
+            br#"{"conversation":null}"#,
+            true,
+            "",
+            None,
+        );
         assert_eq!(facts.charged_input(), facts.input_estimate);
     }
 
     #[test]
     fn encoded_requests_are_read() {
-        let plain = Facts::of_request(Shape::OpenaiResponses, STREAMED, true, "", None);
+        let plain = Facts::of_request(Shape::OpenaiResponses, InPath::default(), STREAMED, true, "", None);
         for encoding in ["gzip", "deflate", "br", "zstd", "gzip, zstd"] {
             let body = encode(encoding, STREAMED);
-            let facts = Facts::of_request(Shape::OpenaiResponses, &body, true, encoding, None);
+            let facts =
+                Facts::of_request(Shape::OpenaiResponses, InPath::default(), &body, true, encoding, None);
             assert_eq!(facts, plain, "{encoding}");
         }
     }
@@ -260,7 +336,14 @@ mod tests {
             (b"", true, ""),
         ];
         for (body, complete, encoding) in table {
-            let facts = Facts::of_request(Shape::AnthropicMessages, body, *complete, encoding, Some(100));
+            let facts = Facts::of_request(
+                Shape::AnthropicMessages,
+                InPath::default(),
+                body,
+                *complete,
+                encoding,
+                Some(100),
+            );
             assert_eq!(facts, guess, "{:?}", String::from_utf8_lossy(body));
         }
         assert_eq!(Facts::of_unlisted(Some(100)), Facts { input_estimate: 25, ..Facts::default() });
@@ -269,7 +352,7 @@ mod tests {
     #[test]
     fn a_bomb_is_not_unpacked() {
         let bomb = encode("zstd", &vec![b' '; MAX_REQUEST_BYTES + 1]);
-        let facts = Facts::of_request(Shape::OpenaiResponses, &bomb, true, "zstd", None);
+        let facts = Facts::of_request(Shape::OpenaiResponses, InPath::default(), &bomb, true, "zstd", None);
         assert_eq!(facts.input_estimate, estimate::unread_input_tokens(bomb.len() as u64));
     }
 }

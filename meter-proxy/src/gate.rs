@@ -18,17 +18,18 @@ use crate::exchange::{Exchange, Facts};
 use crate::facts::MAX_REQUEST_BYTES;
 use crate::forward::{BODY_TIMEOUT, Outgoing};
 use crate::identify::Client;
+use crate::include_usage::{self, Hiding};
 use crate::protocol::{Refusal, Reserve};
 use crate::providers::Metered;
 use crate::refuse::{Reason, Refused};
 use crate::route::Destination;
 use crate::text::printable_within;
 use crate::tokens::Ending;
-use crate::usage::{self, Endpoint, Shape};
+use crate::usage::{self, Endpoint, InPath, Shape};
 
 /// Most of a request's body that is read before the question is asked, bytes.
 const MAX_PREFIX_BYTES: usize = 4 * 1024 * 1024;
-/// The same where a body that is not read whole is refused: as much as is decoded.
+/// The same where a body that is not read whole is refused, or cannot be changed: as much as is decoded.
 const MAX_WHOLE_BYTES: usize = MAX_REQUEST_BYTES;
 /// Growth of the running count that is told at once, tokens.
 const URGENT_GROWTH: u64 = 64;
@@ -60,6 +61,10 @@ pub struct Permit {
     pub status: Option<u16>,
     /// The request's way out, once it has begun: whether anything may have left.
     pub way_out: Option<Activity>,
+    /// The provider that was asked for the usage of a chat stream in the client's place.
+    pub asked_for_usage: Option<Arc<Metered>>,
+    /// Takes out of the answer what is there for that.
+    pub hiding: Option<Hiding>,
     /// The place in the queue, got with the controller's leave; gone once settled.
     slot: Option<Slot>,
     /// The running count that was told at once last.
@@ -81,6 +86,37 @@ impl Permit {
             self.told_tokens = tokens.total();
         }
         self.controller.progress(self.number, tokens, urgent);
+    }
+
+    /// Begins to hide what the client did not ask for, where the meter asked for it; whether there is anything to hide.
+    /// After the head of the answer.
+    pub fn hides_usage(&mut self, content_encoding: &str) -> bool {
+        let Some(provider) = &self.asked_for_usage else { return false };
+        let is_plain = content_encoding.is_empty() || content_encoding.eq_ignore_ascii_case("identity");
+        if self.exchange.is_stream() && is_plain {
+            self.hiding = Some(Hiding::default());
+        } else if self.exchange.is_stream() {
+            let what =
+                "an answer came in a content coding that was not asked for: a chunk with usage stays in it";
+            self.controller.notice_once(&self.bottle, what);
+        } else if matches!(self.status, Some(400 | 422)) {
+            let what = format!(
+                "{0} refused a chat request to which stream_options.include_usage was added; should it not know that, \
+                 set providers.{0}.include_usage to false",
+                provider.name
+            );
+            self.controller.notice_once(&self.bottle, &what);
+        }
+        self.hiding.is_some()
+    }
+
+    /// What of a frame of the answer the client sees.
+    #[must_use]
+    pub fn shown(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        match (&mut self.hiding, frame.data_ref()) {
+            (Some(hiding), Some(bytes)) => Frame::data(hiding.feed(bytes).into()),
+            _ => frame,
+        }
     }
 
     /// The place to settle from, the first time.
@@ -117,7 +153,7 @@ pub async fn admit(
     meter: &Meter,
     client: &Client,
     destination: &Destination,
-    request: &Parts,
+    request: &mut Parts,
     body: Arriving,
 ) -> Result<(Leave, Outgoing), Refused> {
     let Some(provider) = &destination.provider else {
@@ -136,9 +172,16 @@ pub async fn admit(
             Ok((Leave::Metered(permit), Outgoing::whole(body)))
         }
         Endpoint::Billing(shape) => {
-            let (outgoing, facts) = read_facts(shape, client, request, body).await.map_err(shaped)?;
+            let in_path = usage::in_path(shape, &destination.endpoint);
+            let (mut outgoing, facts) =
+                read_facts(shape, in_path, client, request, body).await.map_err(shaped)?;
+            let is_asked = shape == Shape::OpenaiChat
+                && provider.include_usage
+                && outgoing.rewrite(|body| include_usage::ask(&mut request.headers, body));
             let ask = Question { shape, facts, provider, endpoint: &destination.endpoint };
-            Ok((Leave::Metered(ask.permit(meter, client).await.map_err(shaped)?), outgoing))
+            let mut permit = ask.permit(meter, client).await.map_err(shaped)?;
+            permit.asked_for_usage = is_asked.then(|| Arc::clone(provider));
+            Ok((Leave::Metered(permit), outgoing))
         }
     }
 }
@@ -161,13 +204,17 @@ fn notice_unlisted(meter: &Meter, client: &Client, provider: &Metered, endpoint:
 /// Reads as much of the body as the estimate needs, and no more.
 async fn read_facts(
     shape: Shape,
+    in_path: InPath,
     client: &Client,
     request: &Parts,
     mut body: Arriving,
 ) -> Result<(Outgoing, Facts), Reason> {
     let text = |name| request.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let declared = text(CONTENT_LENGTH).parse().ok();
-    let most = if shape == Shape::OpenaiResponses { MAX_WHOLE_BYTES } else { MAX_PREFIX_BYTES };
+    let most = match shape {
+        Shape::OpenaiResponses | Shape::OpenaiChat => MAX_WHOLE_BYTES,
+        _ => MAX_PREFIX_BYTES,
+    };
     let room = client.bottle.room_for(declared.unwrap_or(u64::MAX).min(most as u64)).await;
     let mut prefix = BytesMut::new();
     let (mut complete, mut trailers) = (body.is_end_stream(), None);
@@ -178,7 +225,7 @@ async fn read_facts(
             None => complete = true,
         }
     }
-    let facts = Facts::of_request(shape, &prefix, complete, text(CONTENT_ENCODING), declared);
+    let facts = Facts::of_request(shape, in_path, &prefix, complete, text(CONTENT_ENCODING), declared);
     if let Some(why) = facts.unmeterable {
         return Err(Reason::Unmeterable(why));
     }
@@ -258,6 +305,8 @@ impl Question<'_> {
             controller: Arc::clone(&meter.controller),
             status: None,
             way_out: None,
+            asked_for_usage: None,
+            hiding: None,
             slot: Some(slot),
             told_tokens: 0,
         };

@@ -15,9 +15,15 @@ pub mod decode;
 #[cfg(feature = "proxy")]
 pub mod estimate;
 #[cfg(feature = "proxy")]
+pub mod event_stream;
+#[cfg(feature = "proxy")]
+pub mod events;
+#[cfg(feature = "proxy")]
 pub mod exchange;
 #[cfg(feature = "proxy")]
 pub mod facts;
+#[cfg(feature = "proxy")]
+pub mod json_array;
 #[cfg(feature = "proxy")]
 pub mod lane;
 #[cfg(feature = "proxy")]
@@ -59,6 +65,8 @@ mod handshake;
 mod hello;
 #[cfg(feature = "proxy")]
 mod identify;
+#[cfg(feature = "proxy")]
+mod include_usage;
 #[cfg(feature = "proxy")]
 mod intercept;
 #[cfg(feature = "proxy")]
@@ -175,7 +183,7 @@ async fn life_of_a_request(
     flights: &flights::Flights,
     request: Request<Incoming>,
 ) -> Result<Response<tail::AnswerBody>, refuse::Refused> {
-    let (head, body) = arriving::Arriving::request(request);
+    let (mut head, body) = arriving::Arriving::request(request);
     if head.method == Method::CONNECT {
         return intercept::connect(meter, client, entrance, head).await;
     }
@@ -185,7 +193,7 @@ async fn life_of_a_request(
         return websocket::open(meter, client, destination, flights.begin(None), head, body).await;
     }
     let places = flights.places(client).ok_or_else(|| busy(meter, client, &destination))?;
-    let (leave, body) = gate::admit(meter, client, &destination, &head, body).await?;
+    let (leave, body) = gate::admit(meter, client, &destination, &mut head, body).await?;
     let flight = flights.begin(places);
     let (leave, answer) = forward::forward(leave, &client.bottle.upstreams, &destination, head, body).await?;
     let answer = tail::tail(meter, Arc::clone(&client.bottle), flight, leave, answer).await;

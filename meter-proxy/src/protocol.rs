@@ -73,6 +73,10 @@ pub enum Dialect {
     Openai,
     /// OpenAI Chat Completions alone (compatible servers).
     OpenaiChat,
+    /// Gemini, at Google's own API, Vertex AI or Code Assist.
+    Gemini,
+    /// Bedrock's runtime: whatever its models speak, and Converse.
+    Bedrock,
 }
 
 /// One provider as the settings define it.
@@ -86,6 +90,8 @@ pub struct Provider {
     pub hosts: Vec<String>,
     /// `http(s)://host[:port][/path]` that every request goes to; without it the authority asked for is dialled.
     pub upstream: Option<String>,
+    /// Whether a chat stream that is not asked for its usage is asked for it by the meter.
+    pub include_usage: bool,
 }
 
 /// What the meter needs to know; pushed at start and after each change, replacing what was before.

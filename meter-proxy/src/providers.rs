@@ -44,6 +44,8 @@ pub struct Metered {
     pub name: String,
     /// How it reports usage.
     pub dialect: Dialect,
+    /// Whether its chat streams are asked for usage.
+    pub include_usage: bool,
     /// Names that are metered.
     pub hosts: Vec<HostPattern>,
     /// Serves every way in, when it is given.
@@ -128,6 +130,7 @@ fn metered(provider: Provider) -> Result<Arc<Metered>, SettingsError> {
         upstream: provider.upstream.as_deref().map(base).transpose()?,
         name: provider.name,
         dialect: provider.dialect,
+        include_usage: provider.include_usage,
     }))
 }
 

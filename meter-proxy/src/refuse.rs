@@ -12,6 +12,8 @@ use crate::protocol::{Dialect, Refusal};
 use crate::text::printable;
 
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+/// What AWS's clients tell errors by.
+const AWS_ERROR: HeaderName = HeaderName::from_static("x-amzn-errortype");
 const CODEX_PROMO: HeaderName = HeaderName::from_static("x-codex-promo-message");
 /// Longest message in a header, bytes.
 const MAX_HEADER_MESSAGE_BYTES: usize = 512;
@@ -93,6 +95,11 @@ impl Refused {
             Some(Dialect::Openai | Dialect::OpenaiChat) => {
                 json!({"error": {"message": message, "type": self.openai_type(), "param": null, "code": null}})
             }
+            Some(Dialect::Gemini) => {
+                let (code, status) = (self.status().as_u16(), self.google_status());
+                json!({"error": {"code": code, "message": message, "status": status}})
+            }
+            Some(Dialect::Bedrock) => json!({"message": message}),
             None => json!({"error": {"type": self.plain_type(), "message": message}}),
         };
         let mut response = json_response(self.status(), &body);
@@ -102,6 +109,9 @@ impl Refused {
         if self.is_usage_limit() {
             // Codex makes it the middle of a sentence of its own
             response.headers_mut().insert(CODEX_PROMO, header_text(message.trim_end_matches('.')));
+        }
+        if self.dialect == Some(Dialect::Bedrock) {
+            response.headers_mut().insert(AWS_ERROR, HeaderValue::from_static(self.aws_type()));
         }
         response
     }
@@ -136,6 +146,8 @@ impl Refused {
             (Reason::Forbidden(_), _) => StatusCode::FORBIDDEN,
             (Reason::Refusal(refusal), _) if **refusal == Refusal::Unattached => StatusCode::FORBIDDEN,
             (Reason::Refusal(_), Some(Dialect::Anthropic)) => StatusCode::PAYMENT_REQUIRED,
+            // Google's and AWS's clients ask again after a 429
+            (Reason::Refusal(_), Some(Dialect::Gemini | Dialect::Bedrock)) => StatusCode::BAD_REQUEST,
             (Reason::Refusal(_), Some(_)) => StatusCode::TOO_MANY_REQUESTS,
             (Reason::Refusal(_), None) => StatusCode::FORBIDDEN,
             (Reason::Malformed(_) | Reason::BrokenOff | Reason::Unmeterable(_), _) => StatusCode::BAD_REQUEST,
@@ -184,6 +196,28 @@ impl Refused {
             _ if self.is_usage_limit() => "usage_limit_reached",
             Reason::Upstream(_) | Reason::Busy => "server_error",
             _ => "invalid_request_error",
+        }
+    }
+
+    /// A canonical code of Google's APIs; that of a refusal is the one they use where billing is not in order.
+    fn google_status(&self) -> &'static str {
+        match (&self.reason, self.status()) {
+            (_, StatusCode::FORBIDDEN) => "PERMISSION_DENIED",
+            (Reason::Refusal(_), _) => "FAILED_PRECONDITION",
+            (_, StatusCode::NOT_FOUND) => "NOT_FOUND",
+            (Reason::Upstream(_), _) => "UNAVAILABLE",
+            _ => "INVALID_ARGUMENT",
+        }
+    }
+
+    /// An error that Bedrock's runtime documents; none of them is one that clients take for throttling.
+    fn aws_type(&self) -> &'static str {
+        match (&self.reason, self.status()) {
+            (_, StatusCode::FORBIDDEN) => "AccessDeniedException",
+            (Reason::Refusal(_), _) => "ServiceQuotaExceededException",
+            (_, StatusCode::NOT_FOUND) => "ResourceNotFoundException",
+            (Reason::Upstream(_), _) => "InternalServerException",
+            _ => "ValidationException",
         }
     }
 
@@ -271,6 +305,20 @@ mod tests {
         assert_eq!(body["error"]["type"], "usage_limit_reached");
         let message = body["error"]["message"].as_str().unwrap();
         assert_eq!(headers["x-codex-promo-message"], message.strip_suffix('.').unwrap());
+
+        let (status, headers, body) = read(Refused::shaped(budget("b1"), Dialect::Gemini)).await;
+        assert_eq!((status.as_u16(), &body["error"]["code"]), (400, &json!(400)));
+        assert_eq!(body["error"]["status"], "FAILED_PRECONDITION");
+        assert!(
+            body["error"]["message"].as_str().unwrap().contains("b1") && !headers.contains_key("retry-after")
+        );
+
+        let (status, headers, body) = read(Refused::shaped(budget("b1"), Dialect::Bedrock)).await;
+        assert_eq!(
+            (status.as_u16(), &headers["x-amzn-errortype"]),
+            (400, &HeaderValue::from_static("ServiceQuotaExceededException"))
+        );
+        assert!(body["message"].as_str().unwrap().contains("12 of 10 claude tokens"));
     }
 
     #[tokio::test]
@@ -292,7 +340,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_of_no_bottle_is_forbidden_whatever_it_speaks() {
-        for dialect in [None, Some(Dialect::Anthropic), Some(Dialect::Openai)] {
+        for dialect in [
+            None,
+            Some(Dialect::Anthropic),
+            Some(Dialect::Openai),
+            Some(Dialect::Gemini),
+            Some(Dialect::Bedrock),
+        ] {
             let refused = Refused::by_controller(Refusal::Unattached, dialect);
             assert_eq!(read(refused).await.0, 403);
         }

@@ -287,6 +287,7 @@ mod tests {
             dialect: Dialect::Anthropic,
             hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
             upstream: upstream.map(str::to_owned),
+            include_usage: true,
         };
         let config = Config {
             providers: vec![

@@ -136,6 +136,7 @@ mod tests {
                 dialect: Dialect::Anthropic,
                 hosts: vec!["api.anthropic.com".into()],
                 upstream: Some("https://api.anthropic.com/base/".into()),
+                include_usage: true,
             }],
             extra_roots_pem: String::new(),
             midstream: true,
@@ -182,6 +183,7 @@ mod tests {
             dialect: Dialect::Openai,
             hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
             upstream: upstream.map(str::to_owned),
+            include_usage: true,
         };
         config.providers.push(provider("open", &["a.test", "*.b.test"], None));
         config.providers.push(provider("elsewhere", &["c.test"], Some("http://gateway.test:8080")));

@@ -5,53 +5,12 @@
 //! name inside its JSON. Not here: what an event means.
 use memchr::memchr2;
 
-/// Longest event in bytes; of a longer one only both ends are kept, and reported as [`Event::Oversized`].
-pub const MAX_EVENT_BYTES: usize = 4 * 1024 * 1024;
+use crate::events::{Ends, Event, KEPT_BUFFER_BYTES, MAX_EVENT_BYTES};
 
-/// What is kept of the beginning of a longer one: its type stands there.
-const START_BYTES: usize = 256;
-/// What is kept of its end, where the usage stands; at most twice as much for a while.
-const END_BYTES: usize = 64 * 1024;
 /// How a line of data begins; the space may be missing.
 const FIELD: &[u8] = b"data: ";
 
-/// Buffers larger than this, in bytes, are given back after the event that needed them.
-const KEPT_BUFFER_BYTES: usize = 16 * 1024;
-
 const BOM: &[u8] = b"\xef\xbb\xbf";
-
-/// What the parser found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event<'a> {
-    /// The data of one event, its lines joined by LF; never empty.
-    Data(&'a [u8]),
-    /// The two ends of the data of an event longer than [`MAX_EVENT_BYTES`].
-    Oversized {
-        /// Its first bytes.
-        start: &'a [u8],
-        /// Its last bytes.
-        end: &'a [u8],
-    },
-}
-
-/// What is kept of an event that grew too long.
-#[derive(Debug, Default)]
-pub(crate) struct Ends {
-    pub(crate) start: Vec<u8>,
-    pub(crate) end: Vec<u8>,
-}
-
-impl Ends {
-    pub(crate) fn push(&mut self, value: &[u8]) {
-        let missing = START_BYTES.saturating_sub(self.start.len()).min(value.len());
-        self.start.extend_from_slice(&value[..missing]);
-        let last = &value[value.len().saturating_sub(END_BYTES)..];
-        self.end.extend_from_slice(last);
-        if self.end.len() > 2 * END_BYTES {
-            self.end.drain(..self.end.len() - END_BYTES);
-        }
-    }
-}
 
 /// The state between two chunks.
 #[derive(Debug, Default)]
@@ -181,8 +140,8 @@ impl Parser {
     }
 
     fn dispatch(&mut self, on_event: &mut impl FnMut(Event<'_>)) {
-        if let Some(Ends { start, end }) = self.ends.take() {
-            on_event(Event::Oversized { start: &start, end: &end });
+        if let Some(ends) = self.ends.take() {
+            on_event(ends.event());
         } else if !self.data.is_empty() {
             on_event(Event::Data(&self.data));
         }
@@ -220,10 +179,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::events::{END_BYTES, START_BYTES};
 
     fn record(into: &mut Vec<String>, event: Event<'_>) {
         into.push(match event {
-            Event::Data(data) => String::from_utf8_lossy(data).into_owned(),
+            Event::Data(data) | Event::Named { data, .. } => String::from_utf8_lossy(data).into_owned(),
             Event::Oversized { start, end } => {
                 assert!(start.len() == START_BYTES && (END_BYTES..=2 * END_BYTES).contains(&end.len()));
                 let ends =
@@ -313,6 +273,21 @@ mod tests {
         parser.feed(&vec![b'x'; 1_000_000], |_| {});
         parser.feed(b"\n\n", |_| {});
         assert!(parser.line.capacity() + parser.data.capacity() <= 2 * KEPT_BUFFER_BYTES);
+    }
+
+    #[test]
+    fn a_line_of_a_gigabyte_is_not_kept() {
+        let piece = vec![b'x'; 1024 * 1024];
+        let mut parser = Parser::new();
+        let mut seen = Vec::new();
+        parser.feed(b"data: one", |_| {});
+        for _ in 0..1024 {
+            parser.feed(&piece, |event| record(&mut seen, event));
+            let kept = parser.line.capacity() + parser.data.capacity();
+            assert!(kept <= 2 * MAX_EVENT_BYTES, "{kept} bytes");
+        }
+        parser.feed(b"end\n\ndata: next\n\n", |event| record(&mut seen, event));
+        assert_eq!(seen, ["<one…end>", "next"]);
     }
 
     const PARTS: &[&[u8]] =

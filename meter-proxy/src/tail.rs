@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
@@ -22,6 +22,7 @@ use crate::bottles::{Bottle, Standing};
 use crate::flights::Flight;
 use crate::forward::MAX_SILENCE;
 use crate::gate::{Leave, Permit};
+use crate::include_usage::Hiding;
 use crate::settle;
 use crate::stop::Stop;
 use crate::tokens::Ending;
@@ -88,6 +89,8 @@ pub struct Tail {
     holding: bool,
     /// At least so many of the latest bytes are held back: only the end tells that a plain answer has ended.
     kept_back_bytes: usize,
+    /// All that comes from upstream passes.
+    length_is_known: bool,
     midstream: bool,
     settle_timeout: Duration,
     bottle: Arc<Bottle>,
@@ -110,7 +113,7 @@ pub async fn tail(
     leave: Leave,
     answer: Response<Arriving>,
 ) -> Option<Response<AnswerBody>> {
-    let (head, upstream) = answer.into_parts();
+    let (mut head, upstream) = answer.into_parts();
     let settings = meter.settings.borrow().clone();
     let mut tail = Tail {
         upstream: Some(upstream),
@@ -119,6 +122,7 @@ pub async fn tail(
         held_bytes: 0,
         holding: false,
         kept_back_bytes: 0,
+        length_is_known: true,
         midstream: settings.midstream,
         settle_timeout: settings.settle_timeout,
         bottle,
@@ -129,9 +133,15 @@ pub async fn tail(
         _flight: flight,
     };
     if let Leave::Metered(mut permit) = leave {
+        let named = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         permit.status = Some(head.status.as_u16());
         permit.exchange.head(head.status.as_u16(), text(CONTENT_TYPE), text(CONTENT_ENCODING));
+        permit.exchange.counts_in_head(&named);
+        if permit.hides_usage(text(CONTENT_ENCODING)) {
+            head.headers.remove(CONTENT_LENGTH);
+            tail.length_is_known = false;
+        }
         tail.kept_back_bytes = match () {
             () if permit.exchange.is_stream() => 0,
             () if permit.exchange.is_document() => DOCUMENT_END_BYTES,
@@ -163,7 +173,10 @@ impl Tail {
 
     /// Sends the settlement; from here on it is waited for.
     fn settle(&mut self, ending: Ending) {
-        let Phase::Streaming(permit) = std::mem::replace(&mut self.phase, Phase::Passing) else { return };
+        let Phase::Streaming(mut permit) = std::mem::replace(&mut self.phase, Phase::Passing) else { return };
+        let left = permit.hiding.as_mut().map(Hiding::end).unwrap_or_default();
+        self.held_bytes += left.len();
+        self.held.extend((!left.is_empty()).then(|| Frame::data(Bytes::from(left))));
         if let Some(settling) = settle::settle(permit, ending) {
             let bounded = tokio::time::timeout(self.settle_timeout, settling.durable());
             self.phase = Phase::Settling(Box::pin(async { bounded.await.unwrap_or(false) }));
@@ -256,16 +269,18 @@ impl Tail {
         let mut terminal = false;
         if let Some(bytes) = frame.data_ref() {
             let step = permit.exchange.feed(bytes);
-            self.holding |= step.hold;
+            self.holding = step.hold;
             terminal = step.terminal;
             if step.changed && self.midstream && !terminal {
                 permit.tell_progress();
             }
         }
-        if !terminal && !self.holding && self.kept_back_bytes == 0 {
-            if let (Some(stop), Some(bytes)) = (&mut self.stop, frame.data_ref()) {
-                stop.passed(bytes);
-            }
+        let frame = permit.shown(frame);
+        if !terminal && frame.data_ref().is_some_and(Bytes::is_empty) {
+            return Ok(None);
+        }
+        if !terminal && !self.holding && self.kept_back_bytes == 0 && self.held.is_empty() {
+            self.note_passed(&frame);
             return Ok(Some(frame));
         }
         self.hold(frame)?;
@@ -292,7 +307,15 @@ impl Tail {
     fn release_ahead(&mut self) -> Option<Frame<Bytes>> {
         let oldest_bytes = self.held.front()?.data_ref().map_or(0, Bytes::len);
         let may_go = !self.holding && self.held_bytes - oldest_bytes >= self.kept_back_bytes;
-        if may_go { self.release() } else { None }
+        let released = if may_go { self.release() } else { None };
+        released.inspect(|frame| self.note_passed(frame))
+    }
+
+    /// What has passed tells where a last event could stand.
+    fn note_passed(&mut self, frame: &Frame<Bytes>) {
+        if let (Some(stop), Some(bytes)) = (&mut self.stop, frame.data_ref()) {
+            stop.passed(bytes);
+        }
     }
 
     /// The end of upstream: what streams is settled, what was settled is done.
@@ -378,7 +401,7 @@ impl Body for Tail {
 
     fn size_hint(&self) -> SizeHint {
         match &self.upstream {
-            Some(upstream) if self.held.is_empty() => upstream.size_hint(),
+            Some(upstream) if self.held.is_empty() && self.length_is_known => upstream.size_hint(),
             _ => SizeHint::default(),
         }
     }

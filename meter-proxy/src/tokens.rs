@@ -16,6 +16,12 @@ pub struct Tokens {
     pub output: u64,
     /// The part of `output` that was reasoning.
     pub reasoning: u64,
+    /// The part of `cache_write` that is kept for five minutes; nothing where the provider does not tell.
+    pub cache_write_5m: u64,
+    /// The part of `cache_write` that is kept for an hour; nothing where the provider does not tell.
+    pub cache_write_1h: u64,
+    /// The part of `input` that the provider's own tools made.
+    pub tool_prompt: u64,
 }
 
 impl Tokens {
@@ -41,6 +47,9 @@ impl Tokens {
             cache_read: self.cache_read.saturating_add(other.cache_read),
             output: self.output.saturating_add(other.output),
             reasoning: self.reasoning.saturating_add(other.reasoning),
+            cache_write_5m: self.cache_write_5m.saturating_add(other.cache_write_5m),
+            cache_write_1h: self.cache_write_1h.saturating_add(other.cache_write_1h),
+            tool_prompt: self.tool_prompt.saturating_add(other.tool_prompt),
         }
     }
 }

@@ -7,6 +7,7 @@
 )]
 
 pub mod agent;
+pub mod books;
 pub mod capture;
 pub mod cgroup;
 pub mod clock;

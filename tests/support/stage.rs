@@ -23,7 +23,7 @@ const SENDER_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Stage {
     /// The daemon; taken down first.
     pub daemon: Daemon,
-    /// The provider, of `claude` and `codex` alike.
+    /// The provider, whatever it is called.
     pub provider: Provider,
 }
 
@@ -101,7 +101,9 @@ impl Stage {
 }
 
 fn upstreams(url: &str) -> String {
-    format!("providers:\n  claude: {{ upstream: \"{url}\" }}\n  codex: {{ upstream: \"{url}\" }}\n")
+    let all = ["claude", "codex", "gemini", "bedrock"];
+    all.iter()
+        .fold("providers:\n".to_owned(), |text, name| format!("{text}  {name}: {{ upstream: \"{url}\" }}\n"))
 }
 
 /// An attached cgroup. Dropped: its processes are killed and it is removed.

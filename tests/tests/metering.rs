@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::agent::{Answer, Ended};
+use support::books::{assert_settled, assert_untouched, charged};
 use support::clock::wait_until;
 use support::encoding::Encoding;
-use support::provider::{Billed, End, Finish, Framing, Record, Reply, Script};
+use support::enforcer::Daemon;
+use support::provider::{Billed, End, Finish, Framing, Provider, Record, Reply, Script};
 use support::stage::{Bottle, Stage};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -72,36 +74,6 @@ fn varied() -> Script {
     })
 }
 
-fn classes(row: &Value) -> Billed {
-    let figure = |name: &str| row[name].as_u64().unwrap_or_else(|| panic!("no {name} in {row}"));
-    Billed {
-        input: figure("input"),
-        cache_write: figure("cache_write"),
-        cache_read: figure("cache_read"),
-        output: figure("output"),
-        reasoning: figure("reasoning"),
-    }
-}
-
-fn assert_untouched(what: &str, answer: &Answer, record: &Record) {
-    assert_eq!(answer.ended, Ended::Complete, "{what}");
-    assert_eq!(
-        (answer.body_bytes, &answer.body_sha256),
-        (record.response_bytes, &record.response_sha256),
-        "{what}: bytes received are bytes sent"
-    );
-}
-
-fn assert_settled(what: &str, flow: &Value, record: &Record) {
-    assert_eq!(classes(flow), record.billed, "{what}: charged is billed: {flow}");
-    assert_eq!(flow["provenance"], "reported", "{what}: {flow}");
-    assert_eq!(flow["status"], "completed", "{what}: {flow}");
-    assert_eq!(flow["estimated"], 0, "{what}: {flow}");
-    assert_eq!(flow["http_status"], 200, "{what}: {flow}");
-    let path = record.path.split('?').next().unwrap();
-    assert_eq!(flow["endpoint"], path, "{what}: {flow}");
-}
-
 /// Asks once for each row and holds bytes, flows and sums against the provider's books.
 fn prove(stage: &Stage, rows: &[Row]) {
     let bottle = stage.bottle("table", &[]);
@@ -129,7 +101,7 @@ fn prove(stage: &Stage, rows: &[Row]) {
 
 fn assert_sums(stage: &Stage, bottle: &Bottle) {
     let rows = stage.daemon.json(&["usage"]);
-    let sum = rows.as_array().unwrap().iter().fold(Billed::default(), |sum, row| sum.plus(classes(row)));
+    let sum = rows.as_array().unwrap().iter().fold(Billed::default(), |sum, row| sum.plus(charged(row)));
     assert_eq!(sum, stage.provider.billed_total(), "the ledger is the bill");
     let usage = &stage.daemon.bottle(&bottle.name)["usage"];
     let totals: u64 = ["claude", "codex"].iter().map(|of| usage[of]["total"].as_u64().unwrap()).sum();
@@ -214,17 +186,53 @@ fn root_requests_pass_untouched() {
 }
 
 #[test]
-fn root_a_chat_stream_that_asked_for_no_usage_is_estimated_and_said_so() {
+fn root_a_chat_stream_is_asked_for_its_usage_and_the_client_does_not_see_that() {
     let stage = Stage::new(Reply::default(), "");
+    let bottle = stage.bottle("chat", &[]);
+    // answers differ by their number alone: this provider's first is what the other's first is
+    let unasked = Provider::start(Reply::default());
+    let base = format!("{}/v1", unasked.http_url());
+    let chat = ["--provider", "codex", "--api", "chat", "--stream", "--header", "accept-encoding=gzip"];
+    let direct = stage.ask(&bottle, &[&chat[..], &["--base-url", &base]].concat());
+    let asked = stage.ask(&bottle, &chat);
+    let (answer, direct) = (asked.one(), direct.one());
+    assert_eq!((&answer.ended, &answer.usage), (&Ended::Complete, &None), "the client did not ask for it");
+    assert_eq!((answer.body_bytes, &answer.body_sha256), (direct.body_bytes, &direct.body_sha256));
+    let record = &stage.provider.billing_records()[0];
+    assert_settled("chat", &stage.flows("chat")[0], record);
+    assert_eq!(record.header("accept-encoding"), Some("identity"), "such an answer alone can be changed");
+    let length = record.header("content-length").unwrap();
+    assert_eq!(length.parse(), Ok(record.request_bytes));
+    assert_eq!(stage.audit("chat", "meter"), Vec::<Value>::new());
+}
+
+#[test]
+fn root_a_provider_that_is_not_to_be_asked_is_estimated_and_said_so() {
+    let provider = Provider::start(Reply::default());
+    let settings = format!(
+        "providers: {{ codex: {{ upstream: \"{}\", include_usage: false }} }}\n",
+        provider.http_url()
+    );
+    let stage = Stage { daemon: Daemon::start(&settings), provider };
     let bottle = stage.bottle("chat", &[]);
     let asked = stage.ask(&bottle, &["--provider", "codex", "--api", "chat", "--stream"]);
     let record = &stage.provider.billing_records()[0];
     assert_untouched("chat", asked.one(), record);
-    assert_eq!(asked.one().usage, None, "the client did not ask for it");
+    assert_eq!(asked.one().usage, None);
     let flow = &stage.flows("chat")[0];
     assert_eq!(flow["provenance"], "estimated", "{flow}");
     assert!(flow["output"].as_u64().unwrap() >= record.billed.output, "the safe side: {flow}");
     assert!(wait_until(SOON, || stage.audit("chat", "meter").pop()).is_some(), "the audit says so");
+}
+
+#[test]
+fn root_a_server_that_does_not_know_the_question_is_named_in_the_audit() {
+    let stage = Stage::new(Reply::error(400), "");
+    let bottle = stage.bottle("old", &[]);
+    let asked = stage.ask(&bottle, &["--provider", "codex", "--api", "chat", "--stream"]);
+    assert_eq!(asked.one().status, 400, "its word passes: {asked:?}");
+    let row = wait_until(SOON, || stage.audit("old", "meter").pop()).expect("a row of the audit");
+    assert!(row["detail"].as_str().unwrap().contains("set providers.codex.include_usage to false"), "{row}");
 }
 
 #[test]

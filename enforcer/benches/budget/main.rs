@@ -108,5 +108,5 @@ impl Chains {
 
 fn tokens(round: usize) -> Tokens {
     let some = u64::try_from(round % 1_000).unwrap();
-    Tokens { input: some, cache_write: 1, cache_read: 10 * some, output: some / 2, reasoning: 0 }
+    Tokens { input: some, cache_write: 1, cache_read: 10 * some, output: some / 2, ..Tokens::default() }
 }

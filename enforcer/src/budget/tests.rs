@@ -292,7 +292,7 @@ fn any_tokens() -> impl Strategy<Value = Tokens> {
             cache_write,
             cache_read,
             output,
-            reasoning: 0,
+            ..Tokens::default()
         },
     )
 }

@@ -213,7 +213,7 @@ mod tests {
             (100, 4, 19, 3, 121),
             (u64::MAX, u64::MAX, u64::MAX, u64::MAX, u64::MAX),
         ] {
-            let tokens = Tokens { input, cache_write, cache_read, output, reasoning: 0 };
+            let tokens = Tokens { input, cache_write, cache_read, output, ..Tokens::default() };
             assert_eq!(weights.total(&tokens), total, "{tokens:?}");
         }
         // ten exchanges of one cheap token are one token, not none
@@ -226,7 +226,8 @@ mod tests {
                 cache_write: 2,
                 cache_read: 3,
                 output: 4,
-                reasoning: 4
+                reasoning: 4,
+                ..Tokens::default()
             }),
             10
         );

@@ -585,6 +585,9 @@ fn usage_row(live: &Live, settlement: &Settlement, weights: &Weights) -> UsageRo
         cache_read: tokens.cache_read,
         output: tokens.output,
         reasoning: tokens.reasoning,
+        cache_write_5m: tokens.cache_write_5m,
+        cache_write_1h: tokens.cache_write_1h,
+        tool_prompt: tokens.tool_prompt,
         total,
         estimated: if settlement.provenance == Provenance::Reported { 0 } else { total },
         ..UsageRow::default()

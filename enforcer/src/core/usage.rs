@@ -48,7 +48,7 @@ impl UsedByBottles {
 
 impl Used {
     fn shown(&self, weights: &Weights) -> api::Usage {
-        let Tokens { input, cache_write, cache_read, output, reasoning } = self.tokens;
+        let Tokens { input, cache_write, cache_read, output, reasoning, .. } = self.tokens;
         api::Usage {
             input,
             cache_write,

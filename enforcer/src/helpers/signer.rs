@@ -94,6 +94,7 @@ mod tests {
             dialect: Dialect::Anthropic,
             hosts: vec!["api.example.com".into(), "runtime.*.example.com".into()],
             upstream: Some("https://llm.corp.example:8443/base".into()),
+            include_usage: true,
         }];
         for (host, metered) in [
             ("api.example.com", true),

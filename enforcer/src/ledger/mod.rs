@@ -320,6 +320,15 @@ pub struct UsageRow {
     pub output: u64,
     /// Reasoning.
     pub reasoning: u64,
+    /// The part of `cache_write` that is kept for five minutes, where the provider tells.
+    #[serde(default)]
+    pub cache_write_5m: u64,
+    /// The part of `cache_write` that is kept for an hour, where the provider tells.
+    #[serde(default)]
+    pub cache_write_1h: u64,
+    /// The part of `input` that the provider's own tools made.
+    #[serde(default)]
+    pub tool_prompt: u64,
     /// Sum of input, cache_write, cache_read and output, by weight.
     pub total: u64,
     /// The part of total that is not `reported`.

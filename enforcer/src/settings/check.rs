@@ -21,13 +21,10 @@ use super::{
 };
 use crate::budget::weights::Weights;
 
-/// Providers that are part of the design and not of this version.
-const COMING_PROVIDERS: [&str; 2] = ["gemini", "bedrock"];
-
 /// Shortest lease: ten times what separates two heartbeats.
 const MIN_LEASE: Duration = Duration::from_secs(1);
 
-const SUPPORTED_DIALECTS: &str = "dialect anthropic, openai or openai-chat";
+const DIALECTS: &str = "a dialect is anthropic, openai, openai-chat, gemini or bedrock";
 
 /// The settings that the file asks for.
 pub(super) fn settings(file: File, places: &Places, cgroup_mount: Option<&Path>) -> Result<Settings, Fault> {
@@ -131,32 +128,31 @@ fn providers(entries: BTreeMap<String, ProviderEntry>, places: &Places) -> Resul
 fn new_provider(name: String, entry: ProviderEntry, places: &Places) -> Result<Provider, Fault> {
     let at = places.key(&["providers", &name]);
     let Some(word) = entry.dialect else {
-        return Err(Fault::new(at, format!("provider {name:?} has no dialect")).hint(SUPPORTED_DIALECTS));
+        return Err(Fault::new(at, format!("provider {name:?} has no dialect")).hint(DIALECTS));
     };
     if !filled(entry.hosts.as_ref()) && entry.upstream.is_none() {
         return Err(Fault::new(at, format!("provider {name:?} has neither hosts nor an upstream")));
     }
-    let dialect = dialect(word, &name, places)?;
-    let mut provider = Provider { name, dialect, hosts: Vec::new(), upstream: None };
+    let dialect = dialect(word);
+    let mut provider = Provider { name, dialect, hosts: Vec::new(), upstream: None, include_usage: true };
     override_provider(&mut provider, entry, places)?;
     Ok(provider)
 }
 
-fn dialect(word: DialectWord, provider: &str, places: &Places) -> Result<Dialect, Fault> {
+fn dialect(word: DialectWord) -> Dialect {
     match word {
-        DialectWord::Anthropic => Ok(Dialect::Anthropic),
-        DialectWord::Openai => Ok(Dialect::Openai),
-        DialectWord::OpenaiChat => Ok(Dialect::OpenaiChat),
-        DialectWord::Gemini | DialectWord::Bedrock => {
-            Err(not_yet(places, &["providers", provider, "dialect"], SUPPORTED_DIALECTS))
-        }
+        DialectWord::Anthropic => Dialect::Anthropic,
+        DialectWord::Openai => Dialect::Openai,
+        DialectWord::OpenaiChat => Dialect::OpenaiChat,
+        DialectWord::Gemini => Dialect::Gemini,
+        DialectWord::Bedrock => Dialect::Bedrock,
     }
 }
 
 fn override_provider(provider: &mut Provider, entry: ProviderEntry, places: &Places) -> Result<(), Fault> {
     let name = provider.name.clone();
     if let Some(word) = entry.dialect {
-        provider.dialect = dialect(word, &name, places)?;
+        provider.dialect = dialect(word);
     }
     if let Some(hosts) = entry.hosts {
         for (index, host) in hosts.iter().enumerate() {
@@ -171,6 +167,7 @@ fn override_provider(provider: &mut Provider, entry: ProviderEntry, places: &Pla
             .map_err(|what| Fault::new(at, what).hint("write it as https://host[:port][/path]"))?;
         provider.upstream = Some(upstream);
     }
+    provider.include_usage = entry.include_usage.unwrap_or(provider.include_usage);
     Ok(())
 }
 
@@ -254,12 +251,6 @@ impl Check<'_> {
         let known: Vec<&str> = self.providers.iter().map(|provider| provider.name.as_str()).collect();
         if known.contains(&provider) {
             return Ok(());
-        }
-        if COMING_PROVIDERS.contains(&provider) {
-            let what = format!("a budget for {provider} is not yet supported in this version");
-            return Err(
-                Fault::new(self.places.key(path), what).hint(format!("supported are {}", known.join(", ")))
-            );
         }
         Err(Fault::new(self.places.key(path), format!("no provider is called {provider:?}"))
             .hint(nearest(provider, &known)))

@@ -83,9 +83,10 @@ pub(super) struct ProviderEntry {
     pub(super) dialect: Option<DialectWord>,
     pub(super) hosts: Option<Vec<String>>,
     pub(super) upstream: Option<String>,
+    pub(super) include_usage: Option<bool>,
 }
 
-const PROVIDER_KEYS: &[&str] = &["dialect", "hosts", "upstream"];
+const PROVIDER_KEYS: &[&str] = &["dialect", "hosts", "upstream", "include_usage"];
 
 /// `bottles: NAME:`.
 #[derive(Debug, Default, Deserialize)]

@@ -216,16 +216,25 @@ impl Default for Settings {
     }
 }
 
+/// Google's own API, Vertex AI without a region, and what Gemini CLI asks with a Google login. Regions of Vertex AI are
+/// no label of their own, so each has to be named.
+const GEMINI_HOSTS: [&str; 3] =
+    ["generativelanguage.googleapis.com", "aiplatform.googleapis.com", "cloudcode-pa.googleapis.com"];
+const BEDROCK_HOSTS: [&str; 2] = ["bedrock-runtime.*.amazonaws.com", "bedrock-runtime-fips.*.amazonaws.com"];
+
 fn built_in_providers() -> Vec<Provider> {
     let provider = |name: &str, dialect, hosts: &[&str]| Provider {
         name: name.to_owned(),
         dialect,
         hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
         upstream: None,
+        include_usage: true,
     };
     vec![
         provider("claude", Dialect::Anthropic, &["api.anthropic.com"]),
         provider("codex", Dialect::Openai, &["api.openai.com", "chatgpt.com"]),
+        provider("gemini", Dialect::Gemini, &GEMINI_HOSTS),
+        provider("bedrock", Dialect::Bedrock, &BEDROCK_HOSTS),
     ]
 }
 

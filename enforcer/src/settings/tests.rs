@@ -65,7 +65,8 @@ hooks: { warn: [], cut: [], freeze: [], kill: [] }
 providers:
   claude: { upstream: "http://127.0.0.1:9000" }
   codex: { dialect: openai, hosts: [api.openai.com] }
-  local: { dialect: openai-chat, hosts: ["*.llm.example.com"], upstream: "https://llm.example.com/v2" }
+  local: { dialect: openai-chat, hosts: ["*.llm.example.com"], upstream: "https://llm.example.com/v2", include_usage: false }
+  gemini: { hosts: [generativelanguage.googleapis.com, europe-west4-aiplatform.googleapis.com] }
 tls: { extra_roots: /etc/roots.pem }
 bottles:
   base: { shutdown: cutoff, egress: metered, snapshot: [] }
@@ -87,11 +88,17 @@ fn every_supported_value_arrives() {
     assert_eq!(settings.allow_private, ["10.0.0.0/8", "fd00::/8", "127.0.0.1/32"]);
     assert_eq!(settings.listen, "[::1]:0".parse().unwrap());
     assert_eq!(settings.extra_roots, Some(PathBuf::from("/etc/roots.pem")));
-    let [claude, codex, local] = settings.providers.as_slice() else { panic!("{:?}", settings.providers) };
+    let [claude, codex, gemini, bedrock, local] = settings.providers.as_slice() else {
+        panic!("{:?}", settings.providers)
+    };
     assert_eq!(claude.hosts, ["api.anthropic.com"]);
     assert_eq!(claude.upstream.as_deref(), Some("http://127.0.0.1:9000"));
     assert_eq!((codex.hosts.as_slice(), &codex.upstream), (["api.openai.com".to_owned()].as_slice(), &None));
     assert_eq!((local.name.as_str(), local.dialect), ("local", Dialect::OpenaiChat));
+    assert_eq!((codex.include_usage, local.include_usage), (true, false));
+    assert_eq!((gemini.dialect, gemini.hosts.len()), (Dialect::Gemini, 2));
+    assert_eq!(bedrock.dialect, Dialect::Bedrock);
+    assert!(bedrock.hosts.contains(&"bedrock-runtime.*.amazonaws.com".to_owned()));
     assert_eq!(
         settings.bottles["reviewer"],
         BottleSettings {
@@ -120,7 +127,6 @@ fn what_has_no_effect_yet_is_refused_with_its_place() {
         ("retention: 400d", "1:12", "retention"),
         ("hooks:\n  cut: [/bin/true]", "2:3", "hooks"),
         ("dlp: { mode: block }", "1:14", "dlp.mode"),
-        ("providers:\n  g: { dialect: gemini, hosts: [g.example] }", "2:17", "providers.g.dialect"),
         ("bottles:\n  b: { shutdown: kill }", "2:18", "bottles.b.shutdown"),
         ("bottles:\n  b: { snapshot: [tar] }", "2:18", "bottles.b.snapshot"),
     ] {
@@ -128,11 +134,6 @@ fn what_has_no_effect_yet_is_refused_with_its_place() {
         let expected = format!("s.yml:{place}: this value of {key} is not yet supported in this version [");
         assert!(words.starts_with(&expected), "{text:?}: {words}");
     }
-    let words = refused("budget:\n  gemini: 5");
-    assert_eq!(
-        words,
-        "s.yml:2:3: a budget for gemini is not yet supported in this version [supported are claude, codex]"
-    );
 }
 
 #[test]
@@ -457,7 +458,7 @@ fn errors_name_line_and_column_and_what_to_do() {
       => s.yml:2:16: bottles.b.egress: unknown variant `none`, expected one of `open`, `allowlist`, `metered`
     providers:
       new: { hosts: [a.example] }
-      => s.yml:2:3: provider "new" has no dialect [dialect anthropic, openai or openai-chat]
+      => s.yml:2:3: provider "new" has no dialect [a dialect is anthropic, openai, openai-chat, gemini or bedrock]
     providers:
       new: { dialect: openai }
       => s.yml:2:3: provider "new" has neither hosts nor an upstream
@@ -512,7 +513,7 @@ fn errors_name_line_and_column_and_what_to_do() {
       => s.yml:2:17: bottle "a" extends itself, by way of "a" [extends must not go in a circle]
     bottles:
       a: { budget: { gpt: 1 } }
-      => s.yml:2:18: no provider is called "gpt" [known are claude, codex]
+      => s.yml:2:18: no provider is called "gpt" [known are claude, codex, gemini, bedrock]
     agents:
       'a b': {}
       => s.yml:2:3: agent "a b": a name is made of letters, digits, '.', '_' and '-', and does not start with '.' or '-'

@@ -1,6 +1,9 @@
 //! Whole exchanges: realistic answers in, figures out. One file a dialect, and what holds for all.
 mod anthropic;
+mod bad_input;
+mod bedrock;
 mod common;
+mod gemini;
 mod openai_chat;
 mod openai_responses;
 
@@ -72,7 +75,7 @@ fn json(shape: Shape, body: &str) -> Figures {
 
 /// Tokens in the order of their fields.
 fn tokens(input: u64, cache_write: u64, cache_read: u64, output: u64, reasoning: u64) -> Tokens {
-    Tokens { input, cache_write, cache_read, output, reasoning }
+    Tokens { input, cache_write, cache_read, output, reasoning, ..Tokens::default() }
 }
 
 /// The figures are the provider's own.

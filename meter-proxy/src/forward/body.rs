@@ -49,6 +49,15 @@ impl Outgoing {
         Self { trailers, ..self }
     }
 
+    /// Changes a body that was read whole; whether it did.
+    pub fn rewrite(&mut self, change: impl FnOnce(&Bytes) -> Option<Bytes>) -> bool {
+        let whole = if self.rest.is_none() { self.begun.as_ref() } else { None };
+        let changed = whole.and_then(change);
+        let is_changed = changed.is_some();
+        self.begun = changed.or(self.begun.take());
+        is_changed
+    }
+
     fn new(begun: Option<Bytes>, rest: Option<Arriving>, room: Option<OwnedSemaphorePermit>) -> Self {
         let way_out = Activity::default();
         if begun.is_none() && rest.is_none() {

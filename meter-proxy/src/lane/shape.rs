@@ -34,6 +34,7 @@ mod tests {
             dialect,
             hosts: vec![host.into()],
             upstream: upstream.map(str::to_owned),
+            include_usage: true,
         };
         let providers = Providers::parse(vec![
             provider("claude", Dialect::Anthropic, "api.anthropic.com", None),

@@ -1,23 +1,28 @@
 //! Usage of Anthropic Messages.
 //!
-//! `input_tokens` excludes both cache classes. `cache_creation` breaks the cache writes down and
-//! `server_tool_use` counts requests: neither is added. The figures of `message_delta` are cumulative and may
-//! restate input. `iterations` of type `compaction` are billed beside the top-level figures.
+//! `input_tokens` excludes both cache classes. `cache_creation` breaks the cache writes down by how long they are
+//! kept, and `server_tool_use` counts requests: neither is added. The figures of `message_delta` are cumulative and
+//! may restate input. `iterations` of type `compaction` are billed beside the top-level figures.
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::read::{Raw, nested, object};
-use super::tally::{Tally, renew};
+use super::read::{Raw, list, nested, object, word};
+use super::report::Stated;
+use super::tally::Tally;
+use super::{Named, Reader};
 use crate::tokens::Tokens;
+
+/// Anthropic Messages.
+pub(super) struct AnthropicMessages;
 
 #[derive(Deserialize)]
 struct Event<'a> {
     #[serde(borrow, rename = "type")]
     kind: Raw<'a>,
     #[serde(borrow)]
-    message: Option<Message<'a>>,
+    message: Raw<'a>,
     #[serde(borrow)]
-    delta: Option<Delta<'a>>,
+    delta: Raw<'a>,
     #[serde(borrow)]
     usage: Raw<'a>,
 }
@@ -50,11 +55,21 @@ struct Usage<'a> {
     #[serde(borrow)]
     cache_creation_input_tokens: Raw<'a>,
     #[serde(borrow)]
+    cache_creation: Raw<'a>,
+    #[serde(borrow)]
     cache_read_input_tokens: Raw<'a>,
     #[serde(borrow)]
     output_tokens: Raw<'a>,
     #[serde(borrow)]
     iterations: Raw<'a>,
+}
+
+#[derive(Deserialize)]
+struct CacheCreation<'a> {
+    #[serde(borrow)]
+    ephemeral_5m_input_tokens: Raw<'a>,
+    #[serde(borrow)]
+    ephemeral_1h_input_tokens: Raw<'a>,
 }
 
 #[derive(Deserialize)]
@@ -71,56 +86,56 @@ struct Iteration<'a> {
     output_tokens: Raw<'a>,
 }
 
-/// Reads one event of a stream.
-pub(super) fn event(data: &[u8], tally: &mut Tally) {
-    let Some(event) = object::<Event<'_>>(data) else {
-        tally.alarm("an event of the stream cannot be read");
-        return;
-    };
-    match event.kind.map_or("", RawValue::get) {
-        r#""content_block_delta""# => count_delta(event.delta, tally),
-        r#""message_start""# => {
-            if let Some(message) = event.message {
-                tally.name_model(message.model);
-                read_usage(message.usage, tally);
+impl Reader for AnthropicMessages {
+    fn event(&self, event: Named<'_>, tally: &mut Tally) {
+        let Some(event) = object::<Event<'_>>(event.data) else {
+            return tally.alarm("an event of the stream cannot be read");
+        };
+        match word(event.kind) {
+            "content_block_delta" => count_delta(event.delta, tally),
+            "message_start" => {
+                if let Some(message) = nested::<Message<'_>>(event.message) {
+                    tally.name_model(message.model);
+                    read_usage(message.usage, tally);
+                }
             }
+            "message_delta" => message_delta(&event, tally),
+            "message_stop" => {
+                tally.hold = true;
+                tally.terminal = true;
+            }
+            "error" => tally.break_off(),
+            _ => {}
         }
-        r#""message_delta""# => message_delta(&event, tally),
-        r#""message_stop""# => {
-            tally.hold = true;
-            tally.terminal = true;
-        }
-        r#""error""# => {
-            tally.alarm("the provider broke off with an error event");
-            tally.failed = true;
-            tally.hold = true;
-            tally.terminal = true;
-        }
-        _ => {}
+    }
+
+    fn usage(&self, raw: &RawValue, tally: &mut Tally) {
+        read_usage(Some(raw), tally);
     }
 }
 
-/// Reads a usage object.
-pub(super) fn usage(raw: &RawValue, tally: &mut Tally) {
-    tally.keep_raw(raw);
-    let Some(usage) = nested::<Usage<'_>>(Some(raw)) else {
-        tally.alarm("the usage is not an object");
-        return;
+/// Reads a usage object; whether it stated output.
+fn read_usage(raw: Raw<'_>, tally: &mut Tally) -> bool {
+    let Some(usage) = tally.usage_object::<Usage<'_>>(raw) else { return false };
+    let kept = nested::<CacheCreation<'_>>(usage.cache_creation);
+    let (five_minutes, hour) =
+        kept.map_or((None, None), |kept| (kept.ephemeral_5m_input_tokens, kept.ephemeral_1h_input_tokens));
+    let stated = Stated {
+        input: tally.count("input_tokens", usage.input_tokens),
+        cache_write: tally.count("cache_creation_input_tokens", usage.cache_creation_input_tokens),
+        cache_write_5m: tally.count("ephemeral_5m_input_tokens", five_minutes),
+        cache_write_1h: tally.count("ephemeral_1h_input_tokens", hour),
+        cache_read: tally.count("cache_read_input_tokens", usage.cache_read_input_tokens),
+        output: tally.count("output_tokens", usage.output_tokens),
+        beside: usage.iterations.map(|iterations| compactions(iterations, tally)),
+        ..Stated::default()
     };
-    let input = tally.count("input_tokens", usage.input_tokens);
-    let cache_write = tally.count("cache_creation_input_tokens", usage.cache_creation_input_tokens);
-    let cache_read = tally.count("cache_read_input_tokens", usage.cache_read_input_tokens);
-    let output = tally.count("output_tokens", usage.output_tokens);
-    let beside = usage.iterations.and_then(|iterations| compactions(iterations, tally));
-    renew(&mut tally.report.input, input);
-    renew(&mut tally.report.cache_write, cache_write);
-    renew(&mut tally.report.cache_read, cache_read);
-    renew(&mut tally.report.output, output);
-    renew(&mut tally.report.beside, beside);
+    tally.report.take(&stated);
+    stated.output.is_some()
 }
 
-fn count_delta(delta: Option<Delta<'_>>, tally: &mut Tally) {
-    if let Some(delta) = delta {
+fn count_delta(delta: Raw<'_>, tally: &mut Tally) {
+    if let Some(delta) = nested::<Delta<'_>>(delta) {
         tally.count_text(delta.text);
         tally.count_text(delta.partial_json);
         tally.count_text(delta.thinking);
@@ -128,44 +143,26 @@ fn count_delta(delta: Option<Delta<'_>>, tally: &mut Tally) {
 }
 
 fn message_delta(event: &Event<'_>, tally: &mut Tally) {
-    let stated_before = std::mem::take(&mut tally.report.output);
-    read_usage(event.usage, tally);
-    tally.whole |= tally.report.output.is_some();
-    tally.report.output = tally.report.output.or(stated_before);
-    if event.delta.as_ref().is_some_and(|delta| delta.stop_reason.is_some()) {
+    tally.whole |= read_usage(event.usage, tally);
+    if nested::<Delta<'_>>(event.delta).is_some_and(|delta| delta.stop_reason.is_some()) {
         tally.finished = true;
         tally.hold = true;
     }
 }
 
-fn read_usage(raw: Raw<'_>, tally: &mut Tally) {
-    if let Some(raw) = raw {
-        usage(raw, tally);
-    }
-}
-
 /// The sum of all compactions: the only iterations that the top level leaves out.
-fn compactions(raw: &RawValue, tally: &mut Tally) -> Option<Tokens> {
-    let Ok(iterations) = serde_json::from_str::<Vec<Iteration<'_>>>(raw.get()) else {
-        tally.alarm("iterations in the usage cannot be read");
-        return None;
-    };
+fn compactions(raw: &RawValue, tally: &mut Tally) -> Tokens {
     let mut sum = Tokens::default();
-    for iteration in iterations {
-        if iteration.kind.map_or("", RawValue::get) != r#""compaction""# {
-            continue;
-        }
+    for iteration in list::<Iteration<'_>>(Some(raw)).filter(|iteration| word(iteration.kind) == "compaction")
+    {
+        let mut count = |field| tally.count("a compaction", field).unwrap_or_default();
         sum = sum.saturating_add(&Tokens {
-            input: tally.count("iterations.input_tokens", iteration.input_tokens).unwrap_or_default(),
-            cache_write: tally
-                .count("iterations.cache_creation_input_tokens", iteration.cache_creation_input_tokens)
-                .unwrap_or_default(),
-            cache_read: tally
-                .count("iterations.cache_read_input_tokens", iteration.cache_read_input_tokens)
-                .unwrap_or_default(),
-            output: tally.count("iterations.output_tokens", iteration.output_tokens).unwrap_or_default(),
-            reasoning: 0,
+            input: count(iteration.input_tokens),
+            cache_write: count(iteration.cache_creation_input_tokens),
+            cache_read: count(iteration.cache_read_input_tokens),
+            output: count(iteration.output_tokens),
+            ..Tokens::default()
         });
     }
-    Some(sum)
+    sum
 }

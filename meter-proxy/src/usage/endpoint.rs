@@ -1,6 +1,7 @@
-//! The tables of endpoints: which cost tokens, which are free, which cannot be metered.
+//! The table of endpoints of every dialect: which cost tokens, which are free, which cannot be metered.
 use super::{Shape, path};
 use crate::protocol::Dialect;
+use crate::text::printable_within;
 
 /// What a request to a metered host is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,7 +10,7 @@ pub enum Endpoint {
     Billing(Shape),
     /// Costs none: login, telemetry, models, counting, stored answers.
     Free,
-    /// In no table: passes, tailed as [`Shape::Any`], audited.
+    /// In no row: passes, tailed as [`Shape::Any`], audited.
     Unlisted,
     /// Costs tokens that its answer does not report; the reason in words.
     Refused(&'static str),
@@ -17,147 +18,234 @@ pub enum Endpoint {
     Ambiguous,
 }
 
+use Dialect::{Anthropic, Bedrock, Gemini, Openai, OpenaiChat};
+use Endpoint::{Billing, Free, Refused};
+
 const BATCH: &str = "a batch reports its usage hours later, where no budget can stop it";
+const LATER: &str = "it reports its usage later, where no budget can stop it";
+const BIDIRECTIONAL: &str = "a bidirectional stream is not metered";
+
+/// Dialects, methods, path, what it is. `*` stands for one segment or the beginning of one, `**` for any number of
+/// segments, `a|b` for either.
+type Row = (&'static [Dialect], &'static str, &'static str, Endpoint);
+
+const ANTHROPIC: &[Dialect] = &[Anthropic];
+const OPENAI: &[Dialect] = &[Openai];
+/// Providers with endpoints in OpenAI's forms, and those of compatible servers below prefixes of their own.
+const COMPATIBLE: &[Dialect] = &[Openai, OpenaiChat, Gemini, Bedrock];
+const GEMINI: &[Dialect] = &[Gemini];
+const BEDROCK: &[Dialect] = &[Bedrock];
+
+/// The first row that fits says it. What bills does so below any prefix and comes first; what is free is listed path
+/// by path.
+const TABLE: &[Row] = &[
+    // Anthropic Messages; batches, models, files
+    (ANTHROPIC, "POST", "**/v1/messages", Billing(Shape::AnthropicMessages)),
+    (ANTHROPIC, "POST", "**/v1/messages/batches", Refused(BATCH)),
+    (ANTHROPIC, "POST", "v1/messages/count_tokens", Free),
+    (ANTHROPIC, "POST", "v1/messages/batches/*/cancel", Free),
+    (ANTHROPIC, "GET", "v1/messages/batches", Free),
+    (ANTHROPIC, "GET DELETE", "v1/messages/batches/*", Free),
+    (ANTHROPIC, "GET", "v1/messages/batches/*/results", Free),
+    (ANTHROPIC, "GET", "v1/models", Free),
+    (ANTHROPIC, "GET", "v1/models/*", Free),
+    // Claude Code: telemetry, settings, the account
+    (ANTHROPIC, "POST", "api/event_logging/batch", Free),
+    (ANTHROPIC, "POST", "api/event_logging/v2/batch", Free),
+    (ANTHROPIC, "POST", "api/claude_code/metrics", Free),
+    (ANTHROPIC, "GET", "api/claude_code/settings|policy_limits", Free),
+    (ANTHROPIC, "GET", "api/claude_code/organizations/metrics_enabled", Free),
+    (ANTHROPIC, "GET", "api/hello", Free),
+    (ANTHROPIC, "GET", "api/claude_cli/bootstrap", Free),
+    (ANTHROPIC, "GET", "api/oauth/profile|usage", Free),
+    (ANTHROPIC, "GET", "api/oauth/account/settings", Free),
+    (ANTHROPIC, "GET", "api/oauth/claude_cli/roles|client_data", Free),
+    (ANTHROPIC, "POST", "api/oauth/claude_cli/create_api_key", Free),
+    // OpenAI Responses; reading a stored answer repeats usage that was charged when it was made
+    (OPENAI, "POST", "v1/responses", Billing(Shape::OpenaiResponses)),
+    (OPENAI, "POST", "v1/responses/compact", Billing(Shape::OpenaiResponses)),
+    (OPENAI, "POST", "backend-api/codex/responses", Billing(Shape::OpenaiResponses)),
+    (OPENAI, "POST", "backend-api/codex/responses/compact", Billing(Shape::OpenaiResponses)),
+    (OPENAI, "POST", "v1/responses/input_tokens", Free),
+    (OPENAI, "POST", "v1/responses/*/cancel", Free),
+    (OPENAI, "GET DELETE", "v1/responses/*", Free),
+    (OPENAI, "GET", "v1/responses/*/input_items", Free),
+    (OPENAI, "POST", "v1/threads/runs", Refused(LATER)),
+    (OPENAI, "POST", "v1/threads|evals/*/runs", Refused(LATER)),
+    (OPENAI, "POST", "v1/fine_tuning/jobs", Refused(LATER)),
+    // Codex: models, telemetry, the account, plugins and what they let it call
+    (OPENAI, "GET", "backend-api/codex/models", Free),
+    (OPENAI, "GET", "backend-api/wham/usage", Free),
+    (OPENAI, "GET", "backend-api/wham/config/requirements", Free),
+    (OPENAI, "GET", "backend-api/wham/accounts/check", Free),
+    (OPENAI, "GET", "backend-api/wham/settings/user", Free),
+    (OPENAI, "GET", "backend-api/plugins/featured", Free),
+    (OPENAI, "GET", "backend-api/plugins/export/curated", Free),
+    (OPENAI, "GET", "backend-api/ps/plugins/**", Free),
+    (OPENAI, "POST", "backend-api/ps/mcp", Free),
+    (OPENAI, "POST", "backend-api/codex/analytics-events/events", Free),
+    // Gemini, at Google's own API and Vertex AI
+    (GEMINI, "POST", "**/*:generateContent|*:streamGenerateContent", Billing(Shape::Gemini)),
+    (GEMINI, "POST", "**/*:embedContent|*:batchEmbedContents", Billing(Shape::Gemini)),
+    (GEMINI, "POST", "**/cachedContents", Billing(Shape::Gemini)),
+    (GEMINI, "POST", "**/*:batchGenerateContent|*:asyncBatchEmbedContent", Refused(BATCH)),
+    (GEMINI, "POST", "**/batchPredictionJobs", Refused(BATCH)),
+    (GEMINI, "POST", "**/*:countTokens|*:computeTokens", Free),
+    (GEMINI, "POST", "**/publishers/anthropic/models/count-tokens:rawPredict", Free),
+    (
+        GEMINI,
+        "POST",
+        "**/publishers/anthropic/models/*:rawPredict|*:streamRawPredict",
+        Billing(Shape::AnthropicMessages),
+    ),
+    (GEMINI, "GET", "*/models", Free),
+    (GEMINI, "GET", "*/models/*", Free),
+    (GEMINI, "POST", "upload/*/files", Free),
+    (GEMINI, "GET POST", "*/files", Free),
+    (GEMINI, "GET DELETE", "*/files/*", Free),
+    (GEMINI, "GET", "*/cachedContents", Free),
+    (GEMINI, "GET PATCH DELETE", "*/cachedContents/*", Free),
+    // Code Assist: settings, telemetry, the account
+    (GEMINI, "POST", "v1internal:loadCodeAssist|v1internal:onboardUser", Free),
+    (GEMINI, "POST", "v1internal:fetchAdminControls|v1internal:listExperiments", Free),
+    (GEMINI, "POST", "v1internal:recordCodeAssistMetrics|v1internal:retrieveUserQuota", Free),
+    (GEMINI, "POST", "v1internal:setCodeAssistGlobalUserSetting", Free),
+    (GEMINI, "GET", "v1internal:getCodeAssistGlobalUserSetting", Free),
+    (GEMINI, "GET", "v1internal/operations/*", Free),
+    // Bedrock's runtime; a model may be an ARN with slashes
+    (BEDROCK, "POST", "model/**/invoke|invoke-with-response-stream", Billing(Shape::Bedrock)),
+    (BEDROCK, "POST", "model/**/converse|converse-stream", Billing(Shape::Bedrock)),
+    (BEDROCK, "POST", "model/**/invoke-with-bidirectional-stream", Refused(BIDIRECTIONAL)),
+    (BEDROCK, "POST", "model/**/count-tokens", Free),
+    (BEDROCK, "POST", "async-invoke", Refused(LATER)),
+    (BEDROCK, "GET", "async-invoke", Free),
+    (BEDROCK, "GET", "async-invoke/**", Free),
+    // OpenAI's forms, wherever they are spoken
+    (COMPATIBLE, "POST", "**/completions|embeddings", Billing(Shape::OpenaiChat)),
+    (COMPATIBLE, "POST", "**/batches", Refused(BATCH)),
+    (COMPATIBLE, "GET", "**/batches|models", Free),
+    (COMPATIBLE, "GET", "**/batches|models/*", Free),
+    (COMPATIBLE, "POST", "v1/moderations|uploads", Free),
+    (COMPATIBLE, "POST", "v1/uploads/*/parts|complete|cancel", Free),
+    // files and login
+    (&[Anthropic, Openai, OpenaiChat], "GET POST", "v1/files", Free),
+    (&[Anthropic, Openai, OpenaiChat], "GET DELETE", "v1/files/*", Free),
+    (&[Anthropic, Openai, OpenaiChat], "GET", "v1/files/*/content", Free),
+    (&[Anthropic, Openai], "POST", "oauth/token", Free),
+    (&[Anthropic, Openai], "POST", "v1/oauth/token", Free),
+    (&[Anthropic, Openai], "GET", "oauth/authorize", Free),
+    (
+        &[Anthropic, Openai],
+        "GET",
+        ".well-known/oauth-authorization-server|openid-configuration|jwks.json",
+        Free,
+    ),
+];
 
 /// Looks up the endpoint. `path` has no query, and no gateway prefix.
 #[must_use]
 pub fn endpoint(dialect: Dialect, method: &str, path: &str) -> Endpoint {
     let Some(path) = path::canonical(path) else { return Endpoint::Ambiguous };
+    let read = look_up(dialect, method, &path);
+    let read_otherwise = look_up(dialect, method, &path::decoded(&path));
+    if read == read_otherwise { read } else { Endpoint::Ambiguous }
+}
+
+fn look_up(dialect: Dialect, method: &str, path: &str) -> Endpoint {
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
-    match dialect {
-        Dialect::Anthropic => anthropic(method, &segments),
-        Dialect::Openai => openai(method, &segments),
-        Dialect::OpenaiChat => openai_chat(method, &segments),
+    let fits = |(dialects, methods, pattern, _): &&Row| {
+        dialects.contains(&dialect)
+            && methods.split(' ').any(|one| one == method)
+            && fits_path(&pattern.split('/').collect::<Vec<_>>(), &segments)
+    };
+    TABLE.iter().find(fits).map_or(Endpoint::Unlisted, |(.., endpoint)| *endpoint)
+}
+
+fn fits_path(pattern: &[&str], path: &[&str]) -> bool {
+    match pattern {
+        [] => path.is_empty(),
+        ["**", rest @ ..] => (0..=path.len()).any(|skipped| fits_path(rest, &path[skipped..])),
+        [segment, rest @ ..] => path
+            .split_first()
+            .is_some_and(|(first, path)| fits_segment(segment, first) && fits_path(rest, path)),
     }
 }
 
-/// What bills does so below any prefix and comes first; what is free is listed path by path.
-fn anthropic(method: &str, path: &[&str]) -> Endpoint {
-    match (method, path) {
-        ("POST", [.., "v1", "messages"]) => Endpoint::Billing(Shape::AnthropicMessages),
-        ("POST", [.., "v1", "messages", "batches"]) => Endpoint::Refused(BATCH),
-        ("POST", ["v1", "messages", "count_tokens"] | ["v1", "messages", "batches", _, "cancel"])
-        | ("GET", ["v1", "messages", "batches", _, "results"] | ["v1", "messages", "batches"])
-        | ("GET" | "DELETE", ["v1", "messages", "batches", _])
-        | ("GET", ["v1", "models"] | ["v1", "models", _]) => Endpoint::Free,
-        _ if is_stored_file(method, path) || is_claude_code(method, path) || is_login(method, path) => {
-            Endpoint::Free
-        }
-        _ => Endpoint::Unlisted,
+fn fits_segment(pattern: &str, segment: &str) -> bool {
+    pattern.split('|').any(|one| match one.strip_prefix('*') {
+        Some(end) => segment.len() > end.len() && segment.ends_with(end),
+        None => segment == one,
+    })
+}
+
+/// What the path of a request says that other providers' bodies say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InPath {
+    /// The model asked for.
+    pub model: Option<String>,
+    /// Whether the answer was asked for as a stream.
+    pub streamed: bool,
+}
+
+/// Longest name of a model, in characters.
+const MAX_MODEL_CHARS: usize = 128;
+
+/// Reads the path of a request whose answer has this shape.
+#[must_use]
+pub fn in_path(shape: Shape, path: &str) -> InPath {
+    let path = path::decoded(&path::canonical(path).unwrap_or_default());
+    let (model, verb) = match shape {
+        Shape::Gemini => path.rsplit('/').next().and_then(|last| last.split_once(':')),
+        Shape::Bedrock => path.strip_prefix("/model/").and_then(|rest| rest.rsplit_once('/')),
+        _ => None,
     }
-}
-
-/// What Claude Code asks beside messages: telemetry, settings, the account.
-fn is_claude_code(method: &str, path: &[&str]) -> bool {
-    matches!(
-        (method, path),
-        ("POST", ["api", "event_logging", "batch"] | ["api", "event_logging", "v2", "batch"])
-            | ("POST", ["api", "claude_code", "metrics"])
-            | ("GET", ["api", "claude_code", "settings" | "policy_limits"])
-            | ("GET", ["api", "claude_code", "organizations", "metrics_enabled"])
-            | ("GET", ["api", "hello"] | ["api", "claude_cli", "bootstrap"])
-            | ("GET", ["api", "oauth", "profile" | "usage"] | ["api", "oauth", "account", "settings"])
-            | ("GET", ["api", "oauth", "claude_cli", "roles" | "client_data"])
-            | ("POST", ["api", "oauth", "claude_cli", "create_api_key"])
-    )
-}
-
-fn is_login(method: &str, path: &[&str]) -> bool {
-    matches!(
-        (method, path),
-        ("POST", ["oauth", "token"] | ["v1", "oauth", "token"])
-            | ("GET", ["oauth", "authorize"])
-            | ("GET", [".well-known", "oauth-authorization-server" | "openid-configuration" | "jwks.json"])
-    )
-}
-
-fn is_stored_file(method: &str, path: &[&str]) -> bool {
-    matches!(
-        (method, path),
-        ("GET" | "POST", ["v1", "files"])
-            | ("GET" | "DELETE", ["v1", "files", _])
-            | ("GET", ["v1", "files", _, "content"])
-    )
-}
-
-fn openai(method: &str, path: &[&str]) -> Endpoint {
-    match (method, path) {
-        ("POST", ["v1", rest @ ..] | ["backend-api", "codex", rest @ ..])
-            if matches!(rest, ["responses"] | ["responses", "compact"]) =>
-        {
-            Endpoint::Billing(Shape::OpenaiResponses)
-        }
-        // reading a stored answer repeats usage that was charged when it was made
-        ("GET" | "DELETE", ["v1", "responses", _])
-        | ("GET", ["v1", "responses", _, "input_items"])
-        | ("POST", ["v1", "responses", "input_tokens"] | ["v1", "responses", _, "cancel"]) => Endpoint::Free,
-        _ if is_codex(method, path) || is_login(method, path) => Endpoint::Free,
-        _ => openai_chat(method, path),
-    }
-}
-
-/// What Codex asks beside responses: models, telemetry, the account, plugins and what they let it call.
-fn is_codex(method: &str, path: &[&str]) -> bool {
-    matches!(
-        (method, path),
-        ("GET", ["backend-api", "codex", "models"] | ["backend-api", "wham", "usage"])
-            | ("GET", ["backend-api", "wham", "config", "requirements"])
-            | ("GET", ["backend-api", "wham", "accounts", "check"])
-            | ("GET", ["backend-api", "wham", "settings", "user"])
-            | ("GET", ["backend-api", "plugins", "featured"])
-            | ("GET", ["backend-api", "plugins", "export", "curated"])
-            | ("GET", ["backend-api", "ps", "plugins", ..])
-            | ("POST", ["backend-api", "ps", "mcp"])
-            | ("POST", ["backend-api", "codex", "analytics-events", "events"])
-    )
-}
-
-/// Compatible servers put the same endpoints below prefixes of their own.
-fn openai_chat(method: &str, path: &[&str]) -> Endpoint {
-    match (method, path) {
-        ("POST", [.., "completions" | "embeddings"]) => Endpoint::Billing(Shape::OpenaiChat),
-        ("POST", [.., "batches"]) => Endpoint::Refused(BATCH),
-        ("GET", [.., "batches"] | [.., "batches", _] | [.., "models"] | [.., "models", _])
-        | ("POST", ["v1", "moderations"] | ["v1", "uploads"])
-        | ("POST", ["v1", "uploads", _, "parts" | "complete" | "cancel"]) => Endpoint::Free,
-        _ if is_stored_file(method, path) => Endpoint::Free,
-        _ => Endpoint::Unlisted,
+    .unwrap_or_default();
+    // Code Assist's verbs stand behind its version
+    let model = Some(model).filter(|model| !model.is_empty() && *model != "v1internal");
+    InPath {
+        model: model.map(|model| printable_within(model, MAX_MODEL_CHARS)),
+        streamed: verb.starts_with("stream") || verb.ends_with("-stream"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use Endpoint::{Ambiguous, Unlisted};
 
     #[test]
     fn endpoints_by_dialect() {
-        use Dialect::{Anthropic, Openai, OpenaiChat as Compatible};
-        use Endpoint::{Ambiguous, Billing, Free, Refused, Unlisted};
-        use Shape::{AnthropicMessages, OpenaiChat, OpenaiResponses};
+        let (messages, chat, responses) =
+            (Billing(Shape::AnthropicMessages), Billing(Shape::OpenaiChat), Billing(Shape::OpenaiResponses));
+        let (gemini, bedrock) = (Billing(Shape::Gemini), Billing(Shape::Bedrock));
         let table = [
-            (Anthropic, "POST", "/v1/messages", Billing(AnthropicMessages)),
-            (Anthropic, "POST", "/v1//messages/", Billing(AnthropicMessages)),
+            (Anthropic, "POST", "/v1/messages", messages),
+            (Anthropic, "POST", "/v1//messages/", messages),
             (Anthropic, "GET", "/v1/messages", Unlisted),
             (Anthropic, "POST", "/v1/messages/count_tokens", Free),
             (Anthropic, "POST", "/v1/messages/batches", Refused(BATCH)),
             (Anthropic, "GET", "/v1/messages/batches/b1/results", Free),
             (Anthropic, "GET", "/v1/models", Free),
             (Anthropic, "POST", "/api/event_logging/batch", Free),
+            (Anthropic, "GET", "/.well-known/jwks.json", Free),
             (Anthropic, "POST", "/api/../v1/messages", Ambiguous),
             (Anthropic, "POST", "/api/%2e%2e/v1/messages", Ambiguous),
-            (Anthropic, "POST", "/v1/%6dessages", Billing(AnthropicMessages)),
-            (Anthropic, "POST", "/api/anthropic/v1/messages", Billing(AnthropicMessages)),
+            (Anthropic, "POST", "/v1%2Fmessages", Ambiguous),
+            (Anthropic, "POST", "/v1/%6dessages", messages),
+            (Anthropic, "POST", "/api/anthropic/v1/messages", messages),
             (Anthropic, "POST", "/api/v1/messages/batches", Refused(BATCH)),
             (Anthropic, "POST", "/v1/models", Unlisted),
             (Anthropic, "POST", "/api/organizations/o/chat_conversations/c/completion", Unlisted),
             (Anthropic, "POST", "/.well-known/x", Unlisted),
             (Anthropic, "POST", "/v1/complete", Unlisted),
-            (Openai, "POST", "/v1/responses", Billing(OpenaiResponses)),
-            (Openai, "POST", "/v1/responses/compact", Billing(OpenaiResponses)),
+            (Anthropic, "POST", "/v1/chat/completions", Unlisted),
+            (Openai, "POST", "/v1/responses", responses),
+            (Openai, "POST", "/v1/responses/compact", responses),
             (Openai, "POST", "/v1/responses/input_tokens", Free),
             (Openai, "GET", "/v1/responses/resp_1", Free),
             (Openai, "GET", "/v1/responses", Unlisted),
-            (Openai, "POST", "/backend-api/codex/responses", Billing(OpenaiResponses)),
+            (Openai, "POST", "/v1/threads/t1/runs", Refused(LATER)),
+            (Openai, "POST", "/backend-api/codex/responses", responses),
             (Openai, "POST", "/backend-api/codex/responses/other", Unlisted),
             (Openai, "GET", "/backend-api/wham/usage", Free),
             (Openai, "POST", "/backend-api/wham/tasks", Unlisted),
@@ -166,21 +254,69 @@ mod tests {
             (Openai, "POST", "/backend-api/ps/mcp", Free),
             (Openai, "POST", "/backend-api/conversation", Unlisted),
             (Openai, "POST", "/v1/chat%2Fcompletions", Ambiguous),
-            (Openai, "POST", "/v1/chat/completions", Billing(OpenaiChat)),
-            (Openai, "POST", "/v1/completions", Billing(OpenaiChat)),
-            (Openai, "POST", "/v1/embeddings", Billing(OpenaiChat)),
+            (Openai, "POST", "/v1/responses%2Fcompact", Ambiguous),
+            (Openai, "POST", "/v1/chat/completions", chat),
+            (Openai, "POST", "/v1/completions", chat),
+            (Openai, "POST", "/v1/embeddings", chat),
             (Openai, "GET", "/v1/chat/completions", Unlisted),
             (Openai, "POST", "/v1/images/generations", Unlisted),
             (Openai, "POST", "/v1/batches", Refused(BATCH)),
             (Openai, "GET", "/v1/models/gpt-x", Free),
             (Openai, "POST", "/v1/moderations", Free),
-            (Compatible, "POST", "/openai/v1/chat/completions", Billing(OpenaiChat)),
-            (Compatible, "POST", "/v1/responses", Unlisted),
-            (Compatible, "GET", "/api/v1/models", Free),
-            (Compatible, "POST", "", Unlisted),
+            (OpenaiChat, "POST", "/openai/v1/chat/completions", chat),
+            (OpenaiChat, "POST", "/v1/responses", Unlisted),
+            (OpenaiChat, "GET", "/api/v1/models", Free),
+            (OpenaiChat, "POST", "", Unlisted),
+            (Gemini, "POST", "/v1beta/models/gemini-x:generateContent", gemini),
+            (Gemini, "POST", "/v1beta/models/gemini-x%3AstreamGenerateContent", gemini),
+            (Gemini, "POST", "/v1/projects/p/locations/l/publishers/google/models/g:generateContent", gemini),
+            (Gemini, "POST", "/v1internal:streamGenerateContent", gemini),
+            (Gemini, "POST", "/v1beta/cachedContents", gemini),
+            (Gemini, "POST", "/v1beta/models/gemini-x:countTokens", Free),
+            (Gemini, "POST", "/v1beta/models/gemini-x:batchGenerateContent", Refused(BATCH)),
+            (Gemini, "POST", "/v1/projects/p/publishers/anthropic/models/c:streamRawPredict", messages),
+            (Gemini, "POST", "/v1/projects/p/publishers/anthropic/models/count-tokens:rawPredict", Free),
+            (Gemini, "POST", "/v1beta/openai/chat/completions", chat),
+            (Gemini, "POST", "/v1internal:loadCodeAssist", Free),
+            (Gemini, "POST", "/v1internal:somethingNew", Unlisted),
+            (Gemini, "GET", "/v1beta/models/gemini-x", Free),
+            (Gemini, "POST", "/v1beta/interactions", Unlisted),
+            (Gemini, "POST", "/v1beta/models/:generateContent", Unlisted),
+            (Bedrock, "POST", "/model/anthropic.claude-x-v1%3A0/invoke", bedrock),
+            (Bedrock, "POST", "/model/arn%3Aaws%3Abedrock%3Aeu%3A1%3Aprofile%2Fx/converse-stream", bedrock),
+            (Bedrock, "POST", "/model/m%2Finvoke", Ambiguous),
+            (Bedrock, "POST", "/model/m/invoke-with-bidirectional-stream", Refused(BIDIRECTIONAL)),
+            (Bedrock, "POST", "/model/m/count-tokens", Free),
+            (Bedrock, "POST", "/async-invoke", Refused(LATER)),
+            (Bedrock, "GET", "/async-invoke/arn%3Aaws%2Fx", Free),
+            (Bedrock, "POST", "/guardrail/g/version/1/apply", Unlisted),
+            (Bedrock, "POST", "/openai/v1/chat/completions", chat),
         ];
         for (dialect, method, path, expected) in table {
-            assert_eq!(endpoint(dialect, method, path), expected, "{method} {path}");
+            assert_eq!(endpoint(dialect, method, path), expected, "{dialect:?} {method} {path}");
+        }
+    }
+
+    #[test]
+    fn a_path_may_name_the_model_and_the_stream() {
+        let table = [
+            (Shape::Gemini, "/v1beta/models/gemini-x:streamGenerateContent", Some("gemini-x"), true),
+            (Shape::Gemini, "/v1beta/models/gemini-x:generateContent", Some("gemini-x"), false),
+            (Shape::Gemini, "/v1internal:streamGenerateContent", None, true),
+            (Shape::Gemini, "/v1beta/cachedContents", None, false),
+            (
+                Shape::Bedrock,
+                "/model/anthropic.claude-x-v1%3A0/invoke",
+                Some("anthropic.claude-x-v1:0"),
+                false,
+            ),
+            (Shape::Bedrock, "/model/a%2Fb/converse-stream", Some("a/b"), true),
+            (Shape::Bedrock, "/model/m/invoke-with-response-stream", Some("m"), true),
+            (Shape::OpenaiChat, "/model/m/invoke-with-response-stream", None, false),
+        ];
+        for (shape, path, model, streamed) in table {
+            let expected = InPath { model: model.map(str::to_owned), streamed };
+            assert_eq!(in_path(shape, path), expected, "{path}");
         }
     }
 }

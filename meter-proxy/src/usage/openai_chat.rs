@@ -1,21 +1,26 @@
 //! Usage of OpenAI Chat Completions, of the older Completions and of Embeddings.
 //!
 //! `prompt_tokens` includes what caches gave and took, `completion_tokens` includes reasoning. In a stream the
-//! figures come in a last chunk without choices when the client asked for them; compatible servers repeat
+//! figures come in a last chunk without choices when they were asked for; compatible servers repeat
 //! cumulative figures on many chunks. `data: [DONE]` ends a stream.
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::read::{Raw, nested, object};
-use super::tally::{Tally, renew};
-use crate::estimate;
+use super::read::{Raw, list, nested, object};
+use super::report::Stated;
+use super::tally::Tally;
+use super::{Named, Reader};
+use crate::estimate::Text;
+
+/// OpenAI Chat Completions.
+pub(super) struct OpenaiChat;
 
 #[derive(Deserialize)]
 struct Chunk<'a> {
     #[serde(borrow)]
     model: Raw<'a>,
     #[serde(borrow)]
-    choices: Option<Vec<Choice<'a>>>,
+    choices: Raw<'a>,
     #[serde(borrow)]
     usage: Raw<'a>,
     #[serde(borrow)]
@@ -25,7 +30,7 @@ struct Chunk<'a> {
 #[derive(Deserialize)]
 struct Choice<'a> {
     #[serde(borrow)]
-    delta: Option<Delta<'a>>,
+    delta: Raw<'a>,
     #[serde(borrow)]
     text: Raw<'a>,
     #[serde(borrow)]
@@ -44,15 +49,15 @@ struct Delta<'a> {
     #[serde(borrow)]
     reasoning: Raw<'a>,
     #[serde(borrow)]
-    tool_calls: Option<Vec<ToolCall<'a>>>,
+    tool_calls: Raw<'a>,
     #[serde(borrow)]
-    function_call: Option<Function<'a>>,
+    function_call: Raw<'a>,
 }
 
 #[derive(Deserialize)]
 struct ToolCall<'a> {
     #[serde(borrow)]
-    function: Option<Function<'a>>,
+    function: Raw<'a>,
 }
 
 #[derive(Deserialize)]
@@ -75,7 +80,7 @@ struct Usage<'a> {
     total_tokens: Raw<'a>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct PromptDetails<'a> {
     #[serde(borrow)]
     cached_tokens: Raw<'a>,
@@ -83,89 +88,88 @@ struct PromptDetails<'a> {
     cache_write_tokens: Raw<'a>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct CompletionDetails<'a> {
     #[serde(borrow)]
     reasoning_tokens: Raw<'a>,
 }
 
-/// Reads one chunk of a stream.
-pub(super) fn event(data: &[u8], tally: &mut Tally) {
-    if data.trim_ascii() == b"[DONE]" {
-        tally.hold = true;
-        tally.terminal = true;
-        return;
+impl Reader for OpenaiChat {
+    fn event(&self, event: Named<'_>, tally: &mut Tally) {
+        if event.data.trim_ascii() == b"[DONE]" {
+            tally.hold = true;
+            tally.terminal = true;
+            return;
+        }
+        let Some(chunk) = object::<Chunk<'_>>(event.data) else {
+            return tally.alarm("an event of the stream cannot be read");
+        };
+        tally.name_model(chunk.model);
+        let choices: Vec<Choice<'_>> = list(chunk.choices).collect();
+        for choice in &choices {
+            count_choice(choice, tally);
+        }
+        if chunk.error.is_some() {
+            // [DONE] may follow
+            tally.break_off();
+            tally.terminal = false;
+        }
+        if let Some(raw) = chunk.usage {
+            self.usage(raw, tally);
+            tally.whole = tally.report.is_known();
+            // with choices the next chunk may restate these figures, so they are held but not yet the last
+            tally.hold |= tally.finished || choices.is_empty();
+            tally.terminal |= tally.finished && choices.is_empty();
+        }
     }
-    let Some(chunk) = object::<Chunk<'_>>(data) else {
-        tally.alarm("an event of the stream cannot be read");
-        return;
-    };
-    tally.name_model(chunk.model);
-    let choices = chunk.choices.unwrap_or_default();
-    for choice in &choices {
-        count_choice(choice, tally);
-    }
-    if chunk.error.is_some() {
-        tally.alarm("the provider broke off with an error event");
-        tally.failed = true;
-        tally.hold = true;
-    }
-    if let Some(raw) = chunk.usage {
-        usage(raw, tally);
-        tally.whole = tally.report.is_known();
-        // with choices the next chunk may restate these figures, so they are held but not yet the last
-        tally.hold |= tally.finished || choices.is_empty();
-        tally.terminal |= tally.finished && choices.is_empty();
-    }
-}
 
-/// Reads a usage object.
-pub(super) fn usage(raw: &RawValue, tally: &mut Tally) {
-    tally.keep_raw(raw);
-    let Some(usage) = nested::<Usage<'_>>(Some(raw)) else {
-        tally.alarm("the usage is not an object");
-        return;
-    };
-    let prompt = tally.count("prompt_tokens", usage.prompt_tokens);
-    let completion = tally.count("completion_tokens", usage.completion_tokens);
-    let total = tally.count("total_tokens", usage.total_tokens);
-    // embeddings state no completion: the total tells that there was none
-    let completion = match (prompt, total) {
-        (Some(prompt), Some(total)) if usage.completion_tokens.is_none() => total.checked_sub(prompt),
-        _ => completion,
-    };
-    tally.report.input_includes_cache = true;
-    renew(&mut tally.report.input, prompt);
-    renew(&mut tally.report.output, completion);
-    if let Some(details) = nested::<PromptDetails<'_>>(usage.prompt_tokens_details) {
-        let cached = tally.count("cached_tokens", details.cached_tokens);
-        let written = tally.count("cache_write_tokens", details.cache_write_tokens);
-        renew(&mut tally.report.cache_read, cached);
-        renew(&mut tally.report.cache_write, written);
+    fn usage(&self, raw: &RawValue, tally: &mut Tally) {
+        let Some(usage) = tally.usage_object::<Usage<'_>>(Some(raw)) else { return };
+        let input = tally.count("prompt_tokens", usage.prompt_tokens);
+        let completion = tally.count("completion_tokens", usage.completion_tokens);
+        let total = tally.count("total_tokens", usage.total_tokens);
+        // embeddings state no completion, and some servers leave their reasoning out of it: the total tells
+        let beyond_prompt = input.zip(total).and_then(|(input, total)| total.checked_sub(input));
+        let strange = usage.completion_tokens.is_some() && completion.is_none();
+        let prompt = nested::<PromptDetails<'_>>(usage.prompt_tokens_details).unwrap_or_default();
+        let details = nested::<CompletionDetails<'_>>(usage.completion_tokens_details).unwrap_or_default();
+        let stated = Stated {
+            input,
+            cache_read: tally.count("cached_tokens", prompt.cached_tokens),
+            cache_write: tally.count("cache_write_tokens", prompt.cache_write_tokens),
+            output: if strange { None } else { completion.max(beyond_prompt) },
+            reasoning: tally.count("reasoning_tokens", details.reasoning_tokens),
+            input_includes_cache: true,
+            ..Stated::default()
+        };
+        tally.report.take(&stated);
     }
-    if let Some(details) = nested::<CompletionDetails<'_>>(usage.completion_tokens_details) {
-        let reasoning = tally.count("reasoning_tokens", details.reasoning_tokens);
-        renew(&mut tally.report.reasoning, reasoning);
+
+    /// Some compatible servers never send `[DONE]`.
+    fn ends_unsaid(&self, tally: &Tally) -> bool {
+        tally.finished && tally.whole
     }
 }
 
 fn count_choice(choice: &Choice<'_>, tally: &mut Tally) {
     tally.finished |= choice.finish_reason.is_some();
     tally.count_text(choice.text);
-    let Some(delta) = &choice.delta else { return };
+    let Some(delta) = nested::<Delta<'_>>(choice.delta) else { return };
     tally.count_text(delta.content);
     tally.count_text(delta.refusal);
     tally.count_text(longer(delta.reasoning_content, delta.reasoning));
-    if let Some(call) = &delta.function_call {
-        tally.count_text(call.arguments);
+    count_arguments(delta.function_call, tally);
+    for call in list::<ToolCall<'_>>(delta.tool_calls) {
+        count_arguments(call.function, tally);
     }
-    for call in delta.tool_calls.iter().flatten() {
-        tally.count_text(call.function.as_ref().and_then(|function| function.arguments));
-    }
+}
+
+fn count_arguments(function: Raw<'_>, tally: &mut Tally) {
+    tally.count_text(nested::<Function<'_>>(function).and_then(|function| function.arguments));
 }
 
 /// Some servers send the same reasoning under both names: the longer one counts, not both.
 fn longer<'a>(one: Raw<'a>, other: Raw<'a>) -> Raw<'a> {
-    let bytes = |text: Raw<'_>| text.map_or(0, |text| estimate::text_bytes(text.get()));
+    let bytes = |text: Raw<'_>| text.map_or(0, |text| Text::of_string(text.get()).bytes());
     if bytes(one) >= bytes(other) { one } else { other }
 }

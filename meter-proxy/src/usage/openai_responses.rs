@@ -5,8 +5,13 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::read::{Raw, nested, object};
-use super::tally::{Tally, renew};
+use super::read::{Raw, nested, object, word};
+use super::report::Stated;
+use super::tally::Tally;
+use super::{Named, Reader, from_usage_on, kind_in};
+
+/// OpenAI Responses.
+pub(super) struct OpenaiResponses;
 
 #[derive(Deserialize)]
 struct Event<'a> {
@@ -38,7 +43,7 @@ struct Usage<'a> {
     output_tokens_details: Raw<'a>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct InputDetails<'a> {
     #[serde(borrow)]
     cached_tokens: Raw<'a>,
@@ -46,76 +51,77 @@ struct InputDetails<'a> {
     cache_write_tokens: Raw<'a>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct OutputDetails<'a> {
     #[serde(borrow)]
     reasoning_tokens: Raw<'a>,
 }
 
+impl Reader for OpenaiResponses {
+    fn event(&self, event: Named<'_>, tally: &mut Tally) {
+        let Some(event) = object::<Event<'_>>(event.data) else {
+            return tally.alarm("an event of the stream cannot be read");
+        };
+        match word(event.kind) {
+            kind if is_terminal(kind) => {
+                self.response(event.response, tally);
+                tally.whole = tally.report.is_known();
+                tally.hold = true;
+                tally.terminal = true;
+            }
+            "error" => tally.break_off(),
+            // names the model early, for streams that break
+            "response.created" if tally.model.is_none() => self.response(event.response, tally),
+            kind if is_text_delta(kind) => tally.count_text(event.delta),
+            _ => {}
+        }
+    }
+
+    fn usage(&self, raw: &RawValue, tally: &mut Tally) {
+        let Some(usage) = tally.usage_object::<Usage<'_>>(Some(raw)) else { return };
+        let input = nested::<InputDetails<'_>>(usage.input_tokens_details).unwrap_or_default();
+        let output = nested::<OutputDetails<'_>>(usage.output_tokens_details).unwrap_or_default();
+        let stated = Stated {
+            input: tally.count("input_tokens", usage.input_tokens),
+            cache_read: tally.count("cached_tokens", input.cached_tokens),
+            cache_write: tally.count("cache_write_tokens", input.cache_write_tokens),
+            output: tally.count("output_tokens", usage.output_tokens),
+            reasoning: tally.count("reasoning_tokens", output.reasoning_tokens),
+            input_includes_cache: true,
+            ..Stated::default()
+        };
+        tally.report.take(&stated);
+    }
+
+    /// Only the last events have figures, and they are long: they repeat the whole answer.
+    fn oversized_event(&self, start: &[u8], end: &[u8], tally: &mut Tally) -> bool {
+        let Some(kind) = kind_in(start).filter(|kind| is_terminal(kind)) else {
+            return kind_in(start).is_some();
+        };
+        let opening = format!(r#"{{"type":"{kind}","response":{{"#);
+        let rebuilt = from_usage_on(opening.as_bytes(), end, self.usage_key());
+        let bare = || format!("{opening}}}}}").into_bytes();
+        self.event(Named::unnamed(&rebuilt.unwrap_or_else(bare)), tally);
+        tally.whole
+    }
+}
+
+impl OpenaiResponses {
+    fn response(&self, raw: Raw<'_>, tally: &mut Tally) {
+        let Some(response) = nested::<Response<'_>>(raw) else { return };
+        tally.name_model(response.model);
+        if let Some(raw) = response.usage {
+            self.usage(raw, tally);
+        }
+    }
+}
+
 /// Whether an event of this type is the last, with the figures.
-pub(super) fn is_terminal(kind: &str) -> bool {
+fn is_terminal(kind: &str) -> bool {
     matches!(kind, "response.completed" | "response.incomplete" | "response.failed")
-}
-
-/// Reads one event of a stream.
-pub(super) fn event(data: &[u8], tally: &mut Tally) {
-    let Some(event) = object::<Event<'_>>(data) else {
-        tally.alarm("an event of the stream cannot be read");
-        return;
-    };
-    match event.kind.map_or("", |kind| kind.get().trim_matches('"')) {
-        kind if is_terminal(kind) => {
-            read_response(event.response, tally);
-            tally.whole = tally.report.is_known();
-            tally.hold = true;
-            tally.terminal = true;
-        }
-        "error" => {
-            tally.alarm("the provider broke off with an error event");
-            tally.failed = true;
-            tally.hold = true;
-            tally.terminal = true;
-        }
-        // names the model early, for streams that break
-        "response.created" if tally.model.is_none() => read_response(event.response, tally),
-        kind if is_text_delta(kind) => tally.count_text(event.delta),
-        _ => {}
-    }
-}
-
-/// Reads a usage object.
-pub(super) fn usage(raw: &RawValue, tally: &mut Tally) {
-    tally.keep_raw(raw);
-    let Some(usage) = nested::<Usage<'_>>(Some(raw)) else {
-        tally.alarm("the usage is not an object");
-        return;
-    };
-    let input = tally.count("input_tokens", usage.input_tokens);
-    let output = tally.count("output_tokens", usage.output_tokens);
-    tally.report.input_includes_cache = true;
-    renew(&mut tally.report.input, input);
-    renew(&mut tally.report.output, output);
-    if let Some(details) = nested::<InputDetails<'_>>(usage.input_tokens_details) {
-        let cached = tally.count("cached_tokens", details.cached_tokens);
-        let written = tally.count("cache_write_tokens", details.cache_write_tokens);
-        renew(&mut tally.report.cache_read, cached);
-        renew(&mut tally.report.cache_write, written);
-    }
-    if let Some(details) = nested::<OutputDetails<'_>>(usage.output_tokens_details) {
-        let reasoning = tally.count("reasoning_tokens", details.reasoning_tokens);
-        renew(&mut tally.report.reasoning, reasoning);
-    }
 }
 
 /// Deltas of text, tool input and reasoning; audio is base64 and no text.
 fn is_text_delta(kind: &str) -> bool {
     kind.ends_with(".delta") && !kind.ends_with("audio.delta")
-}
-
-fn read_response(raw: Raw<'_>, tally: &mut Tally) {
-    let Some(response) = nested::<Response<'_>>(raw) else { return };
-    tally.name_model(response.model);
-    if let Some(raw) = response.usage {
-        usage(raw, tally);
-    }
 }

@@ -9,7 +9,7 @@ pub(crate) type Raw<'a> = Option<&'a RawValue>;
 
 /// Most tokens that one exchange can have used; more is a provider's mistake. Sums of such figures over any
 /// window stay far inside 63 bits.
-const MAX_COUNT: u64 = 1_000_000_000_000;
+pub(crate) const MAX_COUNT: u64 = 1_000_000_000_000;
 
 /// Longest name of a model, in characters.
 const MAX_MODEL_CHARS: usize = 128;
@@ -30,6 +30,18 @@ pub(crate) fn object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
 /// Reads an object inside another; `None` when it is missing, null or anything else.
 pub(crate) fn nested<'a, T: Deserialize<'a>>(field: Raw<'a>) -> Option<T> {
     object(field?.get().as_bytes())
+}
+
+/// Reads the objects of a list, each by itself; what is none is left out.
+pub(crate) fn list<'a, T: Deserialize<'a>>(field: Raw<'a>) -> impl Iterator<Item = T> {
+    let values: Vec<&RawValue> =
+        field.and_then(|list| serde_json::from_str(list.get()).ok()).unwrap_or_default();
+    values.into_iter().filter_map(|value| nested(Some(value)))
+}
+
+/// The text of a field that is a string without escapes; empty otherwise.
+pub(crate) fn word<'a>(field: Raw<'a>) -> &'a str {
+    field.and_then(|field| field.get().strip_prefix('"')?.strip_suffix('"')).unwrap_or_default()
 }
 
 /// Reads a count of tokens: a whole number, not negative, not beyond [`MAX_COUNT`].

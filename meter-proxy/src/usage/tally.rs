@@ -1,56 +1,16 @@
 //! What an answer has said and shown so far; every dialect fills it.
 use std::borrow::Cow;
 
-use serde_json::value::RawValue;
+use serde::Deserialize;
 
-use super::read::{Raw, append_compact, count, model_name};
-use crate::estimate;
+use super::read::{Raw, append_compact, count, model_name, nested};
+use super::report::Report;
+use crate::estimate::Text;
 use crate::protocol::MAX_RAW_BYTES;
 use crate::tokens::Tokens;
 
 /// Most alarms that are kept of one exchange.
 const MAX_ALARMS: usize = 6;
-
-/// The provider's latest figures, field by field as it names them; `None`: never stated.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Report {
-    /// All input, or only what no cache was involved in: see `input_includes_cache`.
-    pub(crate) input: Option<u64>,
-    pub(crate) cache_write: Option<u64>,
-    pub(crate) cache_read: Option<u64>,
-    /// Output, reasoning included.
-    pub(crate) output: Option<u64>,
-    pub(crate) reasoning: Option<u64>,
-    /// What is charged beside the top-level figures.
-    pub(crate) beside: Option<Tokens>,
-    pub(crate) input_includes_cache: bool,
-}
-
-impl Report {
-    /// Whether any figure was stated.
-    pub(crate) fn is_known(&self) -> bool {
-        self.input.is_some()
-            || self.output.is_some()
-            || self.cache_read.is_some()
-            || self.cache_write.is_some()
-    }
-
-    /// The figures in the classes of the ledger; what was never stated is zero.
-    pub(crate) fn tokens(&self) -> Tokens {
-        let cache_write = self.cache_write.unwrap_or_default();
-        let cache_read = self.cache_read.unwrap_or_default();
-        let included = if self.input_includes_cache { cache_write.saturating_add(cache_read) } else { 0 };
-        let output = self.output.unwrap_or_default();
-        Tokens {
-            input: self.input.unwrap_or_default().saturating_sub(included),
-            cache_write,
-            cache_read,
-            output,
-            reasoning: self.reasoning.unwrap_or_default().min(output),
-        }
-        .saturating_add(&self.beside.unwrap_or_default())
-    }
-}
 
 /// What an answer has said and shown so far.
 #[derive(Debug, Default)]
@@ -58,11 +18,12 @@ pub(crate) struct Tally {
     pub(crate) report: Report,
     /// The report covers the whole answer, should nothing follow.
     pub(crate) whole: bool,
-    /// Bytes of decoded text that were seen.
-    pub(crate) text_bytes: u64,
+    /// Output that was seen.
+    pub(crate) text: Text,
     /// The model that answers.
     pub(crate) model: Option<String>,
-    /// Nothing may reach the client until the settlement is durable.
+    /// Nothing may reach the client until the settlement is durable, or until what follows shows that the figures
+    /// were not yet the last.
     pub(crate) hold: bool,
     /// The dialect's last event came, or the whole document.
     pub(crate) terminal: bool,
@@ -88,13 +49,25 @@ impl Tally {
 
     /// The running count of output, tokens. Errs low.
     pub(crate) fn running_output(&self) -> u64 {
-        estimate::running_output_tokens(self.text_bytes)
+        self.text.running_tokens()
     }
 
     /// Counts text that was generated.
     pub(crate) fn count_text(&mut self, text: Raw<'_>) {
-        let bytes = text.map_or(0, |text| estimate::text_bytes(text.get()));
-        self.text_bytes = self.text_bytes.saturating_add(bytes);
+        self.text = self.text.plus(text.map(|text| Text::of_string(text.get())).unwrap_or_default());
+    }
+
+    /// Counts JSON that was generated as it is.
+    pub(crate) fn count_value(&mut self, value: Raw<'_>) {
+        self.text = self.text.plus(value.map(|value| Text::of_value(value.get())).unwrap_or_default());
+    }
+
+    /// The provider broke off: nothing follows.
+    pub(crate) fn break_off(&mut self) {
+        self.alarm("the provider broke off with an error event");
+        self.failed = true;
+        self.hold = true;
+        self.terminal = true;
     }
 
     /// Keeps the first name of the model that is stated.
@@ -102,6 +75,16 @@ impl Tally {
         if self.model.is_none() {
             self.model = model_name(name);
         }
+    }
+
+    /// Reads a usage object and keeps its JSON; what is none is an alarm.
+    pub(crate) fn usage_object<'a, T: Deserialize<'a>>(&mut self, raw: Raw<'a>) -> Option<T> {
+        self.keep_raw(raw?.get());
+        let usage = nested(raw);
+        if usage.is_none() {
+            self.alarm("the usage is not an object");
+        }
+        usage
     }
 
     /// Reads a count; what is none is named in an alarm and otherwise as if it were missing.
@@ -113,15 +96,15 @@ impl Tally {
         count
     }
 
-    /// Keeps the provider's usage JSON for the ledger, should it be short enough.
-    pub(crate) fn keep_raw(&mut self, usage: &RawValue) {
+    /// Keeps a provider's usage, one JSON value, for the ledger, should it be short enough.
+    pub(crate) fn keep_raw(&mut self, usage: &str) {
         if self.first_raw.is_empty() {
             std::mem::swap(&mut self.first_raw, &mut self.latest_raw);
         }
         self.latest_raw.clear();
         // half of the bound each, less the brackets and the comma around both
-        if usage.get().len() <= MAX_RAW_BYTES / 2 - 2 {
-            append_compact(usage.get(), &mut self.latest_raw);
+        if usage.len() <= MAX_RAW_BYTES / 2 - 2 {
+            append_compact(usage, &mut self.latest_raw);
         }
     }
 
@@ -147,12 +130,5 @@ impl Tally {
     /// All alarms in one line.
     pub(crate) fn alarms(&self) -> Option<String> {
         if self.alarms.is_empty() { None } else { Some(self.alarms.join("; ")) }
-    }
-}
-
-/// `newer` where it states something, else what stood before: figures are cumulative, never summed.
-pub(crate) fn renew<T>(field: &mut Option<T>, newer: Option<T>) {
-    if newer.is_some() {
-        *field = newer;
     }
 }

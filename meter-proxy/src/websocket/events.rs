@@ -5,10 +5,10 @@
 use memchr::memmem;
 use serde::Deserialize;
 
+use crate::events::Event;
 use crate::exchange::Facts;
-use crate::sse::Event;
-use crate::usage::Shape;
 use crate::usage::read::{Raw, nested, object};
+use crate::usage::{InPath, Shape};
 
 /// Longest name of a lane, and of a response that is told apart, characters.
 const MAX_NAME_CHARS: usize = 256;
@@ -68,7 +68,7 @@ impl Request<'_> {
         }
         let generates = self.generate.is_none_or(|generate| generate.get() != "false");
         // answers come as events, whether the request says so or not
-        let facts = Facts::of_request(Shape::OpenaiResponses, text, true, "", None);
+        let facts = Facts::of_request(Shape::OpenaiResponses, InPath::default(), text, true, "", None);
         Asked::Response { lane, facts: Facts { streamed: true, output_allowance: 0, ..facts }, generates }
     }
 }
@@ -122,7 +122,7 @@ impl Heard {
     #[must_use]
     pub fn read(event: Event<'_>) -> Self {
         let text = match event {
-            Event::Data(text) => text,
+            Event::Data(text) | Event::Named { data: text, .. } => text,
             Event::Oversized { start, .. } => return Self::of_start(start),
         };
         let Some(event) = object::<ServerEvent<'_>>(text) else { return Self::default() };

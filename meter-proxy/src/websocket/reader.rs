@@ -5,8 +5,8 @@ use bytes::{Bytes, BytesMut};
 
 use super::deflate::{Corrupt, Deflate, Inflate};
 use super::frames::{FrameError, Frames, Part, Sender};
+use crate::events::{Ends, Event, MAX_EVENT_BYTES};
 use crate::facts::MAX_REQUEST_BYTES;
-use crate::sse::{Ends, Event, MAX_EVENT_BYTES};
 
 /// Why the rest of a direction cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -94,7 +94,7 @@ impl Reader {
     pub fn message(&self) -> Event<'_> {
         match &self.ends {
             None => Event::Data(&self.message),
-            Some(Ends { start, end }) => Event::Oversized { start, end },
+            Some(ends) => ends.event(),
         }
     }
 

@@ -14,13 +14,13 @@ use super::frames::{Part, Sender};
 use super::reader::{Passing, Reader};
 use super::session::{Unasked, Verdict};
 use super::socket::{CLOSE_TIMEOUT, End, Socket};
+use crate::events::Event;
 use crate::exchange::Facts;
 use crate::forward::MAX_SILENCE;
 use crate::gate::Permit;
 use crate::lock::lock;
 use crate::refuse::Refused;
 use crate::settle;
-use crate::sse::Event;
 use crate::tail::MAX_HELD_BYTES;
 use crate::tokens::Ending;
 use crate::tunnel::MAX_IDLE;
@@ -104,7 +104,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromServer<'_, R, W> {
     async fn hold_or_pass_on(&mut self) -> Result<(), End> {
         if !self.passes_on && self.held.len() > MAX_HELD_BYTES {
             let start = match self.reader.message() {
-                Event::Data(start) | Event::Oversized { start, .. } => start,
+                Event::Data(start) | Event::Named { data: start, .. } | Event::Oversized { start, .. } => {
+                    start
+                }
             };
             if !Heard::of_start(&start[..start.len().min(START_BYTES)]).is_harmless() {
                 let why = "the provider's message is too long to be held back";

@@ -6,10 +6,10 @@ use std::collections::{HashMap, VecDeque};
 
 use super::events::{Heard, Lane};
 use crate::activity::Activity;
+use crate::events::Event;
 use crate::exchange::{Exchange, Facts, Step};
 use crate::gate::Permit;
 use crate::settle;
-use crate::sse::Event;
 use crate::tokens::Ending;
 use crate::usage::Shape;
 

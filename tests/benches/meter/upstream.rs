@@ -15,7 +15,7 @@ use hyper::body::{Body, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use support::clock::mono_ns;
-use support::tls::TestCa;
+use support::tls::{HTTP1, TestCa};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -51,7 +51,7 @@ impl Upstream {
         let ca = TestCa::new();
         let ca_dir = tempfile::tempdir().unwrap();
         std::fs::write(ca_dir.path().join("ca.pem"), ca.pem()).unwrap();
-        let tls = TlsAcceptor::from(ca.server_config(&[NAME, "localhost"]));
+        let tls = TlsAcceptor::from(ca.server_config(&[NAME, "localhost"], HTTP1));
         let (http, https) = runtime.block_on(async { (listen(None).await, listen(Some(tls)).await) });
         Self { http, https, ca_dir, _runtime: runtime }
     }

@@ -7,7 +7,7 @@ use clap::Parser;
 use serde_json::json;
 use support::provider::{Provider, Reply, Script};
 
-/// Answers in the wire shapes of Anthropic and OpenAI on free loopback ports.
+/// Answers in the wire shapes of Anthropic, OpenAI, Gemini and Bedrock on free loopback ports.
 #[derive(Parser)]
 struct Args {
     /// Pause before each text delta, in milliseconds.

@@ -186,7 +186,7 @@ impl Reading {
         {
             self.usage = Some(usage.clone());
         }
-        let errors = ["/error/message", "/response/error/message"];
+        let errors = ["/error/message", "/response/error/message", "/message"];
         if let Some(message) = errors.iter().find_map(|at| value.pointer(at)?.as_str()) {
             self.error = Some(message.to_owned());
         }

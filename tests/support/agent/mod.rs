@@ -35,6 +35,8 @@ pub enum Provider {
     #[default]
     Claude,
     Codex,
+    Gemini,
+    Bedrock,
 }
 
 /// Which API it speaks.
@@ -44,6 +46,10 @@ pub enum Api {
     Messages,
     Chat,
     Responses,
+    GenerateContent,
+    GenerateArray,
+    Invoke,
+    Converse,
 }
 
 /// How it reaches the provider.
@@ -64,7 +70,7 @@ pub struct Options {
     /// Whose client to be.
     #[arg(long, value_enum, default_value = "claude")]
     pub provider: Provider,
-    /// API; by default the provider's own: messages, responses.
+    /// API; by default the provider's own: messages, responses, generate-content, invoke.
     #[arg(long, value_enum)]
     pub api: Option<Api>,
     /// Way to the provider.
@@ -126,8 +132,8 @@ pub struct Agent {
 }
 
 /// A connection, with TLS or without.
-trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire for S {}
+trait Wire: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + Sync> Wire for S {}
 
 impl Agent {
     /// Not yet connected.
@@ -207,7 +213,8 @@ impl Agent {
             Provider::Claude => {
                 request.header("x-api-key", "sk-test").header("anthropic-version", "2023-06-01")
             }
-            Provider::Codex => request.header(header::AUTHORIZATION, "Bearer sk-test"),
+            Provider::Codex | Provider::Bedrock => request.header(header::AUTHORIZATION, "Bearer sk-test"),
+            Provider::Gemini => request.header("x-goog-api-key", "test"),
         };
         if self.options.gzip {
             request = request.header(header::ACCEPT_ENCODING, "gzip");
@@ -227,6 +234,15 @@ impl Agent {
             Api::Messages => json!({"model": "claude-mock-1", "max_tokens": 4096, "messages": messages}),
             Api::Chat => json!({"model": "gpt-mock-1", "messages": messages}),
             Api::Responses => json!({"model": "gpt-mock-1", "input": prompt}),
+            Api::GenerateContent | Api::GenerateArray => {
+                return json!({"contents": [{"role": "user", "parts": [{"text": prompt}]}]});
+            }
+            Api::Invoke => {
+                return json!({"anthropic_version": "bedrock-2023-05-31", "max_tokens": 4096, "messages": messages});
+            }
+            Api::Converse => {
+                return json!({"messages": [{"role": "user", "content": [{"text": prompt}]}]});
+            }
         };
         question["stream"] = json!(stream);
         if self.options.include_usage {

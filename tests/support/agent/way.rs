@@ -36,27 +36,46 @@ pub(super) fn api_of(options: &Options) -> Api {
     options.api.unwrap_or(match options.provider {
         Provider::Claude => Api::Messages,
         Provider::Codex => Api::Responses,
+        Provider::Gemini => Api::GenerateContent,
+        Provider::Bedrock => Api::Invoke,
     })
 }
 
-/// Path of the API below `/v1`.
-fn endpoint(api: Api) -> &'static str {
-    match api {
-        Api::Messages => "/messages",
-        Api::Chat => "/chat/completions",
-        Api::Responses => "/responses",
+/// Path of the API at the provider's own host, or below a base URL that has its version.
+fn endpoint(options: &Options, versioned_base: bool) -> String {
+    const BEDROCK: &str = "/model/anthropic.claude-mock-v1%3A0";
+    let version = if versioned_base { "" } else { "/v1" };
+    match (api_of(options), options.stream) {
+        (Api::Messages, _) => format!("{version}/messages"),
+        (Api::Chat, _) => format!("{version}/chat/completions"),
+        (Api::Responses, _) => format!("{version}/responses"),
+        (Api::GenerateContent | Api::GenerateArray, false) => {
+            "/v1beta/models/gemini-mock-1:generateContent".to_owned()
+        }
+        (Api::GenerateContent, true) => {
+            "/v1beta/models/gemini-mock-1:streamGenerateContent?alt=sse".to_owned()
+        }
+        (Api::GenerateArray, true) => "/v1beta/models/gemini-mock-1:streamGenerateContent".to_owned(),
+        (Api::Invoke, false) => format!("{BEDROCK}/invoke"),
+        (Api::Invoke, true) => format!("{BEDROCK}/invoke-with-response-stream"),
+        (Api::Converse, false) => format!("{BEDROCK}/converse"),
+        (Api::Converse, true) => format!("{BEDROCK}/converse-stream"),
     }
 }
 
-/// Anthropic's base URL lacks the `/v1`, OpenAI's has it.
+/// Anthropic's base URL lacks the `/v1`, OpenAI's has it; where a client has no variable, Anthropic's tells the meter.
 fn gateway(options: &Options) -> anyhow::Result<Way> {
-    let (variable, version) = match options.provider {
-        Provider::Claude => ("ANTHROPIC_BASE_URL", "/v1"),
-        Provider::Codex => ("OPENAI_BASE_URL", ""),
+    let (variable, provider) = match options.provider {
+        Provider::Claude => ("ANTHROPIC_BASE_URL", "claude"),
+        Provider::Codex => ("OPENAI_BASE_URL", "codex"),
+        Provider::Gemini => ("ANTHROPIC_BASE_URL", "gemini"),
+        Provider::Bedrock => ("ANTHROPIC_BASE_URL", "bedrock"),
     };
     let base = match &options.base_url {
         Some(base) => base.clone(),
-        None => std::env::var(variable).with_context(|| format!("gateway mode needs {variable}"))?,
+        None => std::env::var(variable)
+            .with_context(|| format!("gateway mode needs {variable}"))?
+            .replace("/claude", &format!("/{provider}")),
     };
     let base: Uri = base.parse().with_context(|| format!("{base} is no URL"))?;
     let authority = base.authority().with_context(|| format!("{base} names no host"))?;
@@ -67,7 +86,11 @@ fn gateway(options: &Options) -> anyhow::Result<Way> {
         connect: None,
         tls_name: tls.then(|| authority.host().trim_matches(['[', ']']).to_owned()),
         host_header: authority.to_string(),
-        path: format!("{}{version}{}", base.path().trim_end_matches('/'), endpoint(api_of(options))),
+        path: format!(
+            "{}{}",
+            base.path().trim_end_matches('/'),
+            endpoint(options, options.provider == Provider::Codex)
+        ),
     })
 }
 
@@ -76,6 +99,8 @@ fn asked_host(options: &Options) -> anyhow::Result<http::uri::Authority> {
     let own = match options.provider {
         Provider::Claude => "api.anthropic.com",
         Provider::Codex => "api.openai.com",
+        Provider::Gemini => "generativelanguage.googleapis.com",
+        Provider::Bedrock => "bedrock-runtime.us-east-1.amazonaws.com",
     };
     let asked = options.authority.as_deref().unwrap_or(own);
     asked.parse().with_context(|| format!("{asked} is no host"))
@@ -90,7 +115,7 @@ fn straight(options: &Options) -> anyhow::Result<Way> {
         connect: None,
         tls_name: Some(asked.host().to_owned()),
         host_header: asked.to_string(),
-        path: format!("/v1{}", endpoint(api_of(options))),
+        path: endpoint(options, false),
     })
 }
 
@@ -104,7 +129,7 @@ fn through_proxy(options: &Options) -> anyhow::Result<Way> {
         connect: Some(format!("{}:{}", asked.host(), asked.port_u16().unwrap_or(443))),
         tls_name: Some(asked.host().trim_matches(['[', ']']).to_owned()),
         host_header: asked.to_string(),
-        path: format!("/v1{}", endpoint(api_of(options))),
+        path: endpoint(options, false),
     })
 }
 

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame};
 use tokio::time::Sleep;
 
+use super::bedrock;
 use super::record::{Book, End};
 use super::script::Framing;
 use crate::encoding::Encoder;
@@ -37,9 +38,28 @@ pub(super) struct Piece {
     pub paced: bool,
 }
 
+/// How the pieces of a stream are told apart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wire {
+    /// Server-sent events.
+    Events,
+    /// Not at all: the data says it.
+    Bare,
+    /// AWS's binary event stream.
+    EventStream,
+}
+
 impl Piece {
-    /// Its bytes on the wire.
-    pub fn framed(&self, framing: Framing, first: bool) -> Vec<u8> {
+    /// Its bytes on the wire; `framing` is for events alone.
+    pub fn framed(&self, wire: Wire, framing: Framing, first: bool) -> Vec<u8> {
+        match wire {
+            Wire::Events => self.as_event(framing, first),
+            Wire::Bare => self.data.clone().into_bytes(),
+            Wire::EventStream => bedrock::frame(self.name.unwrap_or_default(), &self.data),
+        }
+    }
+
+    fn as_event(&self, framing: Framing, first: bool) -> Vec<u8> {
         let mut text = String::new();
         if first && framing.bom {
             text.push('\u{feff}');

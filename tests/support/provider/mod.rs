@@ -1,8 +1,10 @@
-//! A mock provider: answers in the wire shapes of Anthropic and OpenAI over real sockets, and keeps its own bill.
+//! A mock provider: answers in the wire shapes of Anthropic, OpenAI, Gemini and Bedrock over real sockets, and keeps its own bill.
 //!
 //! Runs on threads of its own, so that plain tests can use it. What it bills is what the product must find out.
 mod anthropic;
+mod bedrock;
 mod body;
+mod gemini;
 mod openai;
 mod record;
 mod script;
@@ -25,8 +27,16 @@ use crate::tls::{self, TestCa};
 use record::Book;
 
 /// Names that the provider's TLS certificate is good for.
-pub const TLS_NAMES: [&str; 6] =
-    ["api.anthropic.com", "api.openai.com", "chatgpt.com", "localhost", "127.0.0.1", "::1"];
+pub const TLS_NAMES: [&str; 8] = [
+    "api.anthropic.com",
+    "api.openai.com",
+    "chatgpt.com",
+    "generativelanguage.googleapis.com",
+    "bedrock-runtime.us-east-1.amazonaws.com",
+    "localhost",
+    "127.0.0.1",
+    "::1",
+];
 
 /// Where a provider listens; the line that `mock-provider` prints.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -15,10 +15,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
-use super::body::{AnswerBody, Note, Piece, Step, Steps};
+use super::body::{AnswerBody, Note, Piece, Step, Steps, Wire};
 use super::record::{Billed, Book};
 use super::script::{Reply, Script};
-use super::{anthropic, openai, websocket};
+use super::{anthropic, bedrock, gemini, openai, websocket};
 use crate::encoding::{Decoder, Encoder, Encoding};
 
 /// A way of asking that bills.
@@ -27,6 +27,9 @@ enum Api {
     Messages,
     Chat,
     Responses,
+    Gemini,
+    Invoke,
+    Converse,
 }
 
 /// Whose shapes an answer has.
@@ -34,6 +37,19 @@ enum Api {
 enum Shape {
     Anthropic,
     OpenAi,
+    Google,
+    Aws,
+}
+
+impl Api {
+    fn shape(self) -> Shape {
+        match self {
+            Self::Messages => Shape::Anthropic,
+            Self::Chat | Self::Responses => Shape::OpenAi,
+            Self::Gemini => Shape::Google,
+            Self::Invoke | Self::Converse => Shape::Aws,
+        }
+    }
 }
 
 /// What a request asks for, as far as the mock cares.
@@ -42,6 +58,7 @@ struct Call {
     model: String,
     stream: bool,
     include_usage: bool,
+    wire: Wire,
 }
 
 pub(super) struct Server {
@@ -131,8 +148,8 @@ impl Server {
 
     /// An inference request: the script's reply, at its pace.
     async fn infer(&self, api: Api, head: &request::Parts, body: &[u8], note: Note) -> Response<AnswerBody> {
-        let shape = if api == Api::Messages { Shape::Anthropic } else { Shape::OpenAi };
-        let Some(call) = Call::read(api, body) else {
+        let shape = api.shape();
+        let Some(call) = Call::read(api, &head.uri, body) else {
             return self.refuse(shape, 400, note);
         };
         let chosen = self.script.reply(head.uri.path(), &call.model, call.stream);
@@ -167,7 +184,7 @@ impl Server {
                 anthropic::count(&reply)
             }
             ("GET", "/v1/models", Shape::Anthropic) => anthropic::models(),
-            ("GET", "/v1/models", Shape::OpenAi) => openai::models(),
+            ("GET", "/v1/models", _) => openai::models(),
             ("GET", "/backend-api/wham/accounts/check", _) => openai::account(&head.headers),
             _ => return self.refuse(shape, 404, note),
         };
@@ -180,6 +197,8 @@ impl Server {
         let error = match shape {
             Shape::Anthropic => anthropic::error(status),
             Shape::OpenAi => openai::error(status),
+            Shape::Google => gemini::error(status),
+            Shape::Aws => bedrock::error(status),
         };
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         with_json(status, &error, Some(note))
@@ -207,20 +226,42 @@ fn billing_api(method: &Method, path: &str) -> Option<Api> {
         "/v1/messages" => Some(Api::Messages),
         "/v1/chat/completions" => Some(Api::Chat),
         "/v1/responses" | "/backend-api/codex/responses" => Some(Api::Responses),
-        _ => None,
+        _ => match path.rsplit(['/', ':']).next()? {
+            "generateContent" | "streamGenerateContent" => Some(Api::Gemini),
+            "invoke" | "invoke-with-response-stream" => Some(Api::Invoke),
+            "converse" | "converse-stream" => Some(Api::Converse),
+            _ => None,
+        },
     }
 }
 
 impl Call {
-    /// `None`: not a JSON object with a model.
-    fn read(api: Api, body: &[u8]) -> Option<Self> {
+    /// `None`: no JSON object, or one without a model where that is not in the path.
+    fn read(api: Api, uri: &http::Uri, body: &[u8]) -> Option<Self> {
         let body: Value = serde_json::from_slice(body).ok()?;
-        Some(Self {
-            api,
-            model: body["model"].as_str()?.to_owned(),
-            stream: body["stream"] == true,
-            include_usage: body["stream_options"]["include_usage"] == true,
-        })
+        let path = uri.path();
+        let in_path = path.contains("stream");
+        let (model, stream, wire) = match api {
+            Api::Messages | Api::Chat | Api::Responses => {
+                (body["model"].as_str()?, body["stream"] == true, Wire::Events)
+            }
+            Api::Gemini => {
+                let events = uri.query().is_some_and(|query| query.contains("alt=sse"));
+                let model = path.rsplit('/').next()?.split(':').next()?;
+                (model, in_path, if events { Wire::Events } else { Wire::Bare })
+            }
+            Api::Invoke | Api::Converse => (path.split('/').nth(2)?, in_path, Wire::EventStream),
+        };
+        let include_usage = body["stream_options"]["include_usage"] == true;
+        Some(Self { api, model: model.to_owned(), stream, include_usage, wire })
+    }
+
+    fn content_type(&self) -> &'static str {
+        match self.wire {
+            Wire::Events if self.stream => "text/event-stream; charset=utf-8",
+            Wire::EventStream if self.stream => "application/vnd.amazon.eventstream",
+            _ => "application/json",
+        }
     }
 
     fn events(&self, reply: Reply, id: usize) -> Box<dyn Iterator<Item = Piece> + Send> {
@@ -228,12 +269,17 @@ impl Call {
             Api::Messages => anthropic::stream(reply, id, &self.model),
             Api::Chat => openai::chat_stream(reply, id, &self.model, self.include_usage),
             Api::Responses => openai::responses_stream(reply, id, &self.model),
+            Api::Gemini => gemini::stream(reply, id, &self.model, self.wire == Wire::Bare),
+            Api::Invoke => bedrock::invoke_stream(reply, id, &self.model),
+            Api::Converse => bedrock::converse_stream(reply),
         }
     }
 
     fn whole(&self, reply: &Reply, id: usize) -> Value {
         match self.api {
-            Api::Messages => anthropic::whole(reply, id, &self.model),
+            Api::Messages | Api::Invoke => anthropic::whole(reply, id, &self.model),
+            Api::Gemini => gemini::whole(reply, id, &self.model),
+            Api::Converse => bedrock::converse_whole(reply),
             Api::Chat => openai::chat_whole(reply, id, &self.model),
             Api::Responses => openai::responses_whole(reply, id, &self.model),
         }
@@ -244,11 +290,15 @@ fn respond(call: &Call, reply: Reply, asked: &HeaderMap, note: Note) -> Response
     let accepted = asked.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or("");
     let encoding = reply.encoding.filter(|encoding| encoding.accepted_by(accepted));
     let (framing, breaks) = (reply.framing, reply.break_after.is_some());
-    let kind = if call.stream { "text/event-stream; charset=utf-8" } else { "application/json" };
     let mut response = Response::builder()
         .status(reply.status)
-        .header(header::CONTENT_TYPE, kind)
+        .header(header::CONTENT_TYPE, call.content_type())
         .header(request_id(call.api), format!("req_mock{:020}", note.id));
+    if call.api == Api::Invoke && !call.stream {
+        for (name, count) in bedrock::counts_in_head(&reply) {
+            response = response.header(name, count);
+        }
+    }
     if let Some(encoding) = encoding {
         response = response.header(header::CONTENT_ENCODING, encoding.name());
     }
@@ -268,15 +318,20 @@ fn respond(call: &Call, reply: Reply, asked: &HeaderMap, note: Note) -> Response
 
 /// Name of the header with the provider's id of a request.
 fn request_id(api: Api) -> &'static str {
-    if api == Api::Messages { "request-id" } else { "x-request-id" }
+    match api.shape() {
+        Shape::Anthropic => "request-id",
+        Shape::OpenAi | Shape::Google => "x-request-id",
+        Shape::Aws => "x-amzn-requestid",
+    }
 }
 
 fn streamed(call: &Call, reply: Reply, id: usize) -> Steps {
     let (pace, framing, limit) = (reply.pace, reply.framing, reply.break_after.unwrap_or(usize::MAX));
+    let wire = call.wire;
     let events = call.events(reply, id).take(limit).enumerate();
     Box::new(events.map(move |(n, piece)| Step {
         pause: if piece.paced { pace } else { Duration::ZERO },
-        bytes: piece.framed(framing, n == 0),
+        bytes: piece.framed(wire, framing, n == 0),
         output: piece.output,
     }))
 }

@@ -101,20 +101,21 @@ fn progress(transaction: &Transaction<'_>, exchange: i64, seen: &Tokens) -> Resu
 }
 
 fn settle(transaction: &Transaction<'_>, settlement: &Settlement) -> Result<(), Refusal> {
-    let Tokens { input, cache_write, cache_read, output, reasoning } = settlement.tokens;
+    let tokens = &settlement.tokens;
     let mut update = transaction.prepare_cached(
         "UPDATE exchanges SET input_tokens = ?2, cache_write_tokens = ?3, cache_read_tokens = ?4, \
          output_tokens = ?5, reasoning_tokens = ?6, provenance = ?7, ending = ?8, http_status = ?9, \
-         model_answered = ?10, usage_raw = ?11, window_key = ?12, ended_at_ms = ?13 \
+         model_answered = ?10, usage_raw = ?11, window_key = ?12, ended_at_ms = ?13, cache_write_5m_tokens = ?14, \
+         cache_write_1h_tokens = ?15, tool_prompt_tokens = ?16 \
          WHERE id = ?1 AND ended_at_ms IS NULL",
     )?;
     let settled = update.execute(params![
         settlement.id,
-        figure(input),
-        figure(cache_write),
-        figure(cache_read),
-        figure(output),
-        figure(reasoning),
+        figure(tokens.input),
+        figure(tokens.cache_write),
+        figure(tokens.cache_read),
+        figure(tokens.output),
+        figure(tokens.reasoning),
         settlement.provenance.as_str(),
         settlement.ending.as_str(),
         settlement.http_status,
@@ -122,6 +123,9 @@ fn settle(transaction: &Transaction<'_>, settlement: &Settlement) -> Result<(), 
         settlement.raw,
         settlement.hour.to_string(),
         settlement.ended_at,
+        figure(tokens.cache_write_5m),
+        figure(tokens.cache_write_1h),
+        figure(tokens.tool_prompt),
     ])?;
     if settled == 1 {
         return Ok(());

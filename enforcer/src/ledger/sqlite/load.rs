@@ -202,7 +202,7 @@ fn add(accounts: &mut BTreeMap<(Owner, String), Sum>, owner: Owner, sum: &Sum) {
     account.flows = account.flows.saturating_add(sum.flows);
 }
 
-/// The columns `input`, `cache_write`, `cache_read`, `output` and `reasoning`.
+/// The columns named as the classes are.
 pub(super) fn tokens(row: &Row<'_>) -> rusqlite::Result<Tokens> {
     Ok(Tokens {
         input: count(row, "input")?,
@@ -210,6 +210,7 @@ pub(super) fn tokens(row: &Row<'_>) -> rusqlite::Result<Tokens> {
         cache_read: count(row, "cache_read")?,
         output: count(row, "output")?,
         reasoning: count(row, "reasoning")?,
+        ..Tokens::default()
     })
 }
 
@@ -220,7 +221,7 @@ pub(super) fn estimated(row: &Row<'_>) -> rusqlite::Result<Tokens> {
         cache_write: count(row, "estimated_cache_write")?,
         cache_read: count(row, "estimated_cache_read")?,
         output: count(row, "estimated_output")?,
-        reasoning: 0,
+        ..Tokens::default()
     })
 }
 

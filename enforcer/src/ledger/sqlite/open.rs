@@ -159,3 +159,19 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), LedgerError> 
 fn unusable(path: &Path, what: String, hint: &str) -> LedgerError {
     LedgerError::Unusable { path: shown(path), what, hint: hint.to_owned() }
 }
+
+/// Makes the file as a version wrote it whose last schema step was this one.
+#[cfg(test)]
+pub(super) fn older(path: &Path, step: i32) -> Connection {
+    make_or_check(path).unwrap();
+    let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap();
+    let runner = schema::migrations::runner().set_target(refinery::Target::Version(step));
+    runner.run(&mut connection).unwrap();
+    connection
+}
+
+/// How many schema steps there are.
+#[cfg(test)]
+pub(super) fn latest_step() -> usize {
+    schema::migrations::runner().get_migrations().len()
+}

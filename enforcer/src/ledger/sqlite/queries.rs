@@ -53,7 +53,8 @@ fn usage(connection: &Connection, query: &UsageQuery, weights: &Weights) -> rusq
     let sql = format!(
         "SELECT {keys}, count(*) AS flows, sum(input_tokens) AS input, sum(cache_write_tokens) AS cache_write, \
            sum(cache_read_tokens) AS cache_read, sum(output_tokens) AS output, \
-           sum(reasoning_tokens) AS reasoning, \
+           sum(reasoning_tokens) AS reasoning, sum(cache_write_5m_tokens) AS cache_write_5m, \
+           sum(cache_write_1h_tokens) AS cache_write_1h, sum(tool_prompt_tokens) AS tool_prompt, \
            sum(iif(provenance = 'reported', 0, input_tokens)) AS estimated_input, \
            sum(iif(provenance = 'reported', 0, cache_write_tokens)) AS estimated_cache_write, \
            sum(iif(provenance = 'reported', 0, cache_read_tokens)) AS estimated_cache_read, \
@@ -120,6 +121,9 @@ fn usage_row(row: &Row<'_>, weights: &Weights) -> rusqlite::Result<UsageRow> {
         cache_read: tokens.cache_read,
         output: tokens.output,
         reasoning: tokens.reasoning,
+        cache_write_5m: count(row, "cache_write_5m")?,
+        cache_write_1h: count(row, "cache_write_1h")?,
+        tool_prompt: count(row, "tool_prompt")?,
         total: weights.total(&tokens),
         estimated: weights.total(&load::estimated(row)?),
         governs: None,
@@ -133,6 +137,8 @@ fn flows(connection: &Connection, query: &UsageQuery, weights: &Weights) -> rusq
            bottle AS by_bottle, agent AS by_agent, provider AS by_provider, {MODEL} AS by_model, NULL AS by_day, \
            1 AS flows, input_tokens AS input, cache_write_tokens AS cache_write, \
            cache_read_tokens AS cache_read, output_tokens AS output, reasoning_tokens AS reasoning, \
+           cache_write_5m_tokens AS cache_write_5m, cache_write_1h_tokens AS cache_write_1h, \
+           tool_prompt_tokens AS tool_prompt, \
            iif(provenance = 'reported', 0, input_tokens) AS estimated_input, \
            iif(provenance = 'reported', 0, cache_write_tokens) AS estimated_cache_write, \
            iif(provenance = 'reported', 0, cache_read_tokens) AS estimated_cache_read, \

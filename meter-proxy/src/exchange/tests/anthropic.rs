@@ -6,8 +6,8 @@ const SHAPE: Shape = Shape::AnthropicMessages;
 const START: &str = r#"{"type":"message_start","message":{"id":"msg_1","type":"message","role":"assistant","model":"claude-x-1","content":[],"stop_reason":null,"usage":{"input_tokens":12,"cache_creation_input_tokens":300,"cache_read_input_tokens":4000,"cache_creation":{"ephemeral_5m_input_tokens":100,"ephemeral_1h_input_tokens":200},"output_tokens":1,"service_tier":"standard"}}}"#;
 const BLOCK: &str = r#"{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}"#;
 const PING: &str = r#"{"type":"ping"}"#;
-/// Sixty bytes of text: ten tokens by the running count.
-const TEXT: &str = r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Sixty bytes of text, which the running count takes for ten.\n"}}"#;
+/// Sixty bytes of text: twelve tokens by the running count.
+const TEXT: &str = r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Sixty bytes of text: to the running count these are twelve.\n"}}"#;
 const TOOL: &str = r#"{"type":"content_block_delta","index":1,"delta":{"type":"input_json_delta","partial_json":"{\"path\": \"src/main.rs\", \"n\": 1}"}}"#;
 const THINKING: &str =
     r#"{"type":"content_block_delta","index":0,"delta":{"type":"thinking_delta","thinking":"Twelve bytes"}}"#;
@@ -16,13 +16,23 @@ const DELTA: &str = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"
 const STOP: &str = r#"{"type":"message_stop"}"#;
 const ERROR: &str = r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#;
 
+/// What [`START`] says of caches, with other figures.
+fn cached(input: u64, output: u64) -> Tokens {
+    Tokens { cache_write_5m: 100, cache_write_1h: 200, ..tokens(input, 300, 4_000, output, 0) }
+}
+
 #[test]
 fn json_classes_are_kept_apart() {
     let table = [
         (
             "caches are beside the input, and their breakdown is not added",
             r#"{"input_tokens":12,"cache_creation_input_tokens":300,"cache_read_input_tokens":4000,"cache_creation":{"ephemeral_5m_input_tokens":100,"ephemeral_1h_input_tokens":200},"output_tokens":250}"#,
-            tokens(12, 300, 4_000, 250, 0),
+            cached(12, 250),
+        ),
+        (
+            "a breakdown alone is what was written",
+            r#"{"input_tokens":12,"cache_creation":{"ephemeral_5m_input_tokens":100,"ephemeral_1h_input_tokens":200},"output_tokens":250}"#,
+            Tokens { cache_read: 0, ..cached(12, 250) },
         ),
         (
             "server tools are requests, not tokens",
@@ -56,7 +66,7 @@ fn json_classes_are_kept_apart() {
 fn a_stream_is_charged_as_its_last_delta_says() {
     let events = [START, BLOCK, PING, TEXT, TEXT, DELTA, STOP];
     let streamed = stream(SHAPE, &events, Ending::Completed);
-    assert_reported(&streamed.figures, tokens(12, 300, 4_000, 250, 0));
+    assert_reported(&streamed.figures, cached(12, 250));
     assert_eq!(streamed.figures.model.as_deref(), Some("claude-x-1"));
     assert!(streamed.figures.raw.unwrap().starts_with(r#"[{"output_tokens":250},{"input_tokens":12,"#));
     assert_eq!(streamed.held_from, Some(5), "from the stop reason");
@@ -68,7 +78,7 @@ fn deltas_are_cumulative_and_may_restate_input() {
     let restated = r#"{"type":"message_delta","delta":{"stop_reason":null},"usage":{"input_tokens":2679,"cache_read_input_tokens":null,"output_tokens":100}}"#;
     let last = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"input_tokens":10682,"output_tokens":510,"server_tool_use":{"web_search_requests":1}}}"#;
     let streamed = stream(SHAPE, &[START, restated, TEXT, last, STOP], Ending::Completed);
-    assert_reported(&streamed.figures, tokens(10_682, 300, 4_000, 510, 0));
+    assert_reported(&streamed.figures, cached(10_682, 510));
     assert_eq!(streamed.held_from, Some(3), "not from a delta without stop reason");
 }
 
@@ -89,13 +99,13 @@ fn a_gateway_that_starts_with_zeros_is_believed_at_the_end() {
 #[test]
 fn an_error_after_200_keeps_what_is_known() {
     let streamed = stream(SHAPE, &[START, TEXT, TEXT, ERROR], Ending::Completed);
-    assert_partial(&streamed.figures, Ending::UpstreamBroke, tokens(12, 300, 4_000, 40, 0));
+    assert_partial(&streamed.figures, Ending::UpstreamBroke, cached(12, 40));
     assert!(streamed.figures.alarm.unwrap().contains("error event"));
     assert_eq!(streamed.held_from, Some(3));
     assert_eq!(streamed.terminal_at, [3]);
     let unfinished = r#"{"type":"message_delta","delta":{},"usage":{"output_tokens":90}}"#;
     let late = stream(SHAPE, &[START, TEXT, unfinished, ERROR], Ending::Completed);
-    assert_partial(&late.figures, Ending::UpstreamBroke, tokens(12, 300, 4_000, 90, 0));
+    assert_partial(&late.figures, Ending::UpstreamBroke, cached(12, 90));
 }
 
 #[test]
@@ -109,7 +119,7 @@ fn a_stream_that_breaks_is_partial_however_it_breaks() {
         for (events, output) in [(&[START, TEXT, TEXT][..], 40), (&[START, TEXT, DELTA], 250), (&[START], 1)]
         {
             let streamed = stream(SHAPE, events, ending);
-            assert_partial(&streamed.figures, judged, tokens(12, 300, 4_000, output, 0));
+            assert_partial(&streamed.figures, judged, cached(12, output));
         }
     }
 }
@@ -119,7 +129,7 @@ fn who_leaves_after_the_last_event_changes_nothing() {
     for ending in [Ending::ClientGone, Ending::Cut, Ending::UpstreamBroke] {
         let figures = stream(SHAPE, &[START, TEXT, DELTA, STOP], ending).figures;
         assert_eq!((figures.provenance, figures.ending), (Provenance::Reported, ending));
-        assert_eq!(figures.tokens, tokens(12, 300, 4_000, 250, 0));
+        assert_eq!(figures.tokens, cached(12, 250));
     }
 }
 
@@ -128,7 +138,7 @@ fn a_message_that_stops_without_final_usage_is_partial() {
     let bare = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":null}"#;
     for events in [&[START, TEXT, STOP][..], &[START, TEXT, bare, STOP]] {
         let figures = stream(SHAPE, events, Ending::Completed).figures;
-        assert_partial(&figures, Ending::Completed, tokens(12, 300, 4_000, 20, 0));
+        assert_partial(&figures, Ending::Completed, cached(12, 20));
         assert_eq!(figures.alarm.as_deref(), Some("a successful answer without its final usage"));
     }
 }
@@ -139,7 +149,7 @@ fn the_running_count_takes_text_only() {
     let streamed = stream(SHAPE, &events, Ending::Cut);
     let output: Vec<u64> = streamed.progress.iter().map(|tokens| tokens.output).collect();
     // 60 bytes of text, 32 of tool input, 12 of thinking
-    assert_eq!(output, [1, 1, 10, 15, 17, 17, 17]);
+    assert_eq!(output, [1, 1, 12, 18, 20, 20, 20]);
     assert!(streamed.progress.iter().all(|tokens| tokens.input == 12));
 }
 

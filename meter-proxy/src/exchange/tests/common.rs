@@ -3,14 +3,66 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::decode::tests::encode;
+use crate::event_stream::tests::frame;
 
 const ANTHROPIC: &str = "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"model\":\"m\",\"usage\":{\"input_tokens\":10,\"cache_read_input_tokens\":5,\"output_tokens\":1}}}\n\nevent: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"delta\":{\"type\":\"text_delta\",\"text\":\"Grüße, \\u4e16\\u754c\"}}\n\nevent: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":20}}\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n";
 const CHAT: &str = "\u{feff}: warm-up\r\n\r\ndata:{\"model\":\"m\",\"choices\":[{\"delta\":{\"content\":\"hello\"},\"finish_reason\":null}]}\r\n\r\ndata: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\r\n\r\ndata: {\"choices\":[],\r\ndata: \"usage\":{\"prompt_tokens\":15,\"completion_tokens\":20,\"prompt_tokens_details\":{\"cached_tokens\":5}}}\r\n\r\ndata: [DONE]\r\n\r\n";
 const RESPONSES: &str = "data: {\"type\":\"response.created\",\"response\":{\"model\":\"m\",\"usage\":null}}\r\rdata: {\"type\":\"response.output_text.delta\",\"delta\":\"hello\"}\r\rdata: {\"type\":\"response.completed\",\"response\":{\"usage\":{\"input_tokens\":15,\"input_tokens_details\":{\"cached_tokens\":5},\"output_tokens\":20}}}\r\r";
-const STREAMS: [(Shape, &str); 3] =
-    [(Shape::AnthropicMessages, ANTHROPIC), (Shape::OpenaiChat, CHAT), (Shape::OpenaiResponses, RESPONSES)];
+const GEMINI: &str = "data: {\"candidates\":[{\"content\":{\"parts\":[{\"text\":\"hello\"}]}}],\"usageMetadata\":{\"promptTokenCount\":15,\"cachedContentTokenCount\":5},\"modelVersion\":\"m\"}\n\ndata: {\"candidates\":[{\"finishReason\":\"STOP\"}],\"usageMetadata\":{\"promptTokenCount\":15,\"cachedContentTokenCount\":5,\"candidatesTokenCount\":20}}\n\n";
+const STREAMS: [(Shape, &str); 4] = [
+    (Shape::AnthropicMessages, ANTHROPIC),
+    (Shape::OpenaiChat, CHAT),
+    (Shape::OpenaiResponses, RESPONSES),
+    (Shape::Gemini, GEMINI),
+];
+
+/// One stream of each shape and framing: what its answer is called, and its bytes.
+fn framings() -> Vec<(Shape, &'static str, Vec<u8>)> {
+    let chunk = |event: &str| {
+        let payload = format!(r#"{{"bytes":"{}"}}"#, aws_smithy_types::base64::encode(event));
+        frame("event", "chunk", payload.as_bytes())
+    };
+    let invoke = [
+        chunk(r#"{"type":"message_start","message":{"model":"m","usage":{"input_tokens":10}}}"#),
+        chunk(r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":"hello"}}"#),
+        chunk(
+            r#"{"type":"message_stop","amazon-bedrock-invocationMetrics":{"inputTokenCount":10,"outputTokenCount":20,"cacheReadInputTokenCount":5}}"#,
+        ),
+    ];
+    let converse = [
+        frame("event", "contentBlockDelta", br#"{"delta":{"text":"hello"}}"#),
+        frame(
+            "event",
+            "metadata",
+            br#"{"usage":{"inputTokens":10,"outputTokens":20,"cacheReadInputTokens":5}}"#,
+        ),
+    ];
+    let array = GEMINI.replace("data: {", ",{").replacen(',', "[", 1) + "]";
+    let mut all: Vec<_> =
+        STREAMS.iter().map(|(shape, text)| (*shape, "text/event-stream", text.as_bytes().to_vec())).collect();
+    all.push((Shape::Gemini, "application/json", array.into_bytes()));
+    all.push((Shape::Bedrock, "application/vnd.amazon.eventstream", invoke.concat()));
+    all.push((Shape::Bedrock, "application/vnd.amazon.eventstream", converse.concat()));
+    all
+}
+
+/// An exchange whose answer is one of these.
+fn streaming(shape: Shape, kind: &str, encoding: &str) -> Exchange {
+    let mut exchange = Exchange::new(shape, facts(true));
+    exchange.head(200, kind, encoding);
+    exchange
+}
 /// What each of the streams has used.
-const USED: Tokens = Tokens { input: 10, cache_write: 0, cache_read: 5, output: 20, reasoning: 0 };
+const USED: Tokens = Tokens {
+    input: 10,
+    cache_write: 0,
+    cache_read: 5,
+    output: 20,
+    reasoning: 0,
+    cache_write_5m: 0,
+    cache_write_1h: 0,
+    tool_prompt: 0,
+};
 
 #[test]
 fn other_statuses_charge_what_they_report() {
@@ -200,14 +252,14 @@ fn too_long_bodies_are_charged_by_their_length_and_said() {
     let mut exchange = started(Shape::AnthropicMessages, "application/json", "gzip");
     exchange.feed(&encode("gzip", text.as_bytes()));
     let figures = exchange.end(Ending::Completed);
-    let output = estimate::charged_output_tokens(text.len() as u64);
+    let output = Text::of_length(text.len() as u64).charged_tokens();
     assert_estimated(&figures, Ending::Completed, ESTIMATE, output);
     assert!(figures.alarm.unwrap().contains("too long"));
 }
 
 #[test]
 fn an_event_too_long_to_read_may_have_hidden_the_figures() {
-    let long = format!("data: {}\n\n", "x".repeat(crate::sse::MAX_EVENT_BYTES));
+    let long = format!("data: {}\n\n", "x".repeat(crate::events::MAX_EVENT_BYTES));
     let mut hidden_last = started(Shape::OpenaiResponses, "text/event-stream", "");
     hidden_last.feed(long.as_bytes());
     let figures = hidden_last.end(Ending::Completed);
@@ -226,7 +278,7 @@ fn an_event_too_long_to_read_may_have_hidden_the_figures() {
 
 #[test]
 fn the_figures_of_an_event_too_long_to_keep_are_found_at_its_end() {
-    let text = r#"a \"usage\":{} "#.repeat(crate::sse::MAX_EVENT_BYTES / 12);
+    let text = r#"a \"usage\":{} "#.repeat(crate::events::MAX_EVENT_BYTES / 12);
     let usage =
         r#""usage":{"input_tokens":15,"input_tokens_details":{"cached_tokens":5},"output_tokens":20}"#;
     for (kind, terminal) in [("completed", true), ("incomplete", true), ("output_item.done", false)] {
@@ -289,23 +341,67 @@ fn nothing_is_held_before_the_last_byte_of_the_event() {
         let held_at = text.bytes().position(|byte| exchange.feed(&[byte]).hold).unwrap();
         let seen = &text[..=held_at];
         assert!(seen.ends_with(['\n', '\r']), "{shape:?}");
-        assert!(seen.contains("\"stop_reason\"") || seen.contains("\"usage\":{"), "{shape:?}");
+        let ends = ["\"stop_reason\"", "\"usage\":{", "\"finishReason\""];
+        assert!(ends.iter().any(|end| seen.contains(end)), "{shape:?}");
         assert!(!seen.contains("message_stop") && !seen.contains("[DONE]"), "{shape:?}");
+    }
+}
+
+/// Cumulative statements of each shape in their order, and the event that ends the stream.
+fn statements() -> Vec<(Shape, Vec<String>, &'static str)> {
+    let anthropic = |output: u64, input: &str| {
+        format!(r#"{{"type":"message_delta","delta":{{}},"usage":{{{input}"output_tokens":{output}}}}}"#)
+    };
+    let start = r#"{"type":"message_start","message":{"usage":{"input_tokens":3,"cache_read_input_tokens":5,"output_tokens":1}}}"#;
+    let chat = |output: u64| {
+        format!(
+            r#"{{"choices":[{{"finish_reason":"stop"}}],"usage":{{"prompt_tokens":15,"prompt_tokens_details":{{"cached_tokens":5}},"completion_tokens":{output}}}}}"#
+        )
+    };
+    let gemini = |output: u64| {
+        format!(
+            r#"{{"candidates":[{{"finishReason":"STOP"}}],"usageMetadata":{{"promptTokenCount":15,"cachedContentTokenCount":5,"candidatesTokenCount":{output}}}}}"#
+        )
+    };
+    let deltas =
+        [anthropic(4, ""), anthropic(9, r#""input_tokens":7,"#), anthropic(20, r#""input_tokens":10,"#)];
+    vec![
+        (Shape::AnthropicMessages, [&[start.to_owned()][..], &deltas].concat(), r#"{"type":"message_stop"}"#),
+        (Shape::OpenaiChat, [0, 4, 9, 20].map(chat).to_vec(), "[DONE]"),
+        (Shape::Gemini, [0, 4, 9, 20].map(gemini).to_vec(), r#"{"candidates":[{"finishReason":"STOP"}]}"#),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
+    #[test]
+    fn late_repeated_and_shuffled_usage_settles_once_at_the_highest(
+        (shape, events, end) in prop::sample::select(statements()).prop_flat_map(|(shape, events, end)| {
+            let repeated = proptest::collection::vec(prop::sample::select(events.clone()), 0..4);
+            let shuffled = repeated.prop_flat_map(move |more| Just([&events[..], &more].concat()).prop_shuffle());
+            (Just(shape), shuffled, Just(end))
+        }),
+    ) {
+        let events: Vec<&str> = events.iter().map(String::as_str).chain([end]).collect();
+        let streamed = stream(shape, &events, Ending::Completed);
+        prop_assert_eq!(streamed.figures.tokens, USED);
+        prop_assert_eq!(streamed.figures.provenance, Provenance::Reported);
+        prop_assert!(streamed.terminal_at.len() <= 1);
     }
 }
 
 proptest! {
     #[test]
     fn any_cut_through_any_encoding_gives_the_same(
-        (shape, text) in prop::sample::select(&STREAMS[..]),
+        (shape, kind, stream) in prop::sample::select(framings()),
         encoding in prop::sample::select(vec!["", "gzip", "deflate", "br", "zstd", "gzip, br"]),
         cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..30),
     ) {
-        let sent = encode(encoding, text.as_bytes());
+        let sent = encode(encoding, &stream);
         let mut at: Vec<usize> = cuts.iter().map(|cut| cut.index(sent.len() + 1)).collect();
         at.extend([0, sent.len()]);
         at.sort_unstable();
-        let mut exchange = started(shape, "text/event-stream", encoding);
+        let mut exchange = streaming(shape, kind, encoding);
         let (mut terminals, mut held) = (0, false);
         for pair in at.windows(2) {
             let step = exchange.feed(&sent[pair[0]..pair[1]]);
@@ -314,21 +410,21 @@ proptest! {
             terminals += u32::from(step.terminal);
         }
         prop_assert!(held);
-        prop_assert_eq!(terminals, 1);
+        prop_assert_eq!(terminals, u32::from(shape != Shape::Gemini), "nothing ends a stream of Gemini's");
         let figures = exchange.end(Ending::Completed);
         prop_assert_eq!(figures.tokens, USED);
         prop_assert_eq!(figures.provenance, Provenance::Reported);
-        prop_assert_eq!(figures.model.as_deref(), Some("m"));
+        prop_assert!(figures.model.as_deref() == Some("m") || stream == framings().pop().unwrap().2);
         prop_assert_eq!(figures.alarm, None);
     }
 
     #[test]
     fn a_stream_broken_anywhere_never_costs_more_than_whole(
-        (shape, text) in prop::sample::select(&STREAMS[..]),
+        (shape, kind, stream) in prop::sample::select(framings()),
         at in any::<prop::sample::Index>(),
     ) {
-        let mut exchange = started(shape, "text/event-stream", "");
-        exchange.feed(&text.as_bytes()[..at.index(text.len())]);
+        let mut exchange = streaming(shape, kind, "");
+        exchange.feed(&stream[..at.index(stream.len())]);
         let running = exchange.tokens();
         prop_assert!(running.total() <= USED.total());
         let figures = exchange.end(Ending::Cut);
@@ -338,21 +434,23 @@ proptest! {
 
     #[test]
     fn garbage_never_panics(
-        (_, text) in prop::sample::select(&STREAMS[..]),
+        (_, _, stream) in prop::sample::select(framings()),
         shape in prop::sample::select(vec![
-            Shape::AnthropicMessages, Shape::OpenaiChat, Shape::OpenaiResponses, Shape::Any]),
-        content_type in prop::sample::select(vec!["text/event-stream", "application/json", "x"]),
+            Shape::AnthropicMessages, Shape::OpenaiChat, Shape::OpenaiResponses, Shape::Gemini, Shape::Bedrock,
+            Shape::Any]),
+        content_type in prop::sample::select(vec![
+            "text/event-stream", "application/json", "application/vnd.amazon.eventstream", "x"]),
         edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..12),
         tail in proptest::collection::vec(any::<u8>(), 0..200),
         size in 1_usize..300,
     ) {
-        let mut bytes = text.as_bytes().to_vec();
+        let mut bytes = stream;
         for (at, byte) in edits {
             let at = at.index(bytes.len());
             bytes[at] = byte;
         }
         bytes.extend(tail);
-        let mut exchange = started(shape, content_type, "");
+        let mut exchange = streaming(shape, content_type, "");
         for chunk in bytes.chunks(size) {
             exchange.feed(chunk);
         }

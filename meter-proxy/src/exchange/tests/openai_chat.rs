@@ -4,8 +4,8 @@ use super::*;
 const SHAPE: Shape = Shape::OpenaiChat;
 
 const ROLE: &str = r#"{"id":"c1","object":"chat.completion.chunk","model":"gpt-x","choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}],"usage":null}"#;
-/// Sixty bytes of text: ten tokens by the running count.
-const TEXT: &str = r#"{"id":"c1","object":"chat.completion.chunk","model":"gpt-x","choices":[{"index":0,"delta":{"content":"Sixty bytes of text, which the running count takes for ten.\n"},"finish_reason":null}],"usage":null}"#;
+/// Sixty bytes of text: twelve tokens by the running count.
+const TEXT: &str = r#"{"id":"c1","object":"chat.completion.chunk","model":"gpt-x","choices":[{"index":0,"delta":{"content":"Sixty bytes of text: to the running count these are twelve.\n"},"finish_reason":null}],"usage":null}"#;
 const FINISH: &str = r#"{"id":"c1","object":"chat.completion.chunk","model":"gpt-x","choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":null}"#;
 const USAGE: &str = r#"{"id":"c1","object":"chat.completion.chunk","model":"gpt-x","choices":[],"usage":{"prompt_tokens":1000,"completion_tokens":250,"total_tokens":1250,"prompt_tokens_details":{"cached_tokens":600,"audio_tokens":0},"completion_tokens_details":{"reasoning_tokens":50}}}"#;
 const DONE: &str = "[DONE]";
@@ -125,7 +125,7 @@ fn the_running_count_takes_every_kind_of_text_once() {
     for (delta, bytes) in table {
         let mut exchange = started(SHAPE, "text/event-stream", "");
         let event = framed(&format!(r#"{{"choices":[{{"index":0,"delta":{delta}}}]}}"#));
-        for _ in 0..6 {
+        for _ in 0..5 {
             exchange.feed(event.as_bytes());
         }
         assert_eq!(exchange.tokens().output, bytes, "{delta}");

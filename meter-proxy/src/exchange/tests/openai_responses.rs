@@ -4,9 +4,9 @@ use super::*;
 const SHAPE: Shape = Shape::OpenaiResponses;
 
 const CREATED: &str = r#"{"type":"response.created","sequence_number":0,"response":{"id":"resp_1","object":"response","status":"in_progress","model":"gpt-x-codex","output":[],"usage":null}}"#;
-/// Sixty bytes of text: ten tokens by the running count.
-const TEXT: &str = r#"{"type":"response.output_text.delta","sequence_number":4,"item_id":"msg_1","output_index":0,"delta":"Sixty bytes of text, which the running count takes for ten.\n"}"#;
-const TEXT_DONE: &str = r#"{"type":"response.output_text.done","sequence_number":9,"text":"Sixty bytes of text, which the running count takes for ten.\n"}"#;
+/// Sixty bytes of text: twelve tokens by the running count.
+const TEXT: &str = r#"{"type":"response.output_text.delta","sequence_number":4,"item_id":"msg_1","output_index":0,"delta":"Sixty bytes of text: to the running count these are twelve.\n"}"#;
+const TEXT_DONE: &str = r#"{"type":"response.output_text.done","sequence_number":9,"text":"Sixty bytes of text: to the running count these are twelve.\n"}"#;
 const USAGE: &str = r#"{"input_tokens":1000,"input_tokens_details":{"cached_tokens":600},"output_tokens":250,"output_tokens_details":{"reasoning_tokens":50},"total_tokens":1250}"#;
 
 fn last(kind: &str, usage: &str) -> String {
@@ -114,7 +114,7 @@ fn the_running_count_takes_text_deltas_only() {
     ];
     for (kind, bytes) in table {
         let mut exchange = started(SHAPE, "text/event-stream", "");
-        for _ in 0..6 {
+        for _ in 0..5 {
             exchange.feed(framed(&format!(r#"{{"type":"{kind}","delta":"twelve bytes"}}"#)).as_bytes());
         }
         assert_eq!(exchange.tokens().output, bytes, "{kind}");

@@ -93,6 +93,7 @@ pub fn config() -> LaneConfig {
         dialect,
         hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
         upstream: None,
+        include_usage: true,
     };
     LaneConfig {
         providers: vec![

@@ -10,6 +10,7 @@ pub fn config(upstream: SocketAddr) -> Config {
         dialect,
         hosts: vec![host.into()],
         upstream: Some(format!("http://{upstream}")),
+        include_usage: true,
     };
     Config {
         providers: vec![
