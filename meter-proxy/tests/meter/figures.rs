@@ -9,7 +9,7 @@ use crate::words::{ASK_STREAM, DELTA, MESSAGES, START, STOP, STREAM_HEAD, WORDS}
 
 /// Words of one answer: with its beginning and its end 200 events, 33 KB.
 const WORDS_EACH: usize = 197;
-const ANSWERS: usize = 2_000;
+const ANSWERS: usize = 1_000;
 
 fn events() -> impl Iterator<Item = &'static str> {
     [START].into_iter().chain(std::iter::repeat_n(WORDS, WORDS_EACH)).chain([DELTA, STOP])
@@ -55,10 +55,13 @@ async fn root_cpu_of_a_streamed_answer() {
             assert!(Answer::read(&mut stream).unwrap().body.ends_with(STOP.as_bytes()));
         }
         print(&format!("HTTP/1.1 from {upstream}"), &rig, since);
-        for (way, client) in [
-            ("HTTP/2", Client::at_gateway(&rig).await),
-            ("TLS and HTTP/2", Client::through_tunnel(&rig).await),
-        ] {
+        for way in ["HTTP/2", "TLS and HTTP/2"] {
+            // made when it is needed: one that rests is closed
+            let client = if way == "HTTP/2" {
+                Client::at_gateway(&rig).await
+            } else {
+                Client::through_tunnel(&rig).await
+            };
             let since = (cpu_us(&rig), Instant::now());
             for _ in 0..ANSWERS {
                 let answer = soon(client.ask(ASK_STREAM).await).await.unwrap();

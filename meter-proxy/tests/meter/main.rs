@@ -3,6 +3,7 @@
 
 mod absolute;
 mod addresses;
+mod bombs;
 mod bounds;
 mod connect;
 mod egress;

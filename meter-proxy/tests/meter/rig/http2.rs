@@ -71,6 +71,7 @@ impl Provider {
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
+                stream.set_nodelay(true).unwrap();
                 seen.connections.fetch_add(1, Ordering::SeqCst);
                 let (tls, serve, seen) = (tls.clone(), Arc::clone(&serve), Arc::clone(&seen));
                 // A client that trusts nobody here ends the handshake.
@@ -168,7 +169,7 @@ impl Client {
     /// Inside a tunnel to `api.anthropic.com`.
     pub async fn through_tunnel(rig: &Rig) -> Self {
         const NAME: &str = "api.anthropic.com";
-        let mut stream = TcpStream::connect(rig.address).await.unwrap();
+        let mut stream = connect(rig).await;
         let connect = format!("CONNECT {NAME}:443 HTTP/1.1\r\nHost: {NAME}:443\r\n\r\n");
         stream.write_all(connect.as_bytes()).await.unwrap();
         let mut head = Vec::new();
@@ -191,7 +192,7 @@ impl Client {
 
     /// At the meter's own address, without TLS.
     pub async fn at_gateway(rig: &Rig) -> Self {
-        let stream = TcpStream::connect(rig.address).await.unwrap();
+        let stream = connect(rig).await;
         Self::on(stream, Box::leak(rig.address.to_string().into_boxed_str()), "http").await
     }
 
@@ -238,6 +239,12 @@ impl Client {
         let path = if self.scheme == "http" { "/claude/v1/messages" } else { "/v1/messages" };
         self.send(self.request("POST", path), body).await.0
     }
+}
+
+async fn connect(rig: &Rig) -> TcpStream {
+    let stream = TcpStream::connect(rig.address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
 }
 
 /// Reads a body to its end, and what follows it.

@@ -1,0 +1,47 @@
+//! Answers that are far longer once they are decoded: passed on as they are, and read in bounded memory.
+use std::io::Write;
+
+use crate::rig::{Rig, Upstream, config, post};
+use crate::words::{ASK, MESSAGES};
+
+/// What an answer unpacks to: so much that whoever keeps it is seen.
+const UNPACKED_BYTES: usize = 64 * 1024 * 1024;
+/// The largest window of a coding, and what decoding may take beside it, KiB.
+const MOST_GROWTH_KIB: usize = 2 * 16 * 1024;
+
+fn coded(coding: &str) -> Vec<u8> {
+    let bytes = vec![b' '; UNPACKED_BYTES];
+    match coding {
+        "gzip" => {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(&bytes).unwrap();
+            encoder.finish().unwrap()
+        }
+        "br" => {
+            let mut coded = Vec::new();
+            brotli::CompressorWriter::new(&mut coded, 4096, 1, 24).write_all(&bytes).unwrap();
+            coded
+        }
+        _ => zstd::encode_all(&bytes[..], 1).unwrap(),
+    }
+}
+
+#[test]
+fn root_a_bomb_is_passed_on_and_does_not_go_off() {
+    for coding in ["gzip", "br", "zstd"] {
+        let bomb = coded(coding);
+        let length = bomb.len();
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-encoding: {coding}\r\ncontent-length: {length}\r\n\r\n"
+        );
+        let upstream = Upstream::saying([head.as_bytes(), &bomb].concat());
+        let rig = Rig::start(config(upstream.address));
+        let memory_kib = |key: &str| rig.status_line(key).trim_end_matches(" kB").parse::<usize>().unwrap();
+        let before = memory_kib("VmRSS:");
+        assert_eq!(rig.ask(&post(MESSAGES, ASK)).body, bomb, "{coding}");
+        let growth = memory_kib("VmHWM:").saturating_sub(before);
+        eprintln!("{coding}: {length} bytes stand for {UNPACKED_BYTES}; grew by {growth} KiB");
+        assert!(growth < MOST_GROWTH_KIB, "{coding}: the meter grew by {growth} KiB");
+        assert_ne!(rig.settlement().tokens.total(), 0);
+    }
+}
