@@ -45,7 +45,9 @@ pub struct Answer {
     pub ended: Ended,
     /// Message of an error answer.
     pub error: Option<String>,
-    /// When the last bytes came (or the end did), on the monotonic clock.
+    /// When it was asked for, before a connection was made, on the monotonic clock.
+    pub asked_ns: u64,
+    /// When the last bytes came (or the end did), on the same clock.
     pub last_ns: u64,
     /// Which connection of this agent carried it, from 1.
     pub connection: usize,
@@ -70,6 +72,7 @@ impl Answer {
 pub(super) async fn receive(
     response: http::Response<Incoming>,
     connection: usize,
+    asked_ns: u64,
     on_event: &mut impl FnMut(&str),
 ) -> anyhow::Result<Answer> {
     let (head, mut incoming) = response.into_parts();
@@ -102,6 +105,7 @@ pub(super) async fn receive(
         usage,
         ended,
         error,
+        asked_ns,
         last_ns,
         connection,
     })

@@ -22,6 +22,8 @@ use answer::receive;
 pub use answer::{Answer, Ended, text_in};
 use way::{Way, api_of, ask_connect};
 
+use crate::clock::mono_ns;
+
 /// Whose client it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 #[allow(missing_docs, reason = "the providers' names")]
@@ -127,11 +129,12 @@ impl Agent {
     /// # Errors
     /// Nothing was answered: no connection, no TLS, a refused CONNECT. What broke later is in [`Answer::ended`].
     pub async fn ask(&mut self, mut on_event: impl FnMut(&str)) -> anyhow::Result<Answer> {
+        let asked_ns = mono_ns();
         let request = self.request()?;
         let sender = self.connected().await?;
         let response = sender.send_request(request).await.context("no answer to the request")?;
         let connection = self.connections;
-        let answer = receive(response, connection, &mut on_event).await?;
+        let answer = receive(response, connection, asked_ns, &mut on_event).await?;
         if answer.ended != Ended::Complete {
             self.sender = None;
         }
