@@ -1,5 +1,6 @@
 //! bind(): a bottle may not take the ports of the meter and the lane, where it could wait for them to die and then
-//! answer in their place; the lane's own sockets may. A port that it gets by chance is of no use to it: `skb` drops what is sent from there.
+//! answer in their place; the lane's own sockets may. A port that it gets by chance is of no use to it: `skb` drops what
+//! is sent from there.
 use aya_ebpf::programs::SockAddrContext;
 use enforcer_ebpf::{Bottle, Endpoint, FLAG_LANE};
 

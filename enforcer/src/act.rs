@@ -44,7 +44,6 @@ pub struct Abort {
     pub cgroup_id: u64,
     /// Slots of the bottle and of those nested in its cgroup, each with its generation.
     pub slots: Vec<(u32, u32)>,
-
     /// Which sockets.
     pub which: Which,
 }

@@ -1,4 +1,5 @@
-//! How fast a whole daemon cuts: by the operator's command, and by a budget that a stream crosses.
+//! How fast a whole daemon cuts: by the operator's command, and by a budget that a stream crosses; and how soon the agent
+//! that was cut hears why when it asks again.
 //!
 //! Run by `cargo xtask bench cut`, as root, with the built programs and the mock provider. Prints figures and judges
 //! none; needs no harness.
@@ -11,15 +12,17 @@ use support::clock::{mono_ns, wait_until};
 use support::process;
 use support::provider::{End, Reply};
 use support::sink::Sink;
-use support::stage::{Stage, mono_of};
+use support::stage::{Bottle, Stage, mono_of};
 
 const COMMANDS: usize = 200;
 const CROSSINGS: usize = 100;
+const RETRIES: usize = 200;
 const SOON: Duration = Duration::from_secs(10);
 
 fn main() {
     by_command();
     by_budget();
+    retry();
 }
 
 /// From the start of `enforcer cut` to the last datagram that came out of the bottle.
@@ -49,22 +52,50 @@ fn by_command() {
     report("cut by command: start of the command to its end (recorded)", whole);
 }
 
-/// From the meter's word that crosses a budget to the end of the connection at the provider. The audit's instants are
-/// whole milliseconds: the figures are up to one too long.
+/// From the meter's word that crosses a budget to the end of the connection at the provider, and from the request that
+/// the agent makes next to the end of the lane's answer. The audit's instants are whole milliseconds: the first figures
+/// are up to one too long.
 fn by_budget() {
+    println!("the agent: demo-agent --json --stream, whose answer crosses; and once more");
     let stage = Stage::new(Reply::paced(5_000, 8, Duration::from_millis(2)), "");
-    let figures = (0..CROSSINGS).map(|round| {
+    let (mut closed, mut told) = (Vec::new(), Vec::new());
+    for round in 0..CROSSINGS {
         let bottle = stage.bottle(&format!("crossing-{round}"), &["--budget", "claude=300"]);
         let asking = stage.start_asking(&bottle, &["--stream"]);
         let ended = || stage.provider.records().get(round).and_then(|record| record.ended_ns);
         let ended = wait_until(SOON, ended).expect("the crossing closes upstream");
         assert_eq!(stage.provider.records()[round].end, Some(End::ClientGone));
+        asking.hang_up();
+        told.push(refused_after(&stage, &bottle, &["--stream"]));
         let row = wait_until(SOON, || stage.audit(&bottle.name, "cut").pop()).expect("a cut is audited");
         let decided = mono_of(&row["at"]) - 1_000_000 - row["took_us"].as_u64().unwrap() * 1_000;
-        asking.hang_up();
-        ended.saturating_sub(decided)
-    });
-    report("cut by a budget: the crossing to upstream closed, as the provider sees it", figures.collect());
+        closed.push(ended.saturating_sub(decided));
+    }
+    report("cut by a budget: the crossing to upstream closed, as the provider sees it", closed);
+    report("cut by a budget: the agent's next request to the end of the lane's answer", told);
+}
+
+/// The same from a bottle that has been cut for a while, by each way: the first asks over plain HTTP, the other over TLS
+/// that the lane ends.
+fn retry() {
+    let stage = Stage::over_tls(Reply::default(), "");
+    let bottle = stage.bottle("retrying", &[]);
+    stage.daemon.ok(&["cut", "retrying", "--answered"]);
+    for mode in ["gateway", "connect"] {
+        let answers = (0..RETRIES).map(|_| refused_after(&stage, &bottle, &["--mode", mode]));
+        report(
+            &format!("cut, demo-agent --json --mode {mode}: a request to the end of the lane's answer"),
+            answers.collect(),
+        );
+    }
+}
+
+/// How long an agent waited for a refusal, from before it connected.
+fn refused_after(stage: &Stage, bottle: &Bottle, args: &[&str]) -> u64 {
+    let asked = stage.ask(bottle, args);
+    let answer = asked.one();
+    assert!(answer.refusal().is_some(), "{asked:?}");
+    answer.last_ns - answer.asked_ns
 }
 
 /// Prints median and 99th percentile.

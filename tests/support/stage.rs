@@ -1,7 +1,7 @@
 //! One test's whole scene: a mock provider, a daemon that meters it, and bottles with agents and senders in them.
 //!
 //! Everything in a bottle is a process of its own in a real cgroup, told of the meter by nothing but `enforcer env`.
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
@@ -66,6 +66,18 @@ impl Stage {
     pub fn agent(&self, bottle: &Bottle, args: &[&str]) -> Command {
         let mut command = Command::new(process::built("demo-agent"));
         command.args(args).envs(self.daemon.environment(&bottle.name));
+        bottle.cgroup.enter_before_exec(&mut command);
+        command
+    }
+
+    /// An agent of the bottle that dials the provider at `address` itself and knows of no proxy; with `--json`.
+    #[must_use]
+    pub fn direct(&self, bottle: &Bottle, address: IpAddr) -> Command {
+        let address = SocketAddr::new(address, 443).to_string();
+        let ca = self.daemon.ok(&["ca", "path"]);
+        let mut command = Command::new(process::built("demo-agent"));
+        command.env_clear().args(["--json", "--mode", "direct", "--address", &address]);
+        command.args(["--ca-file", ca.trim()]);
         bottle.cgroup.enter_before_exec(&mut command);
         command
     }

@@ -1,6 +1,6 @@
 //! The answered cut: an agent's connections end at once, its next request hears why, and nothing else gets anywhere.
 #![allow(clippy::unwrap_used, reason = "a failed expectation should stop the test where it stands")]
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -32,16 +32,6 @@ fn face(bottle: &Value) -> [&Value; 2] {
 
 fn wait_face(daemon: &Daemon, name: &str, wanted: &str) -> Value {
     daemon.wait_bottle(name, |bottle| face(bottle) == [&json!("cut"), &json!(wanted)], SOON)
-}
-
-/// An agent that dials the provider at `address` itself and knows of no proxy.
-fn direct(stage: &Stage, bottle: &Bottle, address: IpAddr) -> Command {
-    let address = SocketAddr::new(address, 443).to_string();
-    let ca = stage.daemon.ok(&["ca", "path"]);
-    let mut command = Command::new(built("demo-agent"));
-    command.env_clear().args(["--json", "--mode", "direct", "--address", &address, "--ca-file", ca.trim()]);
-    bottle.cgroup.enter_before_exec(&mut command);
-    command
 }
 
 /// Runs an agent that is told why within the time of an answer.
@@ -117,7 +107,7 @@ fn root_a_redirected_agent_hears_why_in_the_host_s_network_and_in_its_own() {
         stage.daemon.attach("apart", cgroup.path(), &[]);
         let apart = Bottle { name: "apart".into(), cgroup };
         let ask = |bottle: &Bottle, address: IpAddr| {
-            let mut agent = direct(&stage, bottle, address);
+            let mut agent = stage.direct(bottle, address);
             if bottle.name == "apart" {
                 holder.enter_before_exec(&mut agent);
             }
@@ -146,10 +136,10 @@ fn root_a_stream_in_a_namespace_of_its_own_is_interrupted_too() {
         let holder = Holder::start(&cgroup);
         stage.daemon.attach("streaming", cgroup.path(), &["--budget", "claude=600"]);
         let bottle = Bottle { name: "streaming".into(), cgroup };
-        let mut agent = direct(&stage, &bottle, PUBLIC4);
+        let mut agent = stage.direct(&bottle, PUBLIC4);
         let output = process::run(holder.enter_before_exec(agent.arg("--stream")), SOON);
         assert_eq!(output.code, Some(4), "{output:?}");
-        let mut again = direct(&stage, &bottle, PUBLIC4);
+        let mut again = stage.direct(&bottle, PUBLIC4);
         told_why(holder.enter_before_exec(&mut again), "of 600 claude tokens");
     });
 }

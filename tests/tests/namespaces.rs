@@ -28,19 +28,9 @@ const CLONE_NEWNET: u32 = 0x4000_0000;
 /// Most network namespaces of one bottle that are served.
 const MOST: usize = 16;
 
-/// An agent that dials the provider at `address` itself and knows of no proxy, to be started in a bottle.
-fn direct(stage: &Stage, bottle: &Bottle, address: IpAddr) -> Command {
-    let address = SocketAddr::new(address, 443).to_string();
-    let ca = stage.daemon.ok(&["ca", "path"]);
-    let mut command = Command::new(built("demo-agent"));
-    command.env_clear().args(["--json", "--mode", "direct", "--address", &address, "--ca-file", ca.trim()]);
-    bottle.cgroup.enter_before_exec(&mut command);
-    command
-}
-
 /// Runs one such agent in the holder's namespace.
 fn ask(stage: &Stage, bottle: &Bottle, holder: &Holder) -> Output {
-    process::run(holder.enter_before_exec(&mut direct(stage, bottle, PUBLIC4)), SOON)
+    process::run(holder.enter_before_exec(&mut stage.direct(bottle, PUBLIC4)), SOON)
 }
 
 /// An agent with the variables of `enforcer env`, in the holder's namespace.
@@ -99,7 +89,7 @@ fn root_a_bottle_with_nothing_but_lo_is_metered_whatever_it_knows() {
         let stage = Stage::over_tls(Reply::default(), "");
         let (bottle, holder) = housed(&stage, "alone");
         for address in [PUBLIC4, PUBLIC6] {
-            let mut agent = direct(&stage, &bottle, address);
+            let mut agent = stage.direct(&bottle, address);
             assert_answered(&stage, &process::run(holder.enter_before_exec(&mut agent), SOON));
         }
         for way in [
@@ -123,10 +113,10 @@ fn root_sockets_of_ipv6_alone_are_metered_in_the_host_s_namespace_and_in_others(
         fs::write("/proc/sys/net/ipv6/bindv6only", "1").unwrap();
         let stage = Stage::over_tls(Reply::default(), "");
         let here = stage.bottle("here", &[]);
-        assert_answered(&stage, &process::run(&mut direct(&stage, &here, PUBLIC6), SOON));
+        assert_answered(&stage, &process::run(&mut stage.direct(&here, PUBLIC6), SOON));
         let (bottle, holder) = housed(&stage, "v6only");
         holder.run(&["sysctl", "-q", "net.ipv6.bindv6only=1"]);
-        let mut agent = direct(&stage, &bottle, PUBLIC6);
+        let mut agent = stage.direct(&bottle, PUBLIC6);
         assert_answered(&stage, &process::run(holder.enter_before_exec(&mut agent), SOON));
         assert_eq!((stage.flows("here").len(), stage.flows("v6only").len()), (1, 1));
     });
@@ -175,7 +165,7 @@ fn root_the_same_ports_in_two_namespaces_are_two_bottles() {
             holder.run(&["sysctl", "-q", "net.ipv4.ip_local_port_range=40000 40001"]);
         }
         let start = |(bottle, holder): &(Bottle, Holder), provider: &str| {
-            let mut agent = direct(&stage, bottle, PUBLIC4);
+            let mut agent = stage.direct(bottle, PUBLIC4);
             agent.args(["--stream", "--requests", "3", "--provider", provider]);
             agent.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
             holder.enter_before_exec(&mut agent).spawn().unwrap()
@@ -443,7 +433,7 @@ fn root_the_meter_is_no_way_out_of_the_namespace() {
         // a private destination is never the meter's business: there is no way to it from here, and it stays so
         let web = TcpListener::bind("10.9.9.9:443").unwrap();
         web.set_nonblocking(true).unwrap();
-        let mut agent = direct(&stage, &bottle, "10.9.9.9".parse().unwrap());
+        let mut agent = stage.direct(&bottle, "10.9.9.9".parse().unwrap());
         let refused = process::run(holder.enter_before_exec(&mut agent), SOON);
         assert_not_connected(&refused);
         assert!(refused.stderr.contains("unreachable"), "{refused:?}");

@@ -18,7 +18,8 @@ pub fn by_spawning(bench: &Bench, rounds: usize) -> f64 {
     let hierarchy = cgroup::mount().unwrap();
     let name = bench.cgroup.strip_prefix(&hierarchy).unwrap().to_str().unwrap().to_owned();
     let rule = format!("add rule inet cut out socket cgroupv2 level 1 \"{name}\" drop");
-    println!("compared with: nft '{rule}'");
+    let version = Command::new("nft").arg("--version").output().expect("nft can be started").stdout;
+    println!("compared with: nft '{rule}' ({})", String::from_utf8_lossy(&version).trim_end());
     let sending = Sending::start(&bench.cgroup);
     // mounts of a thread's own; the network is the benchmark's
     let measured = std::thread::scope(|scope| {

@@ -1,5 +1,5 @@
-//! What the kernel plane costs: loading, attaching and adopting here; a connection, a packet, a stream, and knowing whose
-//! a connection is in a file each.
+//! What the kernel plane costs: loading, attaching and adopting here; a connection, a packet, a stream, and knowing
+//! whose a connection is in a file each.
 //!
 //! Run by `cargo xtask bench kernel`, as root, in a network namespace of its own. Prints figures and judges none of
 //! them; needs no harness. The flip of a verdict is the benchmark `cut`'s.

@@ -1,6 +1,5 @@
-//! What the benchmarks of the kernel plane stand on: pins and a cgroup of a run's own, a load, and how figures are taken.
-//!
-//! Each prints figures and judges none.
+//! What the benchmarks of the kernel plane stand on: pins and a cgroup of a run's own, a load, and how figures are
+//! taken. Nothing here judges a figure.
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 pub mod adopt;
 pub mod figures;

@@ -1,5 +1,5 @@
-//! Leaf certificates for the meter and the lane: signed on one thread beside the core, and for metered hosts alone, so that a
-//! helper that was taken over gets no certificate for any other site.
+//! Leaf certificates for the meter and the lane: signed on one thread beside the core, and for metered hosts alone, so
+//! that a helper that was taken over gets no certificate for any other site.
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};

@@ -1,5 +1,5 @@
-//! Maps of single words as shared memory (`HEART`, `FLOW_COUNTS`, `LAST_LISTENER`): read and written without a call, and atomically
-//! towards the hooks.
+//! Maps of single words as shared memory (`HEART`, `FLOW_COUNTS`, `LAST_LISTENER`): read and written without a call, and
+//! atomically towards the hooks.
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicU64;

@@ -47,7 +47,9 @@ pub struct Answer {
     pub ended: Ended,
     /// Message of an error answer.
     pub error: Option<String>,
-    /// When the last bytes came (or the end did), on the monotonic clock.
+    /// When it was asked for, before a connection was made, on the monotonic clock.
+    pub asked_ns: u64,
+    /// When the last bytes came (or the end did), on the same clock.
     pub last_ns: u64,
     /// Which connection of this agent carried it, from 1.
     pub connection: usize,
@@ -167,6 +169,7 @@ impl Reading {
             usage,
             ended,
             error,
+            asked_ns: mono_ns(),
             last_ns: mono_ns(),
             connection,
         }

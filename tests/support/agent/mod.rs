@@ -26,6 +26,7 @@ pub use answer::{Answer, Ended, text_in};
 use way::{Way, api_of, ask_connect};
 use websocket::Socket;
 
+use crate::clock::mono_ns;
 use crate::tls;
 
 /// Whose client it is.
@@ -150,15 +151,22 @@ impl Agent {
     /// # Errors
     /// Nothing was answered: no connection, no TLS, a refused CONNECT. What broke later is in [`Answer::ended`].
     pub async fn ask(&mut self, mut on_event: impl FnMut(&str)) -> anyhow::Result<Answer> {
-        if self.options.websocket {
-            return self.ask_over_websocket(&mut on_event).await;
-        }
+        let asked_ns = mono_ns();
+        let answer = if self.options.websocket {
+            self.ask_over_websocket(&mut on_event).await
+        } else {
+            self.ask_over_http(&mut on_event).await
+        };
+        Ok(Answer { asked_ns, ..answer? })
+    }
+
+    async fn ask_over_http(&mut self, on_event: &mut impl FnMut(&str)) -> anyhow::Result<Answer> {
         let request = self.request()?;
         let origin = self.origin();
         let sender = self.connected().await?;
         let response = sender.send(request, &origin).await.context("no answer to the request")?;
         let connection = self.connections;
-        let answer = receive(response, connection, &mut on_event).await?;
+        let answer = receive(response, connection, on_event).await?;
         if answer.ended != Ended::Complete {
             self.sender = None;
         }

@@ -1,6 +1,7 @@
 //! Which network namespaces have sockets of the meter's, for whom, and for how long: pure bookkeeping.
 //!
-//! Time is counted in rounds: in each, every bottle is looked at once; for one that takes several, they are one. Not here: how namespaces are found and opened.
+//! Time is counted in rounds: in each, every bottle is looked at once; for one that takes several, they are one. Not
+//! here: how namespaces are found and opened.
 use std::collections::BTreeMap;
 
 use crate::bottle::netns::NamespaceId;

@@ -68,7 +68,7 @@ impl Loader {
         Ok((info.program_id == program.id).then_some(info.cgroup_id))
     }
 
-    /// Runs this controller's programs behind all links of a bottle; its verdict stays what the table says. A controller
+    /// Runs this controller's programs behind all links of a bottle; its verdict stays what the table says. One
     /// that died while attaching or detaching it may have left hooks without their slot: they are given it. Returns
     /// the cgroup's id; 0: it is gone.
     fn renew_hooks(&self, name: &str, slot: u32) -> Result<u64, KernelError> {
