@@ -210,8 +210,17 @@ fn a_ceiling_cuts_what_a_nearer_budget_would_let_go_on() {
     assert_eq!((budget.scope.as_str(), budget.limit), ("global", 100));
     assert_eq!(budget.why, "the global budget is a ceiling, and less of it is left");
     assert_eq!(bench.view("own").cause.unwrap().rule.as_deref(), Some("ceiling"));
-    bench.restore("own", &[("claude", 401)], false).unwrap();
-    assert_eq!(bench.view("own").budget["claude"].scope, "bottle");
+    bench.budget("bottle:own", set(100)).unwrap();
+    let problem = bench.restore("own", &[("claude", 100)], false).unwrap_err();
+    let hint = problem.hint.unwrap();
+    assert!(
+        problem.error.contains("budget of scope global") && hint.contains("enforcer budget add global"),
+        "{hint}"
+    );
+    bench.budget("global", BudgetVerb::Add(401)).unwrap();
+    assert!(!bench.kernel.is_open(own.slot), "its own binds it too");
+    bench.restore("own", &[("claude", 400)], false).unwrap();
+    assert_eq!(bench.view("own").budget["claude"].scope, "bottle", "of both the one with less left");
 }
 
 #[test]
