@@ -133,6 +133,7 @@ fn of_two_operators_the_last_word_holds_and_both_are_written() {
         (set(900), BudgetVerb::Add(5), 905, true),
         (BudgetVerb::Add(5), set(100), 100, false),
         (set(300), BudgetVerb::Clear, 100, false),
+        (set(700), BudgetVerb::Add(0), 700, true),
     ] {
         let before = bench.rows("budget").len();
         // the disk is slow: the second is said before the first is written
