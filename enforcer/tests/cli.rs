@@ -130,6 +130,12 @@ fn a_settings_file_is_checked_with_its_place() {
     assert!(stderr.contains("bad.yml:3:1") && stderr.contains("shutdown"), "{stderr}");
     let none = enforcer(&home, &["settings", "check", "none.yml"]);
     assert_eq!(none.status.code(), Some(2));
+    let beyond = "budget:\n  claude: 5000\nagents:\n  a: { budget: { claude: 7000 } }\n";
+    std::fs::write(home.path().join("beyond.yml"), beyond).unwrap();
+    let beyond = enforcer(&home, &["settings", "check", "beyond.yml"]);
+    let stderr = String::from_utf8(beyond.stderr).unwrap();
+    assert_eq!(beyond.status.code(), Some(0), "it is allowed: {stderr}");
+    assert!(stderr.contains("enforcer: warning: claude: the global budget of 5000 tokens total"), "{stderr}");
 }
 
 #[test]

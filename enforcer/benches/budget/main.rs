@@ -1,4 +1,5 @@
-//! How long a verdict takes: under four scopes, with ten thousand bottles, after a short history and after a long one.
+//! How long a verdict takes: under four scopes, with ten thousand bottles, after a short history and after a long one;
+//! and what the history costs the books.
 //!
 //! Run by `cargo xtask bench budget`. Prints figures and judges none; needs neither root nor a harness. What needs a
 //! whole daemon is measured by the benchmark `budget` of the end-to-end tests.
@@ -7,6 +8,7 @@
 #[allow(dead_code, reason = "the other benchmarks use the rest of it")]
 mod figures;
 
+mod books;
 mod core;
 
 use std::hint::black_box;
@@ -26,6 +28,8 @@ const PARENTS: usize = 50;
 /// Settled exchanges before the verdicts.
 const HISTORIES: [usize; 2] = [1_000, 2_000_000];
 const VERDICTS: usize = 200_000;
+/// Exchanges in the books before each start.
+const RECORDED: [usize; 2] = [20_000, 400_000];
 
 fn main() {
     println!("{BOTTLES} bottles, scopes agent, bottle, parent and global, each with a budget");
@@ -39,6 +43,7 @@ fn main() {
         }
     }
     core::verdicts(BOTTLES);
+    books::settle_and_load(&RECORDED);
 }
 
 /// Every bottle's path and the accounts they lead to.

@@ -80,10 +80,8 @@ impl ScopeRule {
         match self {
             Self::Nearest => "the nearest budget governs".into(),
             Self::Ceiling if nth > 0 => "the global budget is a ceiling, and less of it is left".into(),
-            Self::Ceiling if binding > 1 => {
-                "the nearest budget governs, and less of it is left than of the global ceiling".into()
-            }
-            Self::Ceiling => "the nearest budget governs, under the global ceiling if there is one".into(),
+            Self::Ceiling if binding > 1 => "less is left of the nearest than of the global ceiling".into(),
+            Self::Ceiling => "the nearest budget governs, and there is no other ceiling".into(),
             Self::Strictest => format!("the strictest governs: the least is left of {binding}"),
         }
     }

@@ -91,7 +91,10 @@ impl Core {
             return self.submit(entries, After::Stated { pending, by: by.to_owned(), reply });
         }
         self.accounts.state(account, statement, pending.hour);
-        self.overtaken.insert(account, pending.number);
+        // what is added stands beside earlier words, and replaces none
+        if !matches!(statement, Statement::Add(_)) {
+            self.overtaken.insert(account, pending.number);
+        }
         self.submit_done(entries, After::Report { reply });
         self.warn_of(self.own_scope(account), account, None, None);
         self.publish(Change::State);

@@ -16,7 +16,7 @@ use crate::budget::{self, AccountId, Figures, Judgement, Scope, Statement};
 use crate::clock::{now_ms, rfc3339};
 use crate::control::api::{self, Problem};
 use crate::kernel::Face;
-use crate::ledger::{AttachmentId, Entry, ExchangeId, Verdict};
+use crate::ledger::{AttachmentId, Entry, ExchangeId, Owner, Verdict};
 
 /// What the audit says of a cut that was to be answered and is not.
 const MUTED: &str =
@@ -322,20 +322,33 @@ impl Core {
             if figures.used >= limit {
                 let (provider, used) = (self.accounts.provider(account), figures.used);
                 let short = (used - limit).saturating_add(1);
-                return Err(Problem::refused(format!(
+                let problem = Problem::refused(format!(
                     "{name} stays cut: {used} of {limit} {provider} tokens are used (budget of scope {}, owner {}, \
                      window {})",
                     scope.as_str(),
                     self.owner_name(account),
                     self.window_words(&figures),
-                ))
-                .with_hint(format!(
-                    "add at least {short} tokens: enforcer restore {name} --add {provider}=TOKENS; or --force, \
-                     which opens the network while requests stay refused"
+                ));
+                let way = self.way_to_add(slot, name, account);
+                return Err(problem.with_hint(format!(
+                    "add at least {short} tokens: {way}; or --force, which opens the network while requests stay refused"
                 )));
             }
         }
         Ok(())
+    }
+
+    /// The command that adds to this budget: a restore adds to the one alone that the bottle feels first.
+    fn way_to_add(&mut self, slot: u32, name: &str, account: AccountId) -> String {
+        let provider = self.accounts.provider(account).to_owned();
+        let path = self.path(slot, &provider);
+        let felt_first = self.accounts.governing(&path).is_some_and(|governing| governing.account == account);
+        match self.accounts.owner(account) {
+            Owner::Global if !felt_first => format!("enforcer budget add global {provider}=TOKENS"),
+            Owner::Agent(of) if !felt_first => format!("enforcer budget add agent:{of} {provider}=TOKENS"),
+            Owner::Bottle(of) if !felt_first => format!("enforcer budget add bottle:{of} {provider}=TOKENS"),
+            _ => format!("enforcer restore {name} --add {provider}=TOKENS"),
+        }
     }
 
     fn describe(&self, additions: &[(AccountId, u64)], force: bool) -> Option<String> {

@@ -133,6 +133,7 @@ fn of_two_operators_the_last_word_holds_and_both_are_written() {
         (set(900), BudgetVerb::Add(5), 905, true),
         (BudgetVerb::Add(5), set(100), 100, false),
         (set(300), BudgetVerb::Clear, 100, false),
+        (set(700), BudgetVerb::Add(0), 700, true),
     ] {
         let before = bench.rows("budget").len();
         // the disk is slow: the second is said before the first is written
@@ -210,8 +211,17 @@ fn a_ceiling_cuts_what_a_nearer_budget_would_let_go_on() {
     assert_eq!((budget.scope.as_str(), budget.limit), ("global", 100));
     assert_eq!(budget.why, "the global budget is a ceiling, and less of it is left");
     assert_eq!(bench.view("own").cause.unwrap().rule.as_deref(), Some("ceiling"));
-    bench.restore("own", &[("claude", 401)], false).unwrap();
-    assert_eq!(bench.view("own").budget["claude"].scope, "bottle");
+    bench.budget("bottle:own", set(100)).unwrap();
+    let problem = bench.restore("own", &[("claude", 100)], false).unwrap_err();
+    let hint = problem.hint.unwrap();
+    assert!(
+        problem.error.contains("budget of scope global") && hint.contains("enforcer budget add global"),
+        "{hint}"
+    );
+    bench.budget("global", BudgetVerb::Add(401)).unwrap();
+    assert!(!bench.kernel.is_open(own.slot), "its own binds it too");
+    bench.restore("own", &[("claude", 400)], false).unwrap();
+    assert_eq!(bench.view("own").budget["claude"].scope, "bottle", "of both the one with less left");
 }
 
 #[test]
