@@ -1,6 +1,6 @@
 //! The answered cut: an agent's connections end at once, its next request hears why, and nothing else gets anywhere.
 #![allow(clippy::unwrap_used, reason = "a failed expectation should stop the test where it stands")]
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
