@@ -92,7 +92,7 @@ fn root_over_budget_nothing_opens_and_the_client_hears_why() {
     assert_eq!(answer.json()["error"]["type"], "usage_limit_reached");
     assert_eq!((answer.header("x-should-retry"), answer.header("retry-after")), (Some("false"), None));
     let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
-    assert_eq!(answer.header("x-codex-promo-message"), Some(message.as_str()));
+    assert_eq!(answer.header("x-codex-promo-message"), message.strip_suffix('.'));
     for word in ["b1", "agent", "reviewer", "12", "10", "daily", "codex"] {
         assert!(message.contains(word), "{word}: {message}");
     }
