@@ -8,7 +8,7 @@ use aya_ebpf::programs::SkBuffContext;
 use enforcer_ebpf::address::{
     is_endpoint, is_endpoint_anywhere, is_endpoint_ip_anywhere, is_loopback, is_redirected,
 };
-use enforcer_ebpf::{Bottle, FLAG_LOCKDOWN, FLAG_REDIRECT, MAPPED};
+use enforcer_ebpf::{Bottle, Endpoint, FLAG_LOCKDOWN, FLAG_REDIRECT, MAPPED};
 
 use crate::events::{self, Subject};
 use crate::sock_addr::{TCP, UDP};
@@ -89,7 +89,7 @@ fn is_let_out(packet: &SkBuffContext, bottle: &Bottle, slot: u32) -> bool {
         && (flags & FLAG_LOCKDOWN == 0 || egress::may_leave(packet, &header, bottle, slot))
 }
 
-/// Whether a packet neither goes around the meter nor speaks as the meter or the lane.
+/// Whether a packet neither goes around the meter, nor speaks as the meter or the lane, nor asks the lane unbidden.
 #[inline(always)]
 fn is_not_around_meter(packet: &SkBuffContext, header: &Header, bottle: &Bottle) -> bool {
     let redirected = is_redirected(&header.destination);
@@ -97,27 +97,38 @@ fn is_not_around_meter(packet: &SkBuffContext, header: &Header, bottle: &Bottle)
         return !redirected;
     }
     let (meter, lane) = (endpoint(&bottle.meter), endpoint(&bottle.lane));
-    let is_udp = header.protocol == UDP;
-    // by UDP there is only the lane, and who is open has no business with it
-    let from_ours = if is_udp {
-        is_endpoint_ip_anywhere(&header.source, &lane)
-    } else {
-        header.protocol == TCP && is_endpoint_ip_anywhere(&header.source, &meter)
+    let suspect = match header.protocol {
+        TCP => is_endpoint_ip_anywhere(&header.source, &meter),
+        UDP => may_be_of_lane(packet, header, &lane),
+        _ => return true,
     };
-    let to_lane = is_udp && is_endpoint_ip_anywhere(&header.destination, &lane);
-    if !(redirected || from_ours || to_lane) || !header.has_ports() {
+    if !(redirected || suspect) {
         return true;
     }
     let Some((source, destination)) = header.ports(packet) else { return false };
-    let speaks_as_ours = from_ours
-        && (is_endpoint_anywhere(&header.source, source, &lane)
-            || (!is_udp && is_endpoint_anywhere(&header.source, source, &meter)));
-    let asks_unbidden = to_lane
+    let is_tcp = header.protocol == TCP;
+    let speaks_as_ours = is_endpoint_anywhere(&header.source, source, &lane)
+        || (is_tcp && is_endpoint_anywhere(&header.source, source, &meter));
+    let asks_unbidden = !is_tcp
         && is_endpoint_anywhere(&header.destination, destination, &lane)
         && lane::guest(packet).is_none();
-    !speaks_as_ours
-        && !asks_unbidden
+    !(suspect && (speaks_as_ours || asks_unbidden))
         && !goes_around(bottle, &header.destination, destination, header.protocol)
+}
+
+/// Whether a UDP packet may be one to the lane, or from its address and port, without looking at its ports, which takes
+/// long. A socket that is connected knows the far one; what it sends elsewhere, `sendmsg` has judged. Its own is not the
+/// lane's (see `bind`), but for a raw socket's, which writes what it likes and has its protocol's number there.
+#[inline(always)]
+fn may_be_of_lane(packet: &SkBuffContext, header: &Header, lane: &Endpoint) -> bool {
+    const GREATEST_PROTOCOL: u32 = 255;
+    // SAFETY: the kernel's context of this program; the pointer is checked before it is used.
+    let (near_port, far_port) = unsafe {
+        let sk = (*packet.skb.skb).__bindgen_anon_2.sk;
+        if sk.is_null() { (0, 0) } else { (read(&(*sk).src_port), u32::from(read(&(*sk).dst_port))) }
+    };
+    (near_port <= GREATEST_PROTOCOL && is_endpoint_ip_anywhere(&header.source, lane))
+        || (far_port == lane.port && is_endpoint_ip_anywhere(&header.destination, lane))
 }
 
 /// Whether a packet of a bottle that is cut and answered is one between it and the lane. (Of UDP, see `lane`.)
