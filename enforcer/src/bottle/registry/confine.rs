@@ -22,16 +22,13 @@ impl Registry {
         if attach.create {
             return Ok(Judged::default());
         }
-        let mut judged = Judged {
-            warnings: self.check_confinement(attach, pids)?.into_iter().collect(),
-            mute: packets::holder(pids, false).is_some(),
-        };
-        if judged.mute {
-            judged
-                .warnings
-                .push("a cut of it is always silent, as it could misuse the refusal lane's address".into());
-        }
-        Ok(judged)
+        let warning = self.check_confinement(attach, pids)?;
+        let mute = packets::holder(pids, false).is_some();
+        let silenced = if mute { ", and a cut of it is always silent" } else { "" };
+        Ok(Judged {
+            warnings: warning.map(|warning| format!("{warning}{silenced}")).into_iter().collect(),
+            mute,
+        })
     }
 
     /// Refuses to confine processes that could send past every hook; warns of what cannot be known, and of those

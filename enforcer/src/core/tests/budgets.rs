@@ -197,7 +197,7 @@ fn what_cannot_be_said_is_refused_with_a_hint() {
     let (by, received) = ("uid:7".into(), Instant::now());
     let problem =
         bench.ask(|reply| Message::StateBudget { order: unknown, by, received, reply }).unwrap_err();
-    assert_eq!(problem.hint.as_deref(), Some("known providers: claude, codex"));
+    assert_eq!(problem.hint.as_deref(), Some("known providers: claude, codex, gemini, bedrock"));
 }
 
 #[test]

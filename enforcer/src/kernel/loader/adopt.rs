@@ -3,18 +3,24 @@
 //! No verdict is changed here: it stays what the table says, and nothing passes or is refused meanwhile.
 use std::io;
 use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
 
 use super::super::families;
 use super::super::hooks::HOOKS;
 use super::super::maps::lock;
-use super::super::{KernelError, Pinned, sys};
+use super::super::sys::{self, LinkInfo};
+use super::super::{KernelError, Pinned};
 use super::{Loader, check_slot};
 use crate::bottle::cgroup::Hierarchy;
+
+/// How long links of removed cgroups are waited for, of all bottles together.
+const RELEASE: Duration = Duration::from_millis(200);
 
 impl Loader {
     /// Takes over every pinned guard.
     pub(super) fn adopt(&self) -> Result<Vec<Pinned>, KernelError> {
         let mut adopted: Vec<Pinned> = Vec::new();
+        let release_by = Instant::now() + RELEASE;
         let hierarchy = Hierarchy::open().ok();
         for name in self.pins.bottles()? {
             let wrong = |what: String| KernelError::Pins { path: self.pins.bottle(&name), what };
@@ -30,16 +36,15 @@ impl Loader {
             if let Some(other) = adopted.iter().find(|other| other.slot == slot) {
                 return Err(wrong(format!("has slot {slot}, as has {}", other.name)));
             }
-            let is_whole = hooks == HOOKS.len() && self.table.is_live(slot);
-            let cgroup_id = match self.current_cgroup(&name)? {
-                Some(cgroup_id) if is_whole => cgroup_id,
-                _ => self.renew_hooks(&name, slot)?,
+            let first = self.first_link(&name)?;
+            let is_current =
+                self.programs.each().next().is_some_and(|(_, egress)| egress.id == first.program_id);
+            let cgroup_id = if is_current && hooks == HOOKS.len() && self.table.is_live(slot) {
+                first.cgroup_id
+            } else {
+                self.renew_hooks(&name, slot)?
             };
-            // the kernel takes the links off a removed cgroup some time later; where that cannot be told, it is what
-            // they say
-            let is_removed = |hierarchy: &Hierarchy| hierarchy.has_lost(cgroup_id).is_ok_and(|lost| lost);
-            let is_removed = hierarchy.as_ref().is_some_and(is_removed);
-            let cgroup_id = if is_removed { 0 } else { cgroup_id };
+            let cgroup_id = self.await_release(&name, cgroup_id, hierarchy.as_ref(), release_by)?;
             let (generation, cut) = (self.table.generation(slot), self.table.face(slot));
             adopted.push(Pinned { name, slot, generation, cgroup_id, cut, mute: self.table.is_mute(slot) });
         }
@@ -57,15 +62,31 @@ impl Loader {
         Ok(!self.table.is_live(slot))
     }
 
-    /// The cgroup of a bottle whose first hook runs this controller's program, and with it every hook: the programs are
-    /// not told to be a build's before all links run them, and a bottle is attached with those of one build. 0: the
-    /// cgroup is gone.
-    fn current_cgroup(&self, name: &str) -> Result<Option<u64>, KernelError> {
-        let Some((hook, program)) = self.programs.each().next() else { return Ok(None) };
-        let path = self.pins.link(name, hook.pin);
+    /// What the kernel says of a bottle's first link. If that runs this controller's program, and the bottle is in use,
+    /// every hook does: programs are not told to be a build's before all links run them, and a bottle is attached with
+    /// those of one build.
+    fn first_link(&self, name: &str) -> Result<LinkInfo, KernelError> {
+        let path = self.pins.link(name, HOOKS[0].pin);
         let info = sys::open_pin(&path).and_then(|link| sys::link_info(link.as_fd()));
-        let info = info.map_err(|error| KernelError::Pins { path, what: error.to_string() })?;
-        Ok((info.program_id == program.id).then_some(info.cgroup_id))
+        info.map_err(|error| KernelError::Pins { path, what: error.to_string() })
+    }
+
+    /// Waits until the kernel has taken the links off a removed cgroup, which it does some time later. Where sockets of
+    /// it are left it does not: then it is still that cgroup that is guarded.
+    fn await_release(
+        &self,
+        name: &str,
+        mut cgroup_id: u64,
+        hierarchy: Option<&Hierarchy>,
+        until: Instant,
+    ) -> Result<u64, KernelError> {
+        // where it cannot be told whether it is removed, it is what the links say
+        let is_removed = |id| id != 0 && hierarchy.is_some_and(|all| all.has_lost(id).is_ok_and(|lost| lost));
+        while is_removed(cgroup_id) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+            cgroup_id = self.first_link(name)?.cgroup_id;
+        }
+        Ok(cgroup_id)
     }
 
     /// Runs this controller's programs behind all links of a bottle; its verdict stays what the table says. One
