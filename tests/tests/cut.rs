@@ -120,7 +120,8 @@ fn root_a_crossing_in_a_stream_cuts_the_bottle_and_nothing_else() {
     let agent = Streaming::start(&stage, &bottle);
     let status = stage.daemon.wait_bottle("crossing", is_cut, SOON);
     let record = stage.provider.wait_for(|records| records[0].end.is_some(), SOON).remove(0);
-    let row = stage.audit("crossing", "cut").pop().unwrap();
+    // what closes is done before it is written
+    let row = wait_until(SOON, || stage.audit("crossing", "cut").pop()).unwrap();
     let cut_ns = mono_of(&row["at"]);
 
     assert_eq!(record.end, Some(End::ClientGone), "upstream is closed by the cut");
