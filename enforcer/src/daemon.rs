@@ -27,6 +27,7 @@ use crate::core::{self, BottleModel, CoreHandle, Listener, Message};
 use crate::egress::Keeper;
 use crate::error::{Exit, Failure};
 use crate::helpers::signer::Signer;
+use crate::hooks;
 use crate::kernel::Kernel;
 use crate::kernel::loader::Loader;
 use crate::lane::{self, Berth, Lane};
@@ -34,6 +35,7 @@ use crate::ledger::Ledger;
 use crate::ledger::sqlite::{self, SqliteLedger};
 use crate::ledger::writer::Writer;
 use crate::meter::{self, HostListeners, Meter};
+use crate::policy;
 use crate::settings::Settings;
 use crate::state::StateDir;
 
@@ -111,9 +113,20 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     let (writer, writing) = Writer::spawn(Box::new(ledger));
     let (changes, changed) = broadcast::channel(CHANGES_KEPT);
     let (actor, orders) = act::orders();
-    let parts =
-        core::Parts { settings: settings.clone(), kernel: kernel.clone(), writer, listener, actor, changes };
+    let ((hand, held), (hooks, calls)) = (policy::orders(), hooks::calls());
+    let parts = core::Parts {
+        settings: settings.clone(),
+        kernel: kernel.clone(),
+        writer,
+        listener,
+        actor,
+        hand,
+        hooks,
+        changes,
+    };
     let (core, deciding) = core::start(parts, snapshot)?;
+    tokio::spawn(held.run(core.clone()));
+    tokio::spawn(hooks::run(calls, core.clone()));
     let (bottles, _) = core.ask(|reply| Message::View { reply }).await.map_err(Problem::from)?;
     egress.take_over(bottles.iter().map(|bottle| (&bottle.attachment).into()))?;
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use enforcer::audit;
 use enforcer::control::api::{
     Attach, Attached, Bottle, Cut, Daemon, Detached, Environment, Lane, Meter, Packets, Problem, Programs,
-    Restore, State, Status,
+    Reason, Restore, State, Status,
 };
 use enforcer::control::client::{Client, ClientError};
 use enforcer::control::server::{Server, ServerError};
@@ -96,6 +96,16 @@ impl Controller for Fake {
             return Err(problem("the budget is used up", 4));
         }
         Self::known(name, State::Open)
+    }
+    async fn freeze(&self, name: &str, _reason: Reason, _by: &str) -> Result<Bottle, Problem> {
+        Self::known(name, State::Frozen)
+    }
+    async fn thaw(&self, name: &str, _by: &str) -> Result<Bottle, Problem> {
+        Self::known(name, State::Open)
+    }
+    async fn kill(&self, name: &str, reason: Reason, by: &str) -> Result<Bottle, Problem> {
+        let cause = audit::Cause::operator(by.into(), reason.reason);
+        Ok(Bottle { cause: Some(cause), ..Self::known(name, State::Killed)? })
     }
     async fn environment(&self, name: &str) -> Result<Environment, Problem> {
         Self::known(name, State::Open)?;

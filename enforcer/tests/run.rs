@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use enforcer::audit;
 use enforcer::control::api::{
     Attach, Attached, Bottle, Cut, Daemon, Detached, Environment, Lane, Meter, Packets, Problem, Programs,
-    Restore, State, Status,
+    Reason, Restore, State, Status,
 };
 use enforcer::control::server::Server;
 use enforcer::control::{Controller, Event};
@@ -98,6 +98,15 @@ impl Controller for Fake {
         refuse()
     }
     async fn restore(&self, _name: &str, _restore: Restore, _by: &str) -> Result<Bottle, Problem> {
+        refuse()
+    }
+    async fn freeze(&self, _name: &str, _reason: Reason, _by: &str) -> Result<Bottle, Problem> {
+        refuse()
+    }
+    async fn thaw(&self, _name: &str, _by: &str) -> Result<Bottle, Problem> {
+        refuse()
+    }
+    async fn kill(&self, _name: &str, _reason: Reason, _by: &str) -> Result<Bottle, Problem> {
         refuse()
     }
     async fn environment(&self, name: &str) -> Result<Environment, Problem> {

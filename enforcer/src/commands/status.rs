@@ -110,6 +110,8 @@ mod tests {
             by: "controller".into(),
             reason: None,
             face: crate::kernel::Face::Silent,
+            policy: crate::settings::Policy::Cutoff,
+            processes: crate::audit::Processes::Running,
         };
         api::Bottle {
             name: "b1".into(),

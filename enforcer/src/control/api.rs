@@ -230,7 +230,7 @@ pub struct Attach {
     /// Launch-time budgets, tokens by provider.
     #[serde(default)]
     pub budget: BTreeMap<String, u64>,
-    /// `cutoff`; the settings' without it.
+    /// `cutoff`, `freeze` or `kill`; the settings' without it.
     #[serde(default)]
     pub policy: Option<String>,
     /// `open`, `allowlist` or `metered`; the settings' without it.
@@ -270,6 +270,15 @@ pub struct Cut {
     /// Abort every socket of the bottle too.
     #[serde(default)]
     pub hard: bool,
+}
+
+/// Body of `POST /v1/bottles/NAME/freeze` and `…/kill`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reason {
+    /// Words for the audit and the cause.
+    #[serde(default)]
+    pub reason: Option<String>,
 }
 
 /// Body of `POST /v1/bottles/NAME/restore`.

@@ -118,6 +118,21 @@ impl Client {
         self.post(&format!("/v1/bottles/{name}/restore"), restore).await
     }
 
+    /// `POST /v1/bottles/NAME/freeze`.
+    pub async fn freeze(&self, name: &str, reason: &api::Reason) -> Result<api::Bottle, ClientError> {
+        self.post(&format!("/v1/bottles/{name}/freeze"), reason).await
+    }
+
+    /// `POST /v1/bottles/NAME/thaw`.
+    pub async fn thaw(&self, name: &str) -> Result<api::Bottle, ClientError> {
+        self.post(&format!("/v1/bottles/{name}/thaw"), &serde_json::json!({})).await
+    }
+
+    /// `POST /v1/bottles/NAME/kill`.
+    pub async fn kill(&self, name: &str, reason: &api::Reason) -> Result<api::Bottle, ClientError> {
+        self.post(&format!("/v1/bottles/{name}/kill"), reason).await
+    }
+
     /// `GET /v1/bottles/NAME/env`.
     pub async fn environment(&self, name: &str) -> Result<api::Environment, ClientError> {
         self.get(&format!("/v1/bottles/{name}/env")).await

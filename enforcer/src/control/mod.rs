@@ -63,6 +63,25 @@ pub trait Controller: Send + Sync + 'static {
         by: &str,
     ) -> impl Future<Output = Result<api::Bottle, api::Problem>> + Send;
 
+    /// Cuts a bottle and freezes its processes.
+    fn freeze(
+        &self,
+        name: &str,
+        reason: api::Reason,
+        by: &str,
+    ) -> impl Future<Output = Result<api::Bottle, api::Problem>> + Send;
+
+    /// Lets the processes of a frozen bottle go on.
+    fn thaw(&self, name: &str, by: &str) -> impl Future<Output = Result<api::Bottle, api::Problem>> + Send;
+
+    /// Cuts a bottle and kills its processes, for good.
+    fn kill(
+        &self,
+        name: &str,
+        reason: api::Reason,
+        by: &str,
+    ) -> impl Future<Output = Result<api::Bottle, api::Problem>> + Send;
+
     /// What the bottle needs to trust and reach the meter.
     fn environment(&self, name: &str) -> impl Future<Output = Result<api::Environment, api::Problem>> + Send;
 

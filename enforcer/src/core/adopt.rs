@@ -8,16 +8,19 @@ use meter_proxy::tokens::Tokens;
 
 use super::durable::{After, action};
 use super::members::KEPT;
+use super::processes::Asker;
 use super::requests::{PROGRESS_GRAIN, orphan};
+use super::verdicts::Crossing;
 use super::{Core, Stage};
 use crate::act::Which;
-use crate::audit::{ActionKind, Cause};
+use crate::audit::{ActionKind, Cause, Processes};
 use crate::bottle::cgroup::{self, Cgroup, CgroupError};
 use crate::clock::now_ms;
 use crate::kernel::{Face, KernelError, Pinned};
 use crate::lane;
 use crate::ledger::{Attachment, Entry, Owner, Reservation, Snapshot, Sum, Verdict};
-use crate::settings::Egress;
+use crate::policy::Act;
+use crate::settings::{Egress, Policy};
 
 /// What can go wrong while an earlier controller's state is taken over.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +113,8 @@ impl Core {
         self.enter(attachment, Stage::Attached);
         let verdict = match (cause, cut_in_kernel) {
             (None, Some(_)) => {
-                Some(found_cut(format!("{name} was found cut in the kernel but not in the ledger")))
+                let found = found_cut(format!("{name} was found cut in the kernel but not in the ledger"));
+                Some(self.found_frozen(slot, found))
             }
             (Some(cause), Some(face)) => Some(Cause { face: cause.face.max(face), ..cause }),
             (cause, None) => cause,
@@ -146,7 +150,7 @@ impl Core {
             owns_cgroup: false,
             slot: pinned.slot,
             generation: pinned.generation,
-            policy: "cutoff".into(),
+            policy: Policy::Cutoff,
             egress: Egress::Metered,
             launch_budget: Vec::new(),
             attached_at: now_ms(),
@@ -168,7 +172,7 @@ impl Core {
                 let mut row = action(ActionKind::Detach, Some(attachment.name.clone()), None, "controller");
                 row.detail = Some(KEPT.into());
                 self.record(row);
-                self.kept_cuts.insert(attachment.name.clone(), (attachment.id, cause));
+                self.kept_cuts.insert(attachment.name.clone(), (attachment.id, cause.without_processes()));
             }
             cause => self.record_lost(attachment, cause, why),
         }
@@ -243,14 +247,33 @@ impl Core {
             true => "taken over at start: the kernel let it pass, the ledger says cut: stays cut".into(),
         });
         self.submit_done(vec![Entry::Verdict(verdict), Entry::Action(row)], After::Nothing);
+        self.hold_again(slot);
+    }
+
+    /// A cut that was not recorded may have had a freeze with it.
+    fn found_frozen(&self, slot: u32, cause: Cause) -> Cause {
+        let path = self.bottles.get(&slot).map(|bottle| Path::new(&bottle.attachment.cgroup));
+        let frozen = path.and_then(|path| Cgroup::open(path).ok()?.is_frozen().ok());
+        let processes = if frozen == Some(true) { Processes::Frozen } else { Processes::Running };
+        Cause { processes, ..cause }
+    }
+
+    /// What an earlier controller may have left half done to processes is done again: all of it may be repeated, but
+    /// for a snapshot, of which nobody knows how far it was.
+    fn hold_again(&mut self, slot: u32) {
+        let asker = Asker::controller(Instant::now());
+        match self.processes_of(slot) {
+            Processes::Running => {}
+            Processes::Frozen => self.order(slot, Act::Freeze { snapshot: None }, asker),
+            Processes::Killed => self.hold(slot, asker),
+        }
     }
 
     /// Accounts that are used up already have had their bottles cut: only a new crossing is news.
     fn mark_crossed(&mut self) {
-        let received = Instant::now();
         for account in self.accounts.used_up() {
             self.crossed.insert(account);
-            self.cut_all_governed_by(account, None, received);
+            self.cut_all_governed_by(account, Crossing::Before);
         }
     }
 }

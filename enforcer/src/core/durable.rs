@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use meter_proxy::protocol::{Refusal, ToMeter};
 use tokio::sync::oneshot;
 
+use super::processes::Asker;
 use super::{Change, Core, Message, answer};
 use crate::audit::{Action, ActionKind, Cause};
 use crate::budget::AccountId;
@@ -39,6 +40,7 @@ pub(super) enum After {
         attachment: Box<Attachment>,
         /// Whether its cut goes over to the next attachment of that name.
         keep_cut: bool,
+        by: String,
         reply: oneshot::Sender<Result<Attachment, Problem>>,
     },
     /// The bottle may be opened, if no newer verdict stands.
@@ -48,7 +50,17 @@ pub(super) enum After {
         verdict: u64,
         /// Tokens to add to accounts.
         additions: Vec<(AccountId, u64)>,
+        by: String,
         reply: oneshot::Sender<Result<(), Problem>>,
+    },
+    /// The processes may go on, if no newer verdict stands.
+    Thawed {
+        attachment: AttachmentId,
+        /// The verdict's number when the thaw was ordered.
+        verdict: u64,
+        /// What stays of the verdict; `None`: the bottle opens.
+        left: Option<Box<Cause>>,
+        asker: Asker,
     },
     /// Tell who asked; what was to be done is done already.
     Report { reply: oneshot::Sender<Result<(), Problem>> },
@@ -145,11 +157,15 @@ impl Core {
             After::Attached { attachment, reply } => {
                 self.attached(attachment, result.map_err(not_done), reply)
             }
-            After::Released { attachment, keep_cut, reply } => {
-                self.released(*attachment, keep_cut, result.map_err(not_done), reply)
+            After::Released { attachment, keep_cut, by, reply } => {
+                self.released(*attachment, keep_cut, by, result.map_err(not_done), reply)
             }
-            After::Restored { attachment, verdict, additions, reply } => {
-                self.restored(attachment, verdict, &additions, result.map_err(not_done), reply);
+            After::Restored { attachment, verdict, additions, by, reply } => {
+                self.restored(attachment, verdict, &additions, by, result.map_err(not_done), reply);
+            }
+            After::Thawed { attachment, verdict, left, asker } => {
+                let left = left.map(|cause| *cause);
+                self.thawed(attachment, verdict, left, result.map_err(not_done), asker);
             }
             After::Report { reply } => answer(
                 reply,

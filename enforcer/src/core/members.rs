@@ -7,8 +7,9 @@ use meter_proxy::protocol::{ToLane, ToMeter, Upstream};
 use tokio::sync::oneshot;
 
 use super::durable::{After, action};
+use super::processes::Asker;
 use super::requests::reference;
-use super::verdicts::unknown;
+use super::verdicts::{Crossing, unknown};
 use super::{Bottle, Change, Core, Listener, Stage, answer};
 use crate::audit::ActionKind;
 use crate::clock::now_ms;
@@ -16,7 +17,7 @@ use crate::control::api::Problem;
 use crate::kernel::Guard;
 use crate::lane::FIRST_OWN_SLOT;
 use crate::ledger::{Attachment, AttachmentId, Entry, Verdict};
-use crate::settings::Egress;
+use crate::settings::{Egress, Policy};
 
 /// Most bottles below one another; deeper chains in the settings are an error there.
 const MAX_ANCESTORS: usize = 64;
@@ -39,8 +40,8 @@ pub struct Admission {
     pub cgroup_id: u64,
     /// Whether the cgroup is removed at detach.
     pub owns_cgroup: bool,
-    /// Policy (`cutoff`).
-    pub policy: String,
+    /// What a crossed budget does to it.
+    pub policy: Policy,
     /// What it may reach.
     pub egress: Egress,
     /// Launch-time budgets, tokens by provider.
@@ -95,8 +96,14 @@ impl Core {
     }
 
     pub(super) fn enter(&mut self, attachment: Attachment, stage: Stage) {
-        let bottle =
-            Bottle { paths: std::collections::HashMap::new(), cause: None, verdict: 0, stage, attachment };
+        let bottle = Bottle {
+            paths: std::collections::HashMap::new(),
+            cause: None,
+            verdict: 0,
+            orders: 0,
+            stage,
+            attachment,
+        };
         self.bottles.insert(bottle.attachment.slot, bottle);
     }
 
@@ -217,10 +224,11 @@ impl Core {
         bottle.stage = Stage::Attached;
         self.kept_cuts.remove(&bottle.attachment.name);
         if let Some(cause) = bottle.cause.take() {
-            return self.cut(slot, cause, Upstream::Close, Instant::now(), After::Nothing);
+            self.cut(slot, cause, Upstream::Close, Instant::now(), After::Nothing);
+            return self.hold(slot, Asker::controller(Instant::now()));
         }
         match used_up {
-            Some((scope, account)) => self.cut_for_budget(slot, scope, account, None, Instant::now()),
+            Some((scope, account)) => self.cut_for_budget(slot, scope, account, Crossing::Before),
             None => self.kernel.open(slot),
         }
     }
@@ -262,13 +270,14 @@ impl Core {
         if !keep_cut {
             entries.push(Entry::Detach { attachment: attachment.id, at: now_ms() });
         }
-        self.submit(entries, After::Released { attachment: Box::new(attachment), keep_cut, reply });
+        self.submit(entries, After::Released { attachment: Box::new(attachment), keep_cut, by, reply });
     }
 
     pub(super) fn released(
         &mut self,
         attachment: Attachment,
         keep_cut: bool,
+        by: String,
         result: Result<(), Problem>,
         reply: oneshot::Sender<Result<Attachment, Problem>>,
     ) {
@@ -276,9 +285,14 @@ impl Core {
             match (&result, &bottle.cause) {
                 (Err(_), _) => bottle.stage = Stage::Attached,
                 (Ok(()), Some(cause)) if keep_cut => {
-                    self.kept_cuts.insert(attachment.name.clone(), (attachment.id, cause.clone()));
+                    let kept = cause.clone().without_processes();
+                    self.kept_cuts.insert(attachment.name.clone(), (attachment.id, kept));
                 }
-                (Ok(()), _) => {}
+                (Ok(()), cause) => {
+                    let cause = cause.clone();
+                    let asker = Asker { by, ..Asker::controller(Instant::now()) };
+                    self.thaw_with(attachment.slot, cause.as_ref(), asker);
+                }
             }
         }
         answer(reply, result.map(|()| attachment));
@@ -288,6 +302,7 @@ impl Core {
         let Some(gone) = self.slot_of_attachment(id).and_then(|slot| self.bottles.remove(&slot)) else {
             return;
         };
+        self.hand.forget(id);
         // what was shut by this bottle's verdict is not any more
         self.tell_meter_below(&gone.attachment.cgroup, Upstream::Hold);
         self.publish(Change::State);

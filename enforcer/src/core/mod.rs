@@ -3,7 +3,7 @@
 //! It never touches the disk and never waits: what must be durable goes to the writer, whose answer comes back
 //! as a message. Closing (a cut) is stored first and committed after; opening (a permit, an attach, a restore)
 //! is committed first and done after. `requests` follows the meter's messages, `accounts` says what they are
-//! charged to, `verdicts` cuts and restores, `members` attaches and detaches, `adopt` takes over what an earlier
+//! charged to, `verdicts` cuts and restores, `processes` freezes, thaws and kills, `members` attaches and detaches, `adopt` takes over what an earlier
 //! controller left, `durable` talks to the writer, `lease` beats the heart, `drops` tells what the kernel dropped, `lane` says why, `view` shows the state.
 mod accounts;
 mod adopt;
@@ -12,6 +12,7 @@ mod durable;
 mod lane;
 mod lease;
 mod members;
+mod processes;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -34,15 +35,18 @@ use self::durable::{Committed, Outstanding};
 pub use self::lane::Why;
 use self::lease::Heart;
 pub use self::members::Admission;
+use self::processes::Asker;
 use self::requests::{Live, RowLimit, Waiting};
 pub use self::view::BottleModel;
 use crate::act::Actor;
 use crate::audit::{ActionKind, Cause};
 use crate::budget::{AccountId, Accounts, Path};
 use crate::control::api::{self, Problem};
+use crate::hooks::{Called, Hooks};
 use crate::kernel::{Event, Kernel, Place};
 use crate::ledger::writer::Writer;
 use crate::ledger::{Attachment, AttachmentId, Entry, ExchangeId, Owner, UsageRow};
+use crate::policy::{Acted, Hand, Snapshotted};
 use crate::settings::Settings;
 
 /// How often the core looks at what only time changes: waits at the gate, writes to be tried again.
@@ -241,6 +245,49 @@ pub enum Message {
         /// Done.
         reply: oneshot::Sender<Result<(), Problem>>,
     },
+    /// Cut a bottle and freeze its processes.
+    Freeze {
+        /// Name.
+        name: String,
+        /// Why.
+        order: api::Reason,
+        /// `controller` or `uid:N`.
+        by: String,
+        /// When the order came.
+        received: Instant,
+        /// Done and durable.
+        reply: oneshot::Sender<Result<(), Problem>>,
+    },
+    /// Let a frozen bottle's processes go on.
+    Thaw {
+        /// Name.
+        name: String,
+        /// `controller` or `uid:N`.
+        by: String,
+        /// When the order came.
+        received: Instant,
+        /// Done.
+        reply: oneshot::Sender<Result<(), Problem>>,
+    },
+    /// Cut a bottle and kill its processes.
+    Kill {
+        /// Name.
+        name: String,
+        /// Why.
+        order: api::Reason,
+        /// `controller` or `uid:N`.
+        by: String,
+        /// When the order came.
+        received: Instant,
+        /// Done and durable.
+        reply: oneshot::Sender<Result<(), Problem>>,
+    },
+    /// An order for a bottle's processes was done, or not.
+    Acted(Acted),
+    /// A snapshot was taken, or not.
+    Snapshotted(Snapshotted),
+    /// A hook ended.
+    Called(Called),
     /// Something that the operator should read in the audit.
     Warn {
         /// Whom it concerns.
@@ -294,6 +341,8 @@ struct Bottle {
     cause: Option<Cause>,
     /// Grows with each change of the verdict, so that a restore committed late does not undo a newer cut.
     verdict: u64,
+    /// Grows with each order for its processes, so that a snapshot that ends late ends nobody.
+    orders: u64,
     stage: Stage,
 }
 
@@ -319,6 +368,8 @@ pub struct Core {
     meter: Option<(u64, MeterLink)>,
     lane: Option<(u64, LaneLink)>,
     actor: Actor,
+    hand: Hand,
+    hooks: Hooks,
     accounts: Accounts,
     /// Accounts whose crossing has been acted upon.
     crossed: HashSet<AccountId>,
@@ -397,6 +448,10 @@ pub struct Parts {
     pub listener: Listener,
     /// Who does to sockets what takes longer than a store.
     pub actor: Actor,
+    /// Who does to processes what a verdict asks for.
+    pub hand: Hand,
+    /// Who calls the settings' hooks.
+    pub hooks: Hooks,
     /// Who listens to changes.
     pub changes: broadcast::Sender<Change>,
 }
@@ -428,6 +483,8 @@ impl Core {
             meter: None,
             lane: None,
             actor: parts.actor,
+            hand: parts.hand,
+            hooks: parts.hooks,
             accounts: Accounts::default(),
             crossed: HashSet::new(),
             added: HashMap::new(),
@@ -488,6 +545,18 @@ impl Core {
                 self.cut_by_order(&name, order, by, received, reply)
             }
             Message::Restore { name, order, by, reply } => self.restore(&name, &order, by, reply),
+            Message::Freeze { name, order, by, received, reply } => {
+                self.freeze_by_order(&name, order, Asker { by, received, reply: Some(reply) });
+            }
+            Message::Thaw { name, by, received, reply } => {
+                self.thaw_by_order(&name, Asker { by, received, reply: Some(reply) });
+            }
+            Message::Kill { name, order, by, received, reply } => {
+                self.kill_by_order(&name, order, Asker { by, received, reply: Some(reply) });
+            }
+            Message::Acted(acted) => self.acted(acted),
+            Message::Snapshotted(taken) => self.snapshotted(taken),
+            Message::Called(called) => self.called(called),
             Message::Warn { bottle, detail, failed } => self.warn(bottle, detail, failed),
             Message::View { reply } => {
                 let closed = self.behind().or_else(|| self.closed.clone());

@@ -16,7 +16,10 @@ use crate::kernel::fake::FakeKernel;
 use crate::kernel::{Allowed, AllowedPorts, Face, Pinned};
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::{FlowRow, Ledger, LedgerError, Reader, Snapshot, UsageQuery};
-use crate::settings::Egress;
+use crate::settings::{Egress, Policy};
+use crate::{hooks, policy};
+
+mod processes;
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -26,6 +29,8 @@ struct Bench {
     orders: Receiver<ToMeter>,
     told: Receiver<ToLane>,
     aborts: Receiver<Abort>,
+    held: policy::Orders,
+    calls: tokio::sync::mpsc::Receiver<hooks::Call>,
     reader: Box<dyn Reader>,
     refusing: Arc<AtomicBool>,
     silent: Arc<AtomicBool>,
@@ -92,12 +97,16 @@ impl Bench {
         let kernel = Arc::new(kernel);
         let (changes, _) = broadcast::channel(16);
         let (actor, aborts) = act::orders();
+        let (hand, held) = policy::orders();
+        let (hooks, calls) = hooks::calls();
         let parts = Parts {
             settings: Arc::new(settings(yaml)),
             kernel: kernel.clone(),
             writer,
             listener: listener(),
             actor,
+            hand,
+            hooks,
             changes,
         };
         let (core, _thread) = start(parts, snapshot).unwrap();
@@ -105,7 +114,7 @@ impl Bench {
         core.tell(Message::MeterUp { epoch: 1, link });
         let (link, told) = channel();
         core.tell(Message::LaneUp { epoch: 1, link });
-        Self { core, kernel, orders, told, aborts, reader, refusing, silent, never, dir }
+        Self { core, kernel, orders, told, aborts, held, calls, reader, refusing, silent, never, dir }
     }
 
     /// The controller dies and another starts; the kernel holds what it held.
@@ -136,6 +145,16 @@ impl Bench {
     }
 
     fn admit(&self, name: &str, cgroup: &str, launch_budget: &[(&str, u64)]) -> Attachment {
+        self.admit_as(name, cgroup, launch_budget, Policy::Cutoff)
+    }
+
+    fn admit_as(
+        &self,
+        name: &str,
+        cgroup: &str,
+        launch_budget: &[(&str, u64)],
+        policy: Policy,
+    ) -> Attachment {
         let admission = Admission {
             name: name.into(),
             agent: None,
@@ -143,7 +162,7 @@ impl Bench {
             cgroup: cgroup.into(),
             cgroup_id: cgroup.bytes().map(u64::from).sum(),
             owns_cgroup: false,
-            policy: "cutoff".into(),
+            policy,
             egress: Egress::Open,
             launch_budget: launch_budget
                 .iter()
@@ -671,7 +690,7 @@ fn no_bottle_is_its_own_ancestor() {
         cgroup: "/sys/fs/cgroup/base".into(),
         cgroup_id: 9,
         owns_cgroup: false,
-        policy: "cutoff".into(),
+        policy: Policy::Cutoff,
         egress: Egress::Open,
         launch_budget: BTreeMap::new(),
     };
@@ -742,8 +761,16 @@ fn a_guard_that_holds_something_else_ends_the_start() {
     let (writer, _thread) = Writer::spawn(Box::new(ledger));
     let (changes, _) = broadcast::channel(16);
     let (actor, _aborts) = act::orders();
-    let parts =
-        Parts { settings: Arc::new(settings("")), kernel, writer, listener: listener(), actor, changes };
+    let parts = Parts {
+        settings: Arc::new(settings("")),
+        kernel,
+        writer,
+        listener: listener(),
+        actor,
+        hand: policy::orders().0,
+        hooks: hooks::calls().0,
+        changes,
+    };
     assert!(start(parts, snapshot).is_err());
 }
 

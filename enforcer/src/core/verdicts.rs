@@ -7,15 +7,32 @@ use meter_proxy::protocol::{BottleRef, ToMeter, Upstream};
 use tokio::sync::oneshot;
 
 use super::durable::{After, Committed, action};
+use super::processes::{Asker, killed};
 use super::requests::reference;
 use super::{Bottle, Change, Core, Stage, answer};
 use crate::act::{Abort, Which};
-use crate::audit::{ActionKind, Cause, CauseKind};
+use crate::audit::{ActionKind, Cause, CauseKind, Processes};
 use crate::budget::{self, AccountId, Scope};
 use crate::clock::{now_ms, rfc3339};
 use crate::control::api::{self, Problem};
+use crate::hooks::Occasion;
 use crate::kernel::Face;
 use crate::ledger::{AttachmentId, Entry, ExchangeId, Verdict};
+use crate::settings::Policy;
+
+/// When a budget was crossed that a bottle is cut for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Crossing {
+    /// Now: the bottle's policy acts.
+    Now {
+        /// The exchange that crossed.
+        flow: Option<ExchangeId>,
+        /// When its figures were received.
+        received: Instant,
+    },
+    /// Before the bottle was attached, or taken over: it is cut, and no more. An operator may have opened it since.
+    Before,
+}
 
 /// A restore that was found right, before it is durable.
 struct Restoring {
@@ -25,6 +42,7 @@ struct Restoring {
     verdict: u64,
     /// Tokens to add to accounts.
     additions: Vec<(AccountId, u64)>,
+    by: String,
 }
 
 impl Core {
@@ -37,9 +55,10 @@ impl Core {
         flow: ExchangeId,
         received: Instant,
     ) {
+        let crossing = Crossing::Now { flow: Some(flow), received };
         for (_, account) in path {
             if self.accounts.account(*account).is_used_up() && self.crossed.insert(*account) {
-                self.cut_all_governed_by(*account, Some(flow), received);
+                self.cut_all_governed_by(*account, crossing);
             }
         }
         let governing = self.accounts.governing(path);
@@ -47,16 +66,11 @@ impl Core {
             && self.accounts.account(account).is_used_up()
             && self.bottle(charged).is_some()
         {
-            self.cut_for_budget(charged.slot, scope, account, Some(flow), received);
+            self.cut_for_budget(charged.slot, scope, account, crossing);
         }
     }
 
-    pub(super) fn cut_all_governed_by(
-        &mut self,
-        account: AccountId,
-        flow: Option<ExchangeId>,
-        received: Instant,
-    ) {
+    pub(super) fn cut_all_governed_by(&mut self, account: AccountId, crossing: Crossing) {
         let provider = self.accounts.provider(account).to_owned();
         let slots: Vec<u32> = self.bottles.keys().copied().collect();
         let mut governed = Vec::new();
@@ -65,24 +79,31 @@ impl Core {
             if let Some((scope, governing)) = self.accounts.governing(&path)
                 && governing == account
             {
-                self.store_cut(slot, self.settings.cut);
+                let policy = self.policy_at(slot, crossing);
+                self.store_cut(slot, self.face_with(policy));
                 governed.push((slot, scope));
             }
         }
         // every store is done before anything is told or written
         for (slot, scope) in governed {
-            self.cut_for_budget(slot, scope, account, flow, received);
+            self.cut_for_budget(slot, scope, account, crossing);
         }
     }
 
-    pub(super) fn cut_for_budget(
-        &mut self,
-        slot: u32,
-        scope: Scope,
-        account: AccountId,
-        flow: Option<ExchangeId>,
-        received: Instant,
-    ) {
+    /// What is done to a bottle beyond the cut.
+    fn policy_at(&self, slot: u32, crossing: Crossing) -> Policy {
+        match (crossing, self.bottles.get(&slot)) {
+            (Crossing::Now { .. }, Some(bottle)) => bottle.attachment.policy,
+            (Crossing::Before, _) | (_, None) => Policy::Cutoff,
+        }
+    }
+
+    /// Nobody reads an answer whose processes stand still or are gone.
+    fn face_with(&self, policy: Policy) -> Face {
+        if policy == Policy::Cutoff { self.settings.cut } else { Face::Silent }
+    }
+
+    pub(super) fn cut_for_budget(&mut self, slot: u32, scope: Scope, account: AccountId, crossing: Crossing) {
         if let Some(bottle) = self.bottles.get_mut(&slot)
             && bottle.cause.as_ref().is_some_and(|cause| cause.kind == CauseKind::Budget)
         {
@@ -90,8 +111,17 @@ impl Core {
             bottle.verdict += 1;
             return;
         }
-        let cause = self.budget_cause(scope, account, flow);
+        let (flow, received) = match crossing {
+            Crossing::Now { flow, received } => (flow, received),
+            Crossing::Before => (None, Instant::now()),
+        };
+        let cause = self.budget_cause(self.policy_at(slot, crossing), scope, account, flow);
+        let standing = self.bottles.get(&slot).and_then(|bottle| bottle.cause.as_ref());
+        let more = standing.is_none_or(|standing| standing.processes < cause.policy.into());
         self.cut(slot, cause, Upstream::Close, received, After::Nothing);
+        if more {
+            self.hold(slot, Asker::controller(received));
+        }
     }
 
     /// Stores a cut. A bottle whose hooks are being put on or off has no lane: nothing of it is in use.
@@ -102,7 +132,13 @@ impl Core {
         self.kernel.cut_as(slot, if in_use { standing } else { Face::Silent });
     }
 
-    pub(super) fn budget_cause(&self, scope: Scope, account: AccountId, flow: Option<ExchangeId>) -> Cause {
+    pub(super) fn budget_cause(
+        &self,
+        policy: Policy,
+        scope: Scope,
+        account: AccountId,
+        flow: Option<ExchangeId>,
+    ) -> Cause {
         let figures = self.accounts.account(account);
         Cause {
             kind: CauseKind::Budget,
@@ -115,12 +151,14 @@ impl Core {
             at: rfc3339(now_ms()),
             by: "controller".into(),
             reason: None,
-            face: self.settings.cut,
+            face: self.face_with(policy),
+            policy,
+            processes: Processes::Running,
         }
     }
 
     /// Stores the cut, tells the meter, aborts connections, commits. A bottle that is cut already keeps its first
-    /// cause.
+    /// cause. What is to be done to its processes is decided with it; the caller has it done (`hold`).
     pub(super) fn cut(
         &mut self,
         slot: u32,
@@ -137,6 +175,7 @@ impl Core {
         bottle.verdict += 1;
         let standing = bottle.cause.get_or_insert_with(|| cause.clone());
         standing.face = standing.face.max(cause.face);
+        standing.processes = standing.processes.max(cause.policy.into());
         let standing = standing.clone();
         let (name, attachment) = (bottle.attachment.name.clone(), bottle.attachment.id);
         let attaching = bottle.stage == Stage::Attaching;
@@ -151,6 +190,9 @@ impl Core {
         let mut row = action(ActionKind::Cut, Some(name), Some(cause), &by);
         row.took_us = Some(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         row.detail = before.map(|_| format!("was cut already, and is now {}", standing.face.as_str()));
+        if before.is_none() {
+            self.call_hook(Occasion::Cut, slot, Some(&standing));
+        }
         let verdict = Entry::Verdict(Verdict { attachment, cause: Some(standing) });
         self.submit_done(vec![verdict, Entry::Action(row)], after);
         self.publish(Change::State);
@@ -221,8 +263,8 @@ impl Core {
             return answer(reply, Err(Problem::failed(behind.to_string())));
         }
         match self.prepare_restore(name, order, &by) {
-            Ok(Restoring { entries, attachment, verdict, additions }) => {
-                self.submit(entries, After::Restored { attachment, verdict, additions, reply });
+            Ok(Restoring { entries, attachment, verdict, additions, by }) => {
+                self.submit(entries, After::Restored { attachment, verdict, additions, by, reply });
             }
             Err(problem) => answer(reply, Err(problem)),
         }
@@ -231,11 +273,17 @@ impl Core {
     /// Checks the order and composes what is to be committed. Nothing opens and nothing is added before that.
     fn prepare_restore(&mut self, name: &str, order: &api::Restore, by: &str) -> Result<Restoring, Problem> {
         let slot = self.slot_of(name).ok_or_else(|| unknown(name))?;
+        if self.processes_of(slot) == Processes::Killed {
+            return Err(killed(name));
+        }
         let additions = self.additions(slot, name, order)?;
         if !order.force {
             self.refuse_what_stays_used_up(slot, name, &additions)?;
         }
-        let Some(bottle) = self.bottles.get(&slot) else { return Err(unknown(name)) };
+        let Some(bottle) = self.bottles.get_mut(&slot) else { return Err(unknown(name)) };
+        // a snapshot that ends from now on ends nobody
+        bottle.orders += 1;
+        let bottle = &*bottle;
         let (attachment, verdict) = (bottle.attachment.id, bottle.verdict);
         let mut entries: Vec<Entry> = additions
             .iter()
@@ -250,7 +298,7 @@ impl Core {
         let mut row = action(ActionKind::Restore, Some(name.to_owned()), bottle.cause.clone(), by);
         row.detail = self.describe(&additions, order.force);
         entries.push(Entry::Action(row));
-        Ok(Restoring { entries, attachment, verdict, additions })
+        Ok(Restoring { entries, attachment, verdict, additions, by: by.to_owned() })
     }
 
     /// The accounts that the order adds to: for each provider, the one that governs this bottle.
@@ -341,6 +389,7 @@ impl Core {
         attachment: AttachmentId,
         verdict: u64,
         additions: &[(AccountId, u64)],
+        by: String,
         result: Result<(), Problem>,
         reply: oneshot::Sender<Result<(), Problem>>,
     ) {
@@ -353,31 +402,48 @@ impl Core {
                 self.crossed.remove(account);
             }
         }
-        let opened = self.open_restored(attachment, verdict);
+        let opened = self.open_restored(attachment, verdict, "restored");
         self.admit_waiting();
         self.publish(Change::State);
-        answer(reply, opened);
+        match opened {
+            Ok((slot, cause)) => {
+                let asker = Asker { by, received: Instant::now(), reply: Some(reply) };
+                self.thaw_with(slot, cause.as_ref(), asker);
+            }
+            Err(problem) => answer(reply, Err(problem)),
+        }
     }
 
-    fn open_restored(&mut self, attachment: AttachmentId, verdict: u64) -> Result<(), Problem> {
+    /// Opens a bottle whose verdict is still the one that was to end; its slot, and the verdict that ended.
+    pub(super) fn open_restored(
+        &mut self,
+        attachment: AttachmentId,
+        verdict: u64,
+        how: &str,
+    ) -> Result<(u32, Option<Cause>), Problem> {
         let gone = || Problem::failed("the bottle was detached meanwhile");
         let slot = self.slot_of_attachment(attachment).ok_or_else(gone)?;
         let bottle = self.bottles.get_mut(&slot).ok_or_else(gone)?;
         if bottle.verdict != verdict {
-            // the cut came while the restore was being written: the ledger must say so again
-            let entry = Verdict { attachment, cause: bottle.cause.clone() };
-            let name = bottle.attachment.name.clone();
-            self.submit_done(vec![Entry::Verdict(entry)], After::Nothing);
-            return Err(Problem::refused(format!("{name} was cut again while it was being restored")));
+            return Err(self.cut_again(slot, how));
         }
-        bottle.cause = None;
+        let ended = bottle.cause.take();
         bottle.verdict += 1;
         if bottle.stage == Stage::Attached {
             self.kernel.open(slot);
             self.tell_meter_of(slot, Upstream::Hold);
             self.end_lane_below(slot);
         }
-        Ok(())
+        Ok((slot, ended))
+    }
+
+    /// A cut came while its opposite was being written: the ledger must say so again.
+    pub(super) fn cut_again(&mut self, slot: u32, how: &str) -> Problem {
+        let Some(bottle) = self.bottles.get(&slot) else { return Problem::failed("the bottle is gone") };
+        let name = bottle.attachment.name.clone();
+        let entry = Verdict { attachment: bottle.attachment.id, cause: bottle.cause.clone() };
+        self.submit_done(vec![Entry::Verdict(entry)], After::Nothing);
+        Problem::refused(format!("{name} was cut again while it was being {how}"))
     }
 
     /// Tells the meter how this bottle and those nested in its cgroup stand now.
@@ -407,6 +473,11 @@ impl Core {
     /// What the bottle sees of all the cuts that shut it; `None`: it is open.
     pub(super) fn face_of(&self, slot: u32) -> Option<Face> {
         self.cuts_around(slot).map(|cause| cause.face).max()
+    }
+
+    /// What stands decided for its processes by all the cuts that shut it.
+    pub(super) fn processes_of(&self, slot: u32) -> Processes {
+        self.cuts_around(slot).map(|cause| cause.processes).max().unwrap_or_default()
     }
 
     /// The verdicts of this bottle and of those whose cgroups hold it, where they are cut: its own first.

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::{Bottle, Core, Stage};
-use crate::audit::Cause;
+use crate::audit::{Cause, Processes};
 use crate::budget::{AccountId, Scope};
 use crate::control::api;
 use crate::kernel::Face;
@@ -18,10 +18,19 @@ pub struct BottleModel {
     pub cause: Option<Cause>,
     /// What it sees of that; `None`: open.
     pub face: Option<Face>,
+    /// What stands decided for its processes by all the cuts that shut it.
+    pub processes: Processes,
     /// Settled usage by provider.
     pub usage: BTreeMap<String, api::Usage>,
     /// Governing budget by provider.
     pub budget: BTreeMap<String, api::Budget>,
+}
+
+/// What all the cuts around a bottle make of it: the first of them, its own before others, and the most closed of each.
+struct Shut {
+    cause: Option<Cause>,
+    face: Option<Face>,
+    processes: Processes,
 }
 
 impl Core {
@@ -31,7 +40,8 @@ impl Core {
             let around: Vec<&Cause> =
                 Path::new(cgroup).ancestors().filter_map(|level| cuts.get(level)).collect();
             let face = around.iter().map(|cause| cause.face).max();
-            (around.first().map(|cause| (*cause).clone()), face)
+            let processes = around.iter().map(|cause| cause.processes).max().unwrap_or_default();
+            Shut { cause: around.first().map(|cause| (*cause).clone()), face, processes }
         };
         let slots: Vec<u32> = self.bottles.keys().copied().collect();
         let mut models: Vec<BottleModel> =
@@ -42,7 +52,11 @@ impl Core {
 
     pub(super) fn view_one(&mut self, name: &str) -> Option<BottleModel> {
         let slot = self.slot_of(name)?;
-        self.model(slot, |core, _| (core.shut_by(slot).cloned(), core.face_of(slot)))
+        self.model(slot, |core, _| Shut {
+            cause: core.shut_by(slot).cloned(),
+            face: core.face_of(slot),
+            processes: core.processes_of(slot),
+        })
     }
 
     pub(super) fn list(&self) -> Vec<(String, u64)> {
@@ -65,23 +79,20 @@ impl Core {
         self.bottles.values().filter_map(cut).collect()
     }
 
-    /// `shut` says by what a bottle with this cgroup is shut (its own cut first), and what it sees of it.
-    fn model(
-        &mut self,
-        slot: u32,
-        shut: impl Fn(&Self, &str) -> (Option<Cause>, Option<Face>),
-    ) -> Option<BottleModel> {
+    /// `shut` says by what a bottle with this cgroup is shut.
+    fn model(&mut self, slot: u32, shut: impl Fn(&Self, &str) -> Shut) -> Option<BottleModel> {
         let budget = self
             .governing_accounts(slot)
             .into_iter()
             .map(|(scope, account)| (self.accounts.provider(account).to_owned(), self.budget(scope, account)))
             .collect();
         let bottle = self.bottles.get(&slot).filter(|bottle| bottle.stage != Stage::Attaching)?;
-        let (cause, face) = shut(self, &bottle.attachment.cgroup);
+        let Shut { cause, face, processes } = shut(self, &bottle.attachment.cgroup);
         Some(BottleModel {
             attachment: bottle.attachment.clone(),
             cause,
             face,
+            processes,
             usage: self.usage.get(&bottle.attachment.name).cloned().unwrap_or_default(),
             budget,
         })

@@ -9,7 +9,7 @@ use meter_proxy::tokens::{Ending, Provenance, Tokens};
 use serde::{Deserialize, Serialize};
 
 use crate::audit::Action;
-use crate::settings::Egress;
+use crate::settings::{Egress, Policy};
 
 /// What can go wrong in the ledger.
 #[derive(Debug, thiserror::Error)]
@@ -64,8 +64,8 @@ pub struct Attachment {
     pub slot: u32,
     /// Generation of the slot.
     pub generation: u32,
-    /// Policy (`cutoff`).
-    pub policy: String,
+    /// What a crossed budget does to it.
+    pub policy: Policy,
     /// What it may reach.
     pub egress: Egress,
     /// Launch-time budgets: provider and tokens.

@@ -12,6 +12,7 @@ use serde::de::{self, Deserializer, Visitor};
 use super::values::{Span, TokensError, parse_tokens};
 use super::yaml::{Fault, Places, START};
 use super::{Egress, Face, Place, Policy, ScopeRule, Unattached, Window};
+use crate::hooks::Occasion;
 
 /// The whole file; what is absent is `None`.
 #[derive(Debug, Default, Deserialize)]
@@ -36,7 +37,7 @@ pub(super) struct File {
     pub(super) resolvers: Option<Vec<String>>,
     pub(super) retention: Option<Span>,
     pub(super) listen: Option<String>,
-    pub(super) hooks: Option<BTreeMap<String, Vec<String>>>,
+    pub(super) hooks: Option<BTreeMap<Occasion, Vec<String>>>,
     pub(super) providers: Option<BTreeMap<String, ProviderEntry>>,
     pub(super) tls: Option<Tls>,
     pub(super) bottles: Option<BTreeMap<String, BottleEntry>>,

@@ -26,12 +26,13 @@ use meter_proxy::protocol::{Dialect, Provider};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::Uid;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 pub use values::{NameError, TokensError, check_name, check_tokens, is_dns_name, parse_tokens};
 use yaml::Fault;
 
 use crate::bottle::cgroup;
+use crate::hooks::Occasion;
 pub use crate::kernel::Face;
 
 /// Longest settings file that is read, bytes.
@@ -88,6 +89,10 @@ pub struct Settings {
     pub bottles: BTreeMap<String, BottleSettings>,
     /// Settings of agents by name.
     pub agents: BTreeMap<String, AgentSettings>,
+    /// What is called at each occasion: program and arguments, as written; never empty.
+    pub hooks: BTreeMap<Occasion, Vec<String>>,
+    /// How long single exchanges are kept before they are rolled up by day.
+    pub retention: Duration,
 }
 
 /// Settings of one bottle.
@@ -104,6 +109,9 @@ pub struct BottleSettings {
     /// The cgroup that is attached under its name as soon as it is there: absolute, without `.` and `..`, below the
     /// cgroup v2 mount; no other bottle's.
     pub cgroup: Option<PathBuf>,
+    /// What runs once its processes stand still, and before they are ended: program and arguments; empty: nothing, and
+    /// they are not ended.
+    pub snapshot: Vec<String>,
 }
 
 /// Settings of one agent.
@@ -117,7 +125,7 @@ pub struct AgentSettings {
 macro_rules! words {
     ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)+ }) => {
         $(#[$about])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
         pub enum $name {
             $($(#[$doc])* #[serde(rename = $word)] $variant,)+
         }
@@ -130,12 +138,18 @@ macro_rules! words {
                     $(Self::$variant => $word,)+
                 }
             }
+
+            /// What the word means; `None`: nothing.
+            #[must_use]
+            pub fn from_word(word: &str) -> Option<Self> {
+                [$(Self::$variant),+].into_iter().find(|known| known.as_str() == word)
+            }
         }
     };
 }
 
 words! {
-    /// What a verdict does beyond dropping packets. Only `cutoff` in this version.
+    /// What a verdict does beyond dropping packets.
     Policy {
         /// Nothing: packets are dropped.
         Cutoff = "cutoff",
@@ -194,6 +208,12 @@ words! {
     }
 }
 
+impl Default for Policy {
+    fn default() -> Self {
+        Self::Cutoff
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -216,6 +236,8 @@ impl Default for Settings {
             extra_roots: None,
             bottles: BTreeMap::new(),
             agents: BTreeMap::new(),
+            hooks: BTreeMap::new(),
+            retention: Duration::from_hours(400 * 24),
         }
     }
 }

@@ -37,7 +37,7 @@ fn nothing_said_is_the_default() {
 /// Every key of the schema, with a value that has its effect in this version.
 const EVERYTHING: &str = r#"
 budget: { claude: 5_000_000, codex: "500k", local: 7 }
-shutdown: cutoff
+shutdown: freeze
 window: total
 scope_rule: nearest
 gate: off
@@ -54,14 +54,15 @@ unattached: meter
 allow_private: ["10.0.0.0/8", "fd00::/8", "127.0.0.1/32"]
 resolvers: [10.0.0.53, "fd00::53"]
 listen: "[::1]:0"
-hooks: { warn: [], cut: [], freeze: [], kill: [] }
+hooks: { warn: [], cut: [/usr/bin/logger, "{bottle}: {cause}"], freeze: [/bin/true], kill: [] }
+retention: 90d
 providers:
   claude: { upstream: "http://127.0.0.1:9000" }
   codex: { dialect: openai, hosts: [api.openai.com] }
   local: { dialect: openai-chat, hosts: ["*.llm.example.com"], upstream: "https://llm.example.com/v2" }
 tls: { extra_roots: /etc/roots.pem }
 bottles:
-  base: { shutdown: cutoff, egress: metered, snapshot: [] }
+  base: { shutdown: kill, egress: metered, snapshot: [/bin/snap, "{cgroup}"] }
   reviewer: { extends: base, budget: { claude: 300000 } }
 agents:
   implementer: { budget: { claude: 100000 } }
@@ -96,7 +97,11 @@ fn every_supported_value_arrives() {
             ..BottleSettings::default()
         }
     );
-    assert_eq!(settings.bottles["base"].shutdown, Some(Policy::Cutoff));
+    assert_eq!((settings.shutdown, settings.bottles["base"].shutdown), (Policy::Freeze, Some(Policy::Kill)));
+    assert_eq!(settings.bottles["base"].snapshot, ["/bin/snap", "{cgroup}"]);
+    assert_eq!(settings.hooks.keys().copied().collect::<Vec<_>>(), [Occasion::Cut, Occasion::Freeze]);
+    assert_eq!(settings.hooks[&Occasion::Cut], ["/usr/bin/logger", "{bottle}: {cause}"]);
+    assert_eq!(settings.retention, Duration::from_hours(90 * 24));
     assert_eq!(settings.egress, Egress::Allowlist);
     assert_eq!(settings.bottles["base"].egress, Some(Egress::Metered));
     assert_eq!(settings.bottles["reviewer"].egress, None);
@@ -110,20 +115,14 @@ fn every_supported_value_arrives() {
 #[test]
 fn what_has_no_effect_yet_is_refused_with_its_place() {
     for (text, place, key) in [
-        ("shutdown: freeze", "1:11", "shutdown"),
-        ("shutdown: kill", "1:11", "shutdown"),
         ("window: daily", "1:9", "window"),
         ("scope_rule: ceiling", "1:13", "scope_rule"),
         ("gate: exact", "1:7", "gate"),
         ("reopen: manual", "1:9", "reopen"),
         ("warn_at: [50]", "1:10", "warn_at"),
         ("weights: { output: 5 }", "1:10", "weights"),
-        ("retention: 400d", "1:12", "retention"),
-        ("hooks:\n  cut: [/bin/true]", "2:3", "hooks"),
         ("dlp: { mode: block }", "1:14", "dlp.mode"),
         ("providers:\n  g: { dialect: gemini, hosts: [g.example] }", "2:17", "providers.g.dialect"),
-        ("bottles:\n  b: { shutdown: kill }", "2:18", "bottles.b.shutdown"),
-        ("bottles:\n  b: { snapshot: [tar] }", "2:18", "bottles.b.snapshot"),
     ] {
         let words = refused(text);
         let expected = format!("s.yml:{place}: this value of {key} is not yet supported in this version [");
@@ -448,14 +447,30 @@ fn rules_and_resolvers_are_bounded() {
 }
 
 #[test]
+fn a_hook_is_a_program_by_its_whole_path_and_names_only_what_there_is() {
+    for (text, words) in [
+        ("hooks: { cut: [logger] }", "s.yml:1:16: \"logger\" is not an absolute path ["),
+        (
+            "hooks: { cut: [/bin/x, \"{who}\"] }",
+            "holds {who}, which stands for nothing [placeholders are {bottle}",
+        ),
+        ("hooks: { thaw: [/bin/x] }", "s.yml:1:10: unknown key \"thaw\" [known are warn"),
+        ("bottles:\n  b: { snapshot: [tar] }", "s.yml:2:19: \"tar\" is not an absolute path ["),
+        ("retention: 30d", "exchanges younger than the longest window would be rolled up [32d is the least"),
+    ] {
+        let refused = refused(text);
+        assert!(refused.contains(words), "{text}: {refused}");
+    }
+}
+
+#[test]
 fn each_key_that_is_named_as_known_is_in_the_schema() {
     // a key that only the list knows would be refused by serde as unknown
     let places = yaml::places(EVERYTHING).unwrap();
     let written: Vec<&str> =
         places.keys().filter(|(path, _)| path.len() == 1).map(|(path, _)| path[0].as_str()).collect();
     let missing: Vec<_> = file::TOP_KEYS.iter().filter(|key| !written.contains(key)).collect();
-    // it has no value without an effect to come
-    assert_eq!(missing, [&"retention"]);
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 #[test]

@@ -92,6 +92,28 @@ impl Controller for Registry {
         self.bottle(name).await
     }
 
+    async fn freeze(&self, name: &str, order: api::Reason, by: &str) -> Result<api::Bottle, Problem> {
+        let received = Instant::now();
+        self.ask(|reply| Message::Freeze { name: name.into(), order, by: by.into(), received, reply })
+            .await?;
+        self.bottle(name).await
+    }
+
+    async fn thaw(&self, name: &str, by: &str) -> Result<api::Bottle, Problem> {
+        let received = Instant::now();
+        self.ask(|reply| Message::Thaw { name: name.into(), by: by.into(), received, reply }).await?;
+        self.bottle(name).await
+    }
+
+    /// The bottle as it was killed, also when whoever ran it has detached it meanwhile.
+    async fn kill(&self, name: &str, order: api::Reason, by: &str) -> Result<api::Bottle, Problem> {
+        let received = Instant::now();
+        let before = self.bottle(name).await?;
+        self.ask(|reply| Message::Kill { name: name.into(), order, by: by.into(), received, reply }).await?;
+        let now = self.find(name).await?;
+        Ok(now.unwrap_or(api::Bottle { state: api::State::Killed, pids: 0, ..before }))
+    }
+
     async fn environment(&self, name: &str) -> Result<api::Environment, Problem> {
         self.bottle(name).await?;
         let Parts { listener, ca_certificate, ca_bundle, .. } = self.parts.as_ref();

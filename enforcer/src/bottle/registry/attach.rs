@@ -1,6 +1,6 @@
 //! Attach and detach: whole or nothing, around the core's decisions.
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::asked::{check_names, check_tokens};
 use super::cgroups::{named, remove_cgroup};
@@ -98,7 +98,7 @@ impl Registry {
             cgroup: cgroup.path().display().to_string(),
             cgroup_id: cgroup.id(),
             owns_cgroup: attach.create,
-            policy: self.policy(attach)?.as_str().into(),
+            policy: self.policy(attach)?,
             egress: self.egress(attach)?,
             launch_budget: attach.budget.clone(),
         };
@@ -167,7 +167,13 @@ impl Registry {
     /// the settings, a cut goes over to the new one: nobody has restored it.
     async fn end_if_gone(&self, name: &str) -> Result<(), Problem> {
         let found = self.find(name).await?;
-        if found.is_some_and(|bottle| bottle.state == api::State::Gone) {
+        // of a killed one, the cgroup of our own making is gone
+        let is_gone = |bottle: api::Bottle| match bottle.state {
+            api::State::Gone => true,
+            api::State::Killed => !Path::new(&bottle.cgroup).exists(),
+            _ => false,
+        };
+        if found.is_some_and(is_gone) {
             let keep_cut = self.awaited_cgroup(name).is_some();
             self.detach_whole(name.to_owned(), true, keep_cut, "controller".into()).await?;
         }

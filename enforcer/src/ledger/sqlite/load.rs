@@ -7,7 +7,7 @@ use rusqlite::{Connection, Row};
 use super::{count, json, optional_json, unreadable};
 use crate::audit::Cause;
 use crate::ledger::{Attachment, Owner, Reservation, Snapshot, Sum};
-use crate::settings::Egress;
+use crate::settings::{Egress, Policy};
 
 pub(super) fn snapshot(connection: &Connection) -> rusqlite::Result<Snapshot> {
     let sums = sums(connection)?;
@@ -48,7 +48,7 @@ fn attachment(row: &Row<'_>) -> rusqlite::Result<Attachment> {
         owns_cgroup: row.get("owns_cgroup")?,
         slot: row.get("slot")?,
         generation: row.get("generation")?,
-        policy: row.get("policy")?,
+        policy: policy(row)?,
         egress: egress(row)?,
         launch_budget: json(row, "launch_budget_json")?,
         attached_at: row.get("attached_at_ms")?,
@@ -59,6 +59,12 @@ fn attachment(row: &Row<'_>) -> rusqlite::Result<Attachment> {
 fn egress(row: &Row<'_>) -> rusqlite::Result<Egress> {
     let word: String = row.get("egress")?;
     Ok(Egress::from_word(&word).unwrap_or(Egress::Metered))
+}
+
+/// The policy; a word that this version does not know does nothing that cannot be undone.
+fn policy(row: &Row<'_>) -> rusqlite::Result<Policy> {
+    let word: String = row.get("policy")?;
+    Ok(Policy::from_word(&word).unwrap_or(Policy::Freeze))
 }
 
 fn orphans(connection: &Connection) -> rusqlite::Result<Vec<(Reservation, Tokens)>> {

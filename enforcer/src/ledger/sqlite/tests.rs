@@ -51,7 +51,7 @@ fn attachment(id: i64, name: &str, ancestors: &[&str]) -> Attachment {
         owns_cgroup: true,
         slot: u32::MAX,
         generation: 7,
-        policy: "cutoff".to_owned(),
+        policy: crate::settings::Policy::Cutoff,
         egress: crate::settings::Egress::Allowlist,
         launch_budget: vec![("claude".to_owned(), 500_000)],
         attached_at: 1_000,
@@ -100,6 +100,8 @@ fn cause() -> Cause {
         by: "controller".to_owned(),
         reason: None,
         face: crate::kernel::Face::Answered,
+        policy: crate::settings::Policy::Cutoff,
+        processes: crate::audit::Processes::Running,
     }
 }
 

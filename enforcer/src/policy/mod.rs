@@ -1,0 +1,247 @@
+//! What a verdict does to a bottle's processes: freeze, snapshot and end, thaw, kill. On tasks of their own, so that
+//! the core never waits; the orders of one bottle are done one after another, in the core's order.
+//!
+//! Whether it is done is the core's to say, which has cut the bottle before, and records what became of it. A newer
+//! order interrupts a snapshot and nothing else. `steps` does the work.
+mod steps;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::audit::Cause;
+use crate::control::api::Problem;
+use crate::core::{CoreHandle, Message};
+use crate::hooks::child;
+use crate::ledger::AttachmentId;
+
+/// How long a snapshot may take.
+const SNAPSHOT_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// What is to be done to processes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Have them stand still; then, where this is set, run this program, and say how it ended.
+    Freeze {
+        /// Program and arguments, filled in.
+        snapshot: Option<Vec<String>>,
+    },
+    /// End them: a snapshot has been taken. The cgroup stays, frozen.
+    End,
+    /// Let them go on.
+    Thaw,
+    /// Kill them all; a cgroup of our own making goes with them.
+    Kill,
+}
+
+/// An order to do so.
+#[derive(Debug)]
+pub struct Order {
+    /// What.
+    pub act: Act,
+    /// Whose attachment.
+    pub attachment: AttachmentId,
+    /// Its bottle's name.
+    pub bottle: String,
+    /// Its cgroup.
+    pub cgroup: PathBuf,
+    /// The cgroup's id: another one at that path is left alone.
+    pub cgroup_id: u64,
+    /// Whether we made it.
+    pub owns_cgroup: bool,
+    /// Grows with each order for the bottle's processes.
+    pub number: u64,
+    /// For the audit.
+    pub cause: Option<Cause>,
+    /// `controller` or `uid:N`.
+    pub by: String,
+    /// When what led to it was received.
+    pub received: Instant,
+    /// Who waits for it.
+    pub reply: Option<oneshot::Sender<Result<(), Problem>>>,
+}
+
+/// What became of an order: for the core.
+pub struct Acted {
+    /// The order, done or not.
+    pub order: Order,
+    /// What there is to say of it, or why it was not done.
+    pub result: Result<String, String>,
+    /// From what led to it to its effect.
+    pub took: Duration,
+}
+
+/// How a snapshot ended: for the core.
+pub struct Snapshotted {
+    /// Whose attachment.
+    pub attachment: AttachmentId,
+    /// Its bottle's name.
+    pub bottle: String,
+    /// The number of the order that it belongs to.
+    pub number: u64,
+    /// For the audit.
+    pub by: String,
+    /// What the program said, or why there is no snapshot.
+    pub result: Result<String, String>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Gives orders; never waits.
+#[derive(Clone, Debug)]
+pub struct Hand(mpsc::UnboundedSender<Word>);
+
+/// What a hand is told.
+#[derive(Debug)]
+enum Word {
+    Do(Order),
+    Forget(AttachmentId),
+}
+
+/// Where orders come from.
+#[derive(Debug)]
+pub struct Orders(mpsc::UnboundedReceiver<Word>);
+
+/// The end to give orders to, and the one that they come from.
+#[must_use]
+pub fn orders() -> (Hand, Orders) {
+    let (sender, orders) = mpsc::unbounded_channel();
+    (Hand(sender), Orders(orders))
+}
+
+impl Hand {
+    /// Has an order done, soon.
+    pub fn act(&self, order: Order) {
+        self.tell(Word::Do(order));
+    }
+
+    /// There will be no more orders for this attachment.
+    pub fn forget(&self, attachment: AttachmentId) {
+        self.tell(Word::Forget(attachment));
+    }
+
+    fn tell(&self, word: Word) {
+        if self.0.send(word).is_err() {
+            tracing::debug!("nobody acts on processes any more: the controller is stopping");
+        }
+    }
+}
+
+impl Orders {
+    /// The next order that was given, for who stands in for this room; `None`: there is none now.
+    pub fn given(&mut self) -> Option<Order> {
+        while let Ok(word) = self.0.try_recv() {
+            if let Word::Do(order) = word {
+                return Some(order);
+            }
+        }
+        None
+    }
+
+    /// Does what is ordered until nobody can order any more. What is under way then is dropped with the runtime: the
+    /// next controller does it again.
+    pub async fn run(mut self, core: CoreHandle) {
+        let mut bottles: HashMap<AttachmentId, mpsc::UnboundedSender<Order>> = HashMap::new();
+        while let Some(word) = self.0.recv().await {
+            match word {
+                Word::Do(order) => {
+                    let begin = || {
+                        let (sender, orders) = mpsc::unbounded_channel();
+                        tokio::spawn(look_after(orders, core.clone()));
+                        sender
+                    };
+                    let bottle = bottles.entry(order.attachment).or_insert_with(begin);
+                    if bottle.send(order).is_err() {
+                        tracing::error!("a task that acts on processes panicked");
+                    }
+                }
+                // what was ordered before is still done
+                Word::Forget(attachment) => drop(bottles.remove(&attachment)),
+            }
+        }
+    }
+}
+
+/// Does the orders of one bottle. What is asked of the kernel is done whole; a snapshot gives way to a newer order.
+async fn look_after(mut orders: mpsc::UnboundedReceiver<Order>, core: CoreHandle) {
+    let mut next = orders.recv().await;
+    while let Some(order) = next.take() {
+        let snapshot = Snapshot::after(&order);
+        let Some(acted) = done(order).await else { return };
+        let snapshot = snapshot.filter(|_| acted.result.is_ok());
+        core.tell(Message::Acted(acted));
+        next = match snapshot {
+            None => orders.recv().await,
+            Some(snapshot) => tokio::select! {
+                biased;
+                newer = orders.recv() => {
+                    core.tell(Message::Snapshotted(snapshot.interrupted()));
+                    newer
+                }
+                taken = snapshot.clone().take() => {
+                    core.tell(Message::Snapshotted(taken));
+                    orders.recv().await
+                }
+            },
+        };
+    }
+}
+
+/// Does one order; `None` when the runtime ends.
+async fn done(order: Order) -> Option<Acted> {
+    let acted = tokio::task::spawn_blocking(move || {
+        let result = steps::done(&order);
+        let took = order.received.elapsed();
+        Acted { order, result, took }
+    });
+    acted.await.inspect_err(|error| tracing::error!(%error, "an order for processes was not done")).ok()
+}
+
+/// A snapshot that is to be taken.
+#[derive(Clone)]
+struct Snapshot {
+    argv: Vec<String>,
+    attachment: AttachmentId,
+    bottle: String,
+    number: u64,
+    by: String,
+    began: Instant,
+}
+
+impl Snapshot {
+    /// The one that belongs to an order, if one does.
+    fn after(order: &Order) -> Option<Arc<Self>> {
+        let Act::Freeze { snapshot: Some(argv) } = &order.act else { return None };
+        Some(Arc::new(Self {
+            argv: argv.clone(),
+            attachment: order.attachment,
+            bottle: order.bottle.clone(),
+            number: order.number,
+            by: order.by.clone(),
+            began: Instant::now(),
+        }))
+    }
+
+    async fn take(self: Arc<Self>) -> Snapshotted {
+        let result = child::run(&self.argv, SNAPSHOT_LIMIT).await;
+        self.ended(result.map_err(|error| error.to_string()))
+    }
+
+    fn interrupted(&self) -> Snapshotted {
+        self.ended(Err("interrupted by a newer order".into()))
+    }
+
+    fn ended(&self, result: Result<String, String>) -> Snapshotted {
+        Snapshotted {
+            attachment: self.attachment,
+            bottle: self.bottle.clone(),
+            number: self.number,
+            by: self.by.clone(),
+            result,
+            took: self.began.elapsed(),
+        }
+    }
+}
