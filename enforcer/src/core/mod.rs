@@ -283,7 +283,7 @@ pub enum Message {
         reply: oneshot::Sender<Result<(), Problem>>,
     },
     /// An order for a bottle's processes was done, or not.
-    Acted(Acted),
+    Acted(Box<Acted>),
     /// A snapshot was taken, or not.
     Snapshotted(Snapshotted),
     /// A hook ended.
@@ -554,7 +554,7 @@ impl Core {
             Message::Kill { name, order, by, received, reply } => {
                 self.kill_by_order(&name, order, Asker { by, received, reply: Some(reply) });
             }
-            Message::Acted(acted) => self.acted(acted),
+            Message::Acted(acted) => self.acted(*acted),
             Message::Snapshotted(taken) => self.snapshotted(taken),
             Message::Called(called) => self.called(called),
             Message::Warn { bottle, detail, failed } => self.warn(bottle, detail, failed),

@@ -97,7 +97,7 @@ pub struct Hand(mpsc::UnboundedSender<Word>);
 /// What a hand is told.
 #[derive(Debug)]
 enum Word {
-    Do(Order),
+    Do(Box<Order>),
     Forget(AttachmentId),
 }
 
@@ -115,7 +115,7 @@ pub fn orders() -> (Hand, Orders) {
 impl Hand {
     /// Has an order done, soon.
     pub fn act(&self, order: Order) {
-        self.tell(Word::Do(order));
+        self.tell(Word::Do(Box::new(order)));
     }
 
     /// There will be no more orders for this attachment.
@@ -135,7 +135,7 @@ impl Orders {
     pub fn given(&mut self) -> Option<Order> {
         while let Ok(word) = self.0.try_recv() {
             if let Word::Do(order) = word {
-                return Some(order);
+                return Some(*order);
             }
         }
         None
@@ -154,7 +154,7 @@ impl Orders {
                         sender
                     };
                     let bottle = bottles.entry(order.attachment).or_insert_with(begin);
-                    if bottle.send(order).is_err() {
+                    if bottle.send(*order).is_err() {
                         tracing::error!("a task that acts on processes panicked");
                     }
                 }
@@ -172,7 +172,7 @@ async fn look_after(mut orders: mpsc::UnboundedReceiver<Order>, core: CoreHandle
         let snapshot = Snapshot::after(&order);
         let Some(acted) = done(order).await else { return };
         let snapshot = snapshot.filter(|_| acted.result.is_ok());
-        core.tell(Message::Acted(acted));
+        core.tell(Message::Acted(Box::new(acted)));
         next = match snapshot {
             None => orders.recv().await,
             Some(snapshot) => tokio::select! {

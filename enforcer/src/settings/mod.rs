@@ -150,8 +150,10 @@ macro_rules! words {
 
 words! {
     /// What a verdict does beyond dropping packets.
+    #[derive(Default)]
     Policy {
         /// Nothing: packets are dropped.
+        #[default]
         Cutoff = "cutoff",
         /// The processes are frozen.
         Freeze = "freeze",
@@ -205,12 +207,6 @@ words! {
         Refuse = "refuse",
         /// It is metered as the bottle `host`.
         Meter = "meter",
-    }
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self::Cutoff
     }
 }
 

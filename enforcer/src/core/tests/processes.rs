@@ -45,7 +45,7 @@ impl Bench {
     }
 
     fn acted(&self, order: Order, result: Result<String, String>) {
-        self.core.tell(Message::Acted(Acted { order, result, took: Duration::from_micros(7) }));
+        self.core.tell(Message::Acted(Box::new(Acted { order, result, took: Duration::from_micros(7) })));
     }
 
     fn freeze(&mut self, name: &str) -> Result<(), Problem> {
@@ -219,7 +219,7 @@ fn a_crossed_budget_does_what_the_bottle_s_policy_says() {
     let killed = bench.attach_with("k", Policy::Kill);
     let cut = bench.attach_with("c", Policy::Cutoff);
     bench.use_up(1, frozen, 100);
-    let mut acts = vec![bench.held(), bench.held()];
+    let mut acts = [bench.held(), bench.held()];
     bench.nothing_held();
     acts.sort_by(|a, b| a.bottle.cmp(&b.bottle));
     assert_eq!(acts[0].act, Act::Freeze { snapshot: None });
