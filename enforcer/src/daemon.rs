@@ -36,6 +36,7 @@ use crate::ledger::sqlite::{self, SqliteLedger};
 use crate::ledger::writer::Writer;
 use crate::meter::{self, HostListeners, Meter};
 use crate::policy;
+use crate::retention;
 use crate::settings::Settings;
 use crate::state::StateDir;
 
@@ -184,6 +185,7 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     awaited.look().await;
     let stop = CancellationToken::new();
     let awaiting = awaited.start(stop.clone());
+    tokio::spawn(retention::keep(registry.clone(), stop.clone()));
     let audit = core.clone();
     tokio::spawn(egress.keep_fresh(stop.clone(), move |detail| {
         audit.tell(Message::Warn { bottle: None, detail, failed: false });

@@ -1,6 +1,7 @@
 //! The core's dealings with the writer: what is submitted, what follows when it is durable, what is owed, and how
 //! long the writer has not answered.
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,9 +12,9 @@ use super::processes::Asker;
 use super::{Change, Core, Message, answer};
 use crate::audit::{Action, ActionKind, Cause};
 use crate::budget::AccountId;
-use crate::clock::now_ms;
+use crate::clock::{now_ms, rfc3339};
 use crate::control::api::Problem;
-use crate::ledger::{Attachment, AttachmentId, Entry, ExchangeId, LedgerError};
+use crate::ledger::{Attachment, AttachmentId, Entry, ExchangeId, LedgerError, UnixMs};
 
 /// What follows once a submission is durable.
 pub(super) enum After {
@@ -209,6 +210,14 @@ impl Core {
     /// Records an action of the audit by itself.
     pub(super) fn record(&mut self, action: Action) {
         self.submit_done(vec![Entry::Action(action)], After::Nothing);
+    }
+
+    /// Has old exchanges rolled up, with a row that says so; what cannot be done now is asked for again.
+    pub(super) fn roll_up(&mut self, day: Range<UnixMs>) {
+        let mut row = action(ActionKind::Retention, None, None, "controller");
+        let date = rfc3339(day.start);
+        row.detail = Some(format!("exchanges of {} are rolled up", date.get(..10).unwrap_or(&date)));
+        self.submit(vec![Entry::RollUp(day), Entry::Action(row)], After::Nothing);
     }
 
     /// Writes a warning into the audit.

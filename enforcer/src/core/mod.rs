@@ -21,6 +21,7 @@ mod view;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::{Ipv6Addr, SocketAddr};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -45,7 +46,7 @@ use crate::control::api::{self, Problem};
 use crate::hooks::{Called, Hooks};
 use crate::kernel::{Event, Kernel, Place};
 use crate::ledger::writer::Writer;
-use crate::ledger::{Attachment, AttachmentId, Entry, ExchangeId, Owner, UsageRow};
+use crate::ledger::{Attachment, AttachmentId, Entry, ExchangeId, Owner, UnixMs, UsageRow};
 use crate::policy::{Acted, Hand, Snapshotted};
 use crate::settings::Settings;
 
@@ -288,6 +289,8 @@ pub enum Message {
     Snapshotted(Snapshotted),
     /// A hook ended.
     Called(Called),
+    /// Settled exchanges that began in this time are older than the settings keep.
+    RollUp(Range<UnixMs>),
     /// Something that the operator should read in the audit.
     Warn {
         /// Whom it concerns.
@@ -557,6 +560,7 @@ impl Core {
             Message::Acted(acted) => self.acted(*acted),
             Message::Snapshotted(taken) => self.snapshotted(taken),
             Message::Called(called) => self.called(called),
+            Message::RollUp(day) => self.roll_up(day),
             Message::Warn { bottle, detail, failed } => self.warn(bottle, detail, failed),
             Message::View { reply } => {
                 let closed = self.behind().or_else(|| self.closed.clone());

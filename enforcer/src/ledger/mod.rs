@@ -5,6 +5,8 @@
 pub mod sqlite;
 pub mod writer;
 
+use std::ops::Range;
+
 use meter_proxy::tokens::{Ending, Provenance, Tokens};
 use serde::{Deserialize, Serialize};
 
@@ -183,6 +185,8 @@ pub enum Entry {
     Verdict(Verdict),
     /// A row of the audit.
     Action(Action),
+    /// Settled exchanges that began in this time are summed, and not kept by themselves any more.
+    RollUp(Range<UnixMs>),
 }
 
 /// Sum of settled exchanges of one account.
@@ -349,6 +353,12 @@ pub trait Reader: Send {
     /// # Errors
     /// When the database refuses.
     fn newest_audit_row(&mut self) -> Result<i64, LedgerError>;
+
+    /// Start of the oldest settled exchange that is kept by itself; `None`: there is none.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    fn oldest_settled(&mut self) -> Result<Option<UnixMs>, LedgerError>;
 
     /// Rows of the audit with an id above `after`, oldest first, at most `limit`.
     ///

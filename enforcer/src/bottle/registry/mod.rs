@@ -11,8 +11,10 @@ mod cgroups;
 mod confine;
 mod show;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{broadcast, oneshot};
 
@@ -24,7 +26,7 @@ use crate::egress::Keeper;
 use crate::error::Failure;
 use crate::kernel::Kernel;
 use crate::lane::Lane;
-use crate::ledger::{LedgerError, Reader};
+use crate::ledger::{LedgerError, Reader, UnixMs};
 use crate::meter::Meter;
 use crate::settings::Settings;
 
@@ -99,6 +101,25 @@ impl Registry {
     /// When the ledger refuses.
     pub async fn newest_audit_row(&self) -> Result<i64, Problem> {
         self.query(|reader| reader.newest_audit_row()).await
+    }
+
+    /// Start of the oldest settled exchange that is kept by itself.
+    ///
+    /// # Errors
+    /// When the ledger refuses.
+    pub async fn oldest_settled(&self) -> Result<Option<UnixMs>, Problem> {
+        self.query(|reader| reader.oldest_settled()).await
+    }
+
+    /// How long single exchanges are kept, by the settings.
+    #[must_use]
+    pub fn retention(&self) -> Duration {
+        self.parts.settings.retention
+    }
+
+    /// Has the exchanges that began in this time rolled up.
+    pub fn roll_up(&self, day: Range<UnixMs>) {
+        self.parts.core.tell(Message::RollUp(day));
     }
 
     /// Has the audit say that a bottle of the settings was not attached.

@@ -2,6 +2,7 @@
 use meter_proxy::tokens::Tokens;
 use rusqlite::{Transaction, params};
 
+use super::rollup;
 use crate::audit::Action;
 use crate::ledger::{Attachment, Entry, Owner, Reservation, Settlement, Verdict};
 
@@ -32,6 +33,7 @@ pub(super) fn entry(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), 
         }
         Entry::Verdict(verdict) => record_verdict(transaction, verdict),
         Entry::Action(action) => record_action(transaction, action),
+        Entry::RollUp(day) => Ok(rollup::roll_up(transaction, day)?),
     }
 }
 

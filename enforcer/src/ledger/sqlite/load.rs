@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use meter_proxy::tokens::Tokens;
 use rusqlite::{Connection, Row};
 
-use super::{count, json, optional_json, unreadable};
+use super::{count, json, optional_json, rollup, unreadable};
 use crate::audit::Cause;
 use crate::ledger::{Attachment, Owner, Reservation, Snapshot, Sum};
 use crate::settings::{Egress, Policy};
@@ -16,8 +16,7 @@ pub(super) fn snapshot(connection: &Connection) -> rusqlite::Result<Snapshot> {
         [],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
-    let last_exchange =
-        connection.query_row("SELECT coalesce(max(id), 0) FROM exchanges", [], |row| row.get(0))?;
+    let last_exchange = rollup::last_exchange(connection)?;
     Ok(Snapshot {
         attachments: attachments(connection)?,
         orphans: orphans(connection)?,
@@ -108,10 +107,10 @@ fn sums(connection: &Connection) -> rusqlite::Result<Sums> {
         "SELECT attachment_id, bottle, agent, ancestors_json, provider, \
            sum(input_tokens) AS input, sum(cache_write_tokens) AS cache_write, \
            sum(cache_read_tokens) AS cache_read, sum(output_tokens) AS output, \
-           sum(reasoning_tokens) AS reasoning, count(*) AS flows, \
-           sum(CASE provenance WHEN 'reported' THEN 0 \
-               ELSE input_tokens + cache_write_tokens + cache_read_tokens + output_tokens END) AS estimated \
-         FROM exchanges WHERE ended_at_ms IS NOT NULL \
+           sum(reasoning_tokens) AS reasoning, sum(flows) AS flows, \
+           sum(estimated_input_tokens + estimated_cache_write_tokens + estimated_cache_read_tokens \
+               + estimated_output_tokens) AS estimated \
+         FROM settled \
          GROUP BY attachment_id, bottle, agent, ancestors_json, provider",
     )?;
     let mut rows = select.query([])?;
