@@ -175,9 +175,14 @@ impl Accounts {
         (0..self.rows.len()).map(AccountId).filter(|id| self.account(*id).is_used_up()).collect()
     }
 
-    /// Defines the account's budget, tokens.
-    pub fn set_limit(&mut self, id: AccountId, tokens: u64) {
-        self.rows[id.0].2.limit = Some(tokens);
+    /// Defines the account's budget, tokens; `None`: there is none (any more).
+    pub fn define(&mut self, id: AccountId, tokens: Option<u64>) {
+        self.rows[id.0].2.limit = tokens;
+    }
+
+    /// Every account.
+    pub fn ids(&self) -> impl Iterator<Item = AccountId> + use<> {
+        (0..self.rows.len()).map(AccountId)
     }
 
     /// Adds tokens to the account's budget. Debt stays: only what exceeds it becomes usable.
@@ -271,7 +276,7 @@ mod tests {
             let path = chain(&mut accounts);
             for (bit, (_, id)) in path.iter().enumerate() {
                 if defined & (1 << bit) != 0 {
-                    accounts.set_limit(*id, 100);
+                    accounts.define(*id, Some(100));
                 }
             }
             let expected = (defined != 0).then(|| all[defined.trailing_zeros() as usize]);
@@ -294,7 +299,7 @@ mod tests {
         ] {
             let mut accounts = Accounts::default();
             let path = chain(&mut accounts);
-            accounts.set_limit(path[2].1, limit);
+            accounts.define(path[2].1, Some(limit));
             accounts.load_settled(path[2].1, settled);
             accounts.reserve(&path, reserved);
             let got = match accounts.judge(&path) {
@@ -320,7 +325,7 @@ mod tests {
         let mut accounts = Accounts::default();
         let path = chain(&mut accounts);
         let (_, global) = path[4];
-        accounts.set_limit(global, 100);
+        accounts.define(global, Some(100));
         accounts.load_settled(global, 250);
         accounts.add_tokens(global, 150);
         assert!(accounts.account(global).is_used_up(), "150 more only cover the debt");
@@ -334,7 +339,7 @@ mod tests {
         let mut accounts = Accounts::default();
         let path = chain(&mut accounts);
         let (_, global) = path[4];
-        accounts.set_limit(global, 1_000);
+        accounts.define(global, Some(1_000));
         let held = accounts.reserve(&path, 300);
         let held = accounts.progress(&path, held, 200);
         assert_eq!(held, Held { in_flight: 200, reserved: 100 });
@@ -356,7 +361,7 @@ mod tests {
             let settled = |reverse: bool| {
                 let mut accounts = Accounts::default();
                 let path = chain(&mut accounts);
-                accounts.set_limit(path[4].1, limit);
+                accounts.define(path[4].1, Some(limit));
                 let mut held: Vec<_> = exchanges
                     .iter()
                     .map(|(reserved, progress, total)| {

@@ -451,7 +451,7 @@ pub enum Settings {
     Check {
         /// The file; the daemon's by default
         file: Option<PathBuf>,
-        /// Have the daemon take it
+        /// Have the daemon take its file as it is now, whole or not at all
         #[arg(long)]
         apply: bool,
     },

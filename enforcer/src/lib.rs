@@ -20,6 +20,7 @@ pub mod lane;
 pub mod ledger;
 pub mod meter;
 pub mod policy;
+pub mod reload;
 pub mod retention;
 pub mod settings;
 pub mod state;

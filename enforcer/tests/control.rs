@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use enforcer::audit;
 use enforcer::control::api::{
     Attach, Attached, Bottle, Cut, Daemon, Detached, Environment, Lane, Meter, Packets, Problem, Programs,
-    Reason, Restore, State, Status,
+    Reason, Reloaded, Restore, State, Status,
 };
 use enforcer::control::client::{Client, ClientError};
 use enforcer::control::server::{Server, ServerError};
@@ -106,6 +106,9 @@ impl Controller for Fake {
     async fn kill(&self, name: &str, reason: Reason, by: &str) -> Result<Bottle, Problem> {
         let cause = audit::Cause::operator(by.into(), reason.reason);
         Ok(Bottle { cause: Some(cause), ..Self::known(name, State::Killed)? })
+    }
+    async fn reload(&self, _by: &str) -> Result<Reloaded, Problem> {
+        Ok(Reloaded::default())
     }
     async fn environment(&self, name: &str) -> Result<Environment, Problem> {
         Self::known(name, State::Open)?;

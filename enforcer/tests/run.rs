@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use enforcer::audit;
 use enforcer::control::api::{
     Attach, Attached, Bottle, Cut, Daemon, Detached, Environment, Lane, Meter, Packets, Problem, Programs,
-    Reason, Restore, State, Status,
+    Reason, Reloaded, Restore, State, Status,
 };
 use enforcer::control::server::Server;
 use enforcer::control::{Controller, Event};
@@ -108,6 +108,9 @@ impl Controller for Fake {
     }
     async fn kill(&self, _name: &str, _reason: Reason, _by: &str) -> Result<Bottle, Problem> {
         refuse()
+    }
+    async fn reload(&self, _by: &str) -> Result<Reloaded, Problem> {
+        Ok(Reloaded::default())
     }
     async fn environment(&self, name: &str) -> Result<Environment, Problem> {
         Ok(Environment { variables: vec![("BOTTLE_OF_TEST".into(), name.to_owned())] })

@@ -293,6 +293,15 @@ pub struct Restore {
     pub force: bool,
 }
 
+/// Answer to `POST /v1/settings/reload`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// What is different, one line each; none when nothing is.
+    pub changed: Vec<String>,
+    /// What the operator should know (what stays cut, what waits for the next attach), one line each.
+    pub warnings: Vec<String>,
+}
+
 /// Any refusal of the API.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {

@@ -133,6 +133,11 @@ impl Client {
         self.post(&format!("/v1/bottles/{name}/kill"), reason).await
     }
 
+    /// `POST /v1/settings/reload`.
+    pub async fn reload(&self) -> Result<api::Reloaded, ClientError> {
+        self.post("/v1/settings/reload", &serde_json::json!({})).await
+    }
+
     /// `GET /v1/bottles/NAME/env`.
     pub async fn environment(&self, name: &str) -> Result<api::Environment, ClientError> {
         self.get(&format!("/v1/bottles/{name}/env")).await

@@ -82,6 +82,9 @@ pub trait Controller: Send + Sync + 'static {
         by: &str,
     ) -> impl Future<Output = Result<api::Bottle, api::Problem>> + Send;
 
+    /// Takes the settings file as it is now, whole or not at all.
+    fn reload(&self, by: &str) -> impl Future<Output = Result<api::Reloaded, api::Problem>> + Send;
+
     /// What the bottle needs to trust and reach the meter.
     fn environment(&self, name: &str) -> impl Future<Output = Result<api::Environment, api::Problem>> + Send;
 

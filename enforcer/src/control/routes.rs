@@ -125,6 +125,10 @@ async fn route<C: Controller>(
             let limit = page.limit.unwrap_or(AUDIT_LIMIT_DEFAULT).min(AUDIT_LIMIT_MAX);
             Ok(done(&controller.audit(page.after, limit).await?))
         }
+        (&Method::POST, ["v1", "settings", "reload"]) => {
+            let Nothing {} = optional(body).await?;
+            Ok(done(&controller.reload(by).await?))
+        }
         (&Method::GET, ["v1", "events"]) => Ok(events(&**controller, shutdown)),
         (_, ["v1", "budgets", ..] | ["metrics"]) => Err(not_yet(&path)),
         (method, _) => Err(unknown(method, &path)),

@@ -31,9 +31,8 @@ impl Core {
         let before = self.accounts.len();
         let id = self.accounts.id(owner, provider);
         if self.accounts.len() > before {
-            if let Some(limit) = self.defined_budget(owner, provider) {
-                self.accounts.set_limit(id, limit);
-            }
+            let defined = self.defined_budget(owner, provider);
+            self.accounts.define(id, defined);
             if let Some(added) = self.added.remove(&(owner.clone(), provider.to_owned())) {
                 self.accounts.add_tokens(id, added);
             }
@@ -41,7 +40,7 @@ impl Core {
         id
     }
 
-    fn defined_budget(&self, owner: &Owner, provider: &str) -> Option<u64> {
+    pub(super) fn defined_budget(&self, owner: &Owner, provider: &str) -> Option<u64> {
         match owner {
             Owner::Launch(attachment) => self.launch_budget(*attachment, provider),
             Owner::Agent(name) => self.settings.agents.get(name)?.budget.get(provider).copied(),

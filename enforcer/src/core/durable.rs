@@ -9,6 +9,7 @@ use meter_proxy::protocol::{Refusal, ToMeter};
 use tokio::sync::oneshot;
 
 use super::processes::Asker;
+use super::reload::Reloading;
 use super::{Change, Core, Message, answer};
 use crate::audit::{Action, ActionKind, Cause};
 use crate::budget::AccountId;
@@ -63,6 +64,8 @@ pub(super) enum After {
         left: Option<Box<Cause>>,
         asker: Asker,
     },
+    /// Changed settings hold.
+    Reloaded(Reloading),
     /// Tell who asked; what was to be done is done already.
     Report { reply: oneshot::Sender<Result<(), Problem>> },
     /// An owed entry has been tried once more.
@@ -168,6 +171,7 @@ impl Core {
                 let left = left.map(|cause| *cause);
                 self.thawed(attachment, verdict, left, result.map_err(not_done), asker);
             }
+            After::Reloaded(reloading) => self.reloaded(reloading, result.map_err(not_done)),
             After::Report { reply } => answer(
                 reply,
                 result.map_err(|error| Problem::failed(format!("done, but not recorded yet: {error}"))),

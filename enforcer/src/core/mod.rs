@@ -3,7 +3,8 @@
 //! It never touches the disk and never waits: what must be durable goes to the writer, whose answer comes back
 //! as a message. Closing (a cut) is stored first and committed after; opening (a permit, an attach, a restore)
 //! is committed first and done after. `requests` follows the meter's messages, `accounts` says what they are
-//! charged to, `verdicts` cuts and restores, `processes` freezes, thaws and kills, `members` attaches and detaches, `adopt` takes over what an earlier
+//! charged to, `verdicts` cuts and restores, `processes` freezes, thaws and kills, `reload` takes
+//! changed settings, `members` attaches and detaches, `adopt` takes over what an earlier
 //! controller left, `durable` talks to the writer, `lease` beats the heart, `drops` tells what the kernel dropped, `lane` says why, `view` shows the state.
 mod accounts;
 mod adopt;
@@ -13,6 +14,7 @@ mod lane;
 mod lease;
 mod members;
 mod processes;
+mod reload;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -37,6 +39,7 @@ pub use self::lane::Why;
 use self::lease::Heart;
 pub use self::members::Admission;
 use self::processes::Asker;
+pub use self::reload::Reloading;
 use self::requests::{Live, RowLimit, Waiting};
 pub use self::view::BottleModel;
 use crate::act::Actor;
@@ -289,6 +292,15 @@ pub enum Message {
     Snapshotted(Snapshotted),
     /// A hook ended.
     Called(Called),
+    /// Have other settings hold.
+    Reload(Reloading),
+    /// Changed settings were not taken: for the audit.
+    NotReloaded {
+        /// `controller` or `uid:N`.
+        by: String,
+        /// Why.
+        why: String,
+    },
     /// Settled exchanges that began in this time are older than the settings keep.
     RollUp(Range<UnixMs>),
     /// Something that the operator should read in the audit.
@@ -560,6 +572,8 @@ impl Core {
             Message::Acted(acted) => self.acted(*acted),
             Message::Snapshotted(taken) => self.snapshotted(taken),
             Message::Called(called) => self.called(called),
+            Message::Reload(reloading) => self.reload(reloading),
+            Message::NotReloaded { by, why } => self.not_reloaded(&by, why),
             Message::RollUp(day) => self.roll_up(day),
             Message::Warn { bottle, detail, failed } => self.warn(bottle, detail, failed),
             Message::View { reply } => {

@@ -20,6 +20,7 @@ use crate::settings::{Egress, Policy};
 use crate::{hooks, policy};
 
 mod processes;
+mod reload;
 
 const SOON: Duration = Duration::from_secs(5);
 

@@ -4,6 +4,7 @@
 //! each key stands, `file` is the schema as written, `check` turns it into [`Settings`], `values` reads tokens,
 //! durations, hosts and the like. Nothing here acts on a setting.
 mod check;
+mod diff;
 mod file;
 mod values;
 mod yaml;
@@ -18,6 +19,7 @@ use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use meter_proxy::egress::EgressMode as Egress;
@@ -27,7 +29,9 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
+pub use diff::changes;
 pub use values::{NameError, TokensError, check_name, check_tokens, is_dns_name, parse_tokens};
 use yaml::Fault;
 
@@ -44,6 +48,9 @@ pub const MAX_RULES: usize = 128;
 pub const MAX_PORTS: usize = enforcer_ebpf::ALLOW_PORTS;
 /// Most servers in `resolvers`.
 pub const MAX_RESOLVERS: usize = 8;
+
+/// The settings as they stand, and word of their changes.
+pub type Live = watch::Receiver<Arc<Settings>>;
 
 /// Tokens by provider.
 pub type Budgets = BTreeMap<String, u64>;
@@ -310,10 +317,7 @@ impl Settings {
     /// # Errors
     /// When it is missing or not to be trusted, and see [`Settings::parse`].
     pub fn load(path: &Path) -> Result<Self, SettingsError> {
-        match read(path)? {
-            Some(text) => Self::parse_for(&text, path, cgroup::mount().ok().as_deref()),
-            None => Err(unreadable(path, "there is no such file", "name an existing file with --settings")),
-        }
+        Ok(Self::load_with_text(path, true)?.0)
     }
 
     /// Reads the file at its default place; where there is none, everything has its default.
@@ -321,8 +325,21 @@ impl Settings {
     /// # Errors
     /// When it is not to be trusted, and see [`Settings::parse`].
     pub fn load_default(path: &Path) -> Result<Self, SettingsError> {
-        let mount = cgroup::mount().ok();
-        read(path)?.map_or_else(|| Ok(Self::default()), |text| Self::parse_for(&text, path, mount.as_deref()))
+        Ok(Self::load_with_text(path, false)?.0)
+    }
+
+    /// Reads a file, which must be there or not, and gives its text beside: what changed is told by it.
+    ///
+    /// # Errors
+    /// See [`Settings::load`] and [`Settings::load_default`].
+    pub fn load_with_text(path: &Path, must_exist: bool) -> Result<(Self, String), SettingsError> {
+        match read(path)? {
+            Some(text) => Ok((Self::parse_for(&text, path, cgroup::mount().ok().as_deref())?, text)),
+            None if must_exist => {
+                Err(unreadable(path, "there is no such file", "name an existing file with --settings"))
+            }
+            None => Ok((Self::default(), String::new())),
+        }
     }
 
     /// Takes a whole file or nothing of it. `path` is for the words of errors.

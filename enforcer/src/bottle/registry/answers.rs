@@ -31,7 +31,7 @@ impl Controller for Registry {
                 lane: api::Lane { pid: lane.pid, state: lane.as_str().into() },
                 kernel: api::Programs {
                     programs: "attached".into(),
-                    lease_s: self.parts.settings.lease.map(|lease| lease.as_secs()),
+                    lease_s: self.settings().lease.map(|lease| lease.as_secs()),
                 },
                 closed,
             },
@@ -112,6 +112,12 @@ impl Controller for Registry {
         self.ask(|reply| Message::Kill { name: name.into(), order, by: by.into(), received, reply }).await?;
         let now = self.find(name).await?;
         Ok(now.unwrap_or(api::Bottle { state: api::State::Killed, pids: 0, ..before }))
+    }
+
+    async fn reload(&self, by: &str) -> Result<api::Reloaded, Problem> {
+        let (reload, by) = (self.parts.reload.clone(), by.to_owned());
+        // whole even when the asker leaves in the middle
+        tokio::spawn(async move { reload.now(&by).await }).await.map_err(failed)?
     }
 
     async fn environment(&self, name: &str) -> Result<api::Environment, Problem> {

@@ -7,9 +7,10 @@ use crate::settings::{self, Egress, Policy};
 
 impl Registry {
     pub(super) fn policy(&self, attach: &api::Attach) -> Result<Policy, Problem> {
-        let set = self.parts.settings.bottles.get(&attach.name).and_then(|bottle| bottle.shutdown);
+        let settings = self.settings();
+        let set = settings.bottles.get(&attach.name).and_then(|bottle| bottle.shutdown);
         match attach.policy.as_deref() {
-            None => Ok(set.unwrap_or(self.parts.settings.shutdown)),
+            None => Ok(set.unwrap_or(settings.shutdown)),
             Some(word) => Policy::from_word(word).ok_or_else(|| {
                 Problem::usage(format!("{word} is no policy")).with_hint("policies: cutoff, freeze, kill")
             }),
@@ -17,9 +18,10 @@ impl Registry {
     }
 
     pub(super) fn egress(&self, attach: &api::Attach) -> Result<Egress, Problem> {
-        let set = self.parts.settings.bottles.get(&attach.name).and_then(|bottle| bottle.egress);
+        let settings = self.settings();
+        let set = settings.bottles.get(&attach.name).and_then(|bottle| bottle.egress);
         match attach.egress.as_deref() {
-            None => Ok(set.unwrap_or(self.parts.settings.egress)),
+            None => Ok(set.unwrap_or(settings.egress)),
             Some(word) => Egress::from_word(word).ok_or_else(|| {
                 Problem::usage(format!("{word} is no egress mode"))
                     .with_hint("egress modes: open, allowlist, metered")

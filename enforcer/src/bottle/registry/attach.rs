@@ -32,7 +32,7 @@ impl Registry {
         let (kernel, name) = (self.parts.kernel.clone(), attachment.name.clone());
         let forget = Message::Forget { attachment: attachment.id };
         let Listener { address, beside, .. } = self.parts.listener;
-        let hosts = (self.parts.settings.unattached == Unattached::Meter)
+        let hosts = (self.settings().unattached == Unattached::Meter)
             .then(|| [Some(address), beside].into_iter().flatten().collect::<Vec<_>>());
         let guarded = blocking(move || {
             kernel.attach(&name, &cgroup, guard).map_err(problem)?;
@@ -150,7 +150,7 @@ impl Registry {
         self.take_off(&attachment).await?;
         self.parts.core.tell(Message::Forget { attachment: attachment.id });
         let path = PathBuf::from(attachment.cgroup);
-        let warnings = self.awaited_cgroup(&attachment.name).filter(|awaited| **awaited == path).map(|_| {
+        let warnings = self.awaited_cgroup(&attachment.name).filter(|awaited| *awaited == path).map(|_| {
             format!(
                 "{} stays detached until {} is made anew or the daemon is started again: the settings name that cgroup",
                 attachment.name,

@@ -28,7 +28,8 @@ use crate::kernel::Kernel;
 use crate::lane::Lane;
 use crate::ledger::{LedgerError, Reader, UnixMs};
 use crate::meter::Meter;
-use crate::settings::Settings;
+use crate::reload::Reload;
+use crate::settings::{Live, Settings};
 
 /// What the registry works with.
 pub struct Parts {
@@ -38,8 +39,10 @@ pub struct Parts {
     pub kernel: Arc<dyn Kernel>,
     /// What confined bottles reach.
     pub egress: Arc<Keeper>,
-    /// Defaults.
-    pub settings: Arc<Settings>,
+    /// Defaults, as they stand.
+    pub settings: Live,
+    /// Who takes changed settings.
+    pub reload: Arc<Reload>,
     /// Where bottles are sent.
     pub listener: Listener,
     /// The meter process.
@@ -114,7 +117,7 @@ impl Registry {
     /// How long single exchanges are kept, by the settings.
     #[must_use]
     pub fn retention(&self) -> Duration {
-        self.parts.settings.retention
+        self.settings().retention
     }
 
     /// Has the exchanges that began in this time rolled up.
@@ -128,14 +131,25 @@ impl Registry {
     }
 
     /// Bottles that the settings give a cgroup, with it.
-    pub(super) fn awaited(&self) -> impl Iterator<Item = (String, PathBuf)> {
-        let bottles = self.parts.settings.bottles.iter();
-        bottles.filter_map(|(name, bottle)| Some((name.clone(), bottle.cgroup.clone()?)))
+    pub(super) fn awaited(&self) -> Vec<(String, PathBuf)> {
+        let settings = self.settings();
+        let bottles = settings.bottles.iter();
+        bottles.filter_map(|(name, bottle)| Some((name.clone(), bottle.cgroup.clone()?))).collect()
+    }
+
+    /// The settings as they stand.
+    fn settings(&self) -> Arc<Settings> {
+        self.parts.settings.borrow().clone()
+    }
+
+    /// Follows the settings.
+    pub(super) fn settings_changes(&self) -> Live {
+        self.parts.settings.clone()
     }
 
     /// The cgroup that the settings have this bottle attached to, whenever it is there.
-    fn awaited_cgroup(&self, name: &str) -> Option<&PathBuf> {
-        self.parts.settings.bottles.get(name)?.cgroup.as_ref()
+    fn awaited_cgroup(&self, name: &str) -> Option<PathBuf> {
+        self.settings().bottles.get(name)?.cgroup.clone()
     }
 }
 
