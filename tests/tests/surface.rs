@@ -102,7 +102,7 @@ fn root_the_api_answers_raw_requests_as_the_command_line_shows() {
         ("POST", "/v1/bottles/raw/cut", "{", 400),
         ("POST", "/v1/bottles/raw/cut", r#"{"reson": "x"}"#, 400),
         ("POST", "/v1/bottles", r#"{"name": "raw", "cgroup": "/sys/fs"}"#, 400),
-        ("POST", "/v1/bottles/raw/freeze", "", 501),
+        ("POST", "/v1/bottles/raw/thaw", "", 403),
         ("DELETE", "/v1/bottles/nobody", "", 404),
     ];
     for (method, path, body, expected) in problems {

@@ -148,6 +148,7 @@ impl Core {
             cgroup: path.display().to_string(),
             cgroup_id: pinned.cgroup_id,
             owns_cgroup: false,
+            container: None,
             slot: pinned.slot,
             generation: pinned.generation,
             policy: Policy::Cutoff,

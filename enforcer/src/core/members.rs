@@ -12,6 +12,7 @@ use super::requests::reference;
 use super::verdicts::{Crossing, unknown};
 use super::{Bottle, Change, Core, Listener, Stage, answer};
 use crate::audit::ActionKind;
+use crate::bottle::engine::Container;
 use crate::clock::now_ms;
 use crate::control::api::Problem;
 use crate::kernel::Guard;
@@ -40,6 +41,8 @@ pub struct Admission {
     pub cgroup_id: u64,
     /// Whether the cgroup is removed at detach.
     pub owns_cgroup: bool,
+    /// The container that it was attached by.
+    pub container: Option<Container>,
     /// What a crossed budget does to it.
     pub policy: Policy,
     /// What it may reach.
@@ -81,6 +84,7 @@ impl Core {
             cgroup: admission.cgroup,
             cgroup_id: admission.cgroup_id,
             owns_cgroup: admission.owns_cgroup,
+            container: admission.container,
             slot,
             generation: self.last_generation,
             policy: admission.policy,

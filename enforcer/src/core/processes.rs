@@ -14,8 +14,8 @@ use crate::control::api::{self, Problem};
 use crate::hooks::{About, Call, Called, Occasion};
 use crate::kernel::Face;
 use crate::ledger::{AttachmentId, Entry, Verdict};
-use crate::policy::{Act, Acted, Order, Snapshotted};
-use crate::settings::Policy;
+use crate::policy::{Act, Acted, Order, Snapshot, Snapshotted};
+use crate::settings::{self, Policy};
 
 /// Who gives an order, when, and who waits for it.
 pub(super) struct Asker {
@@ -99,10 +99,14 @@ impl Core {
         self.order(slot, act, asker);
     }
 
-    /// The snapshot's program and arguments, where the settings have one for this bottle.
-    fn snapshot(&self, bottle: &Bottle) -> Option<Vec<String>> {
-        let argv = &self.settings.bottles.get(&bottle.attachment.name)?.snapshot;
-        (!argv.is_empty()).then(|| about(bottle, bottle.cause.as_ref()).fill(argv))
+    /// The snapshot that the settings have for this bottle.
+    fn snapshot(&self, bottle: &Bottle) -> Option<Snapshot> {
+        match self.settings.bottles.get(&bottle.attachment.name)?.snapshot.as_ref()? {
+            settings::Snapshot::Program(argv) => {
+                Some(Snapshot::Program(about(bottle, bottle.cause.as_ref()).fill(argv)))
+            }
+            settings::Snapshot::Engine => Some(Snapshot::Engine(bottle.attachment.container.clone())),
+        }
     }
 
     pub(super) fn order(&mut self, slot: u32, act: Act, asker: Asker) {

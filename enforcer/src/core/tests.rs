@@ -163,6 +163,7 @@ impl Bench {
             cgroup: cgroup.into(),
             cgroup_id: cgroup.bytes().map(u64::from).sum(),
             owns_cgroup: false,
+            container: None,
             policy,
             egress: Egress::Open,
             launch_budget: launch_budget
@@ -691,6 +692,7 @@ fn no_bottle_is_its_own_ancestor() {
         cgroup: "/sys/fs/cgroup/base".into(),
         cgroup_id: 9,
         owns_cgroup: false,
+        container: None,
         policy: Policy::Cutoff,
         egress: Egress::Open,
         launch_budget: BTreeMap::new(),

@@ -11,6 +11,7 @@ use meter_proxy::tokens::{Ending, Provenance, Tokens};
 use serde::{Deserialize, Serialize};
 
 use crate::audit::Action;
+use crate::bottle::engine::Container;
 use crate::settings::{Egress, Policy};
 
 /// What can go wrong in the ledger.
@@ -62,6 +63,8 @@ pub struct Attachment {
     pub cgroup_id: u64,
     /// Whether the cgroup was made by `run` and is removed at detach.
     pub owns_cgroup: bool,
+    /// The container that it was attached by.
+    pub container: Option<Container>,
     /// Slot in the kernel's table.
     pub slot: u32,
     /// Generation of the slot.

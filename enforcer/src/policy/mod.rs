@@ -2,32 +2,30 @@
 //! the core never waits; the orders of one bottle are done one after another, in the core's order.
 //!
 //! Whether it is done is the core's to say, which has cut the bottle before, and records what became of it. A newer
-//! order interrupts a snapshot and nothing else. `steps` does the work.
+//! order interrupts a snapshot and nothing else. `steps` does what is asked of the kernel, `snapshot` what comes after a freeze.
+mod snapshot;
 mod steps;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+pub use self::snapshot::Snapshot;
+use self::snapshot::Taking;
 use crate::audit::Cause;
 use crate::control::api::Problem;
 use crate::core::{CoreHandle, Message};
-use crate::hooks::child;
 use crate::ledger::AttachmentId;
-
-/// How long a snapshot may take.
-const SNAPSHOT_LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// What is to be done to processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Act {
-    /// Have them stand still; then, where this is set, run this program, and say how it ended.
+    /// Have them stand still; then, where this is set, take it, and say how that ended.
     Freeze {
-        /// Program and arguments, filled in.
-        snapshot: Option<Vec<String>>,
+        /// What is to be kept.
+        snapshot: Option<Snapshot>,
     },
     /// End them: a snapshot has been taken. The cgroup stays, frozen.
     End,
@@ -169,7 +167,7 @@ impl Orders {
 async fn look_after(mut orders: mpsc::UnboundedReceiver<Order>, core: CoreHandle) {
     let mut next = orders.recv().await;
     while let Some(order) = next.take() {
-        let snapshot = Snapshot::after(&order);
+        let snapshot = Taking::after(&order);
         let Some(acted) = done(order).await else { return };
         let snapshot = snapshot.filter(|_| acted.result.is_ok());
         core.tell(Message::Acted(Box::new(acted)));
@@ -198,50 +196,4 @@ async fn done(order: Order) -> Option<Acted> {
         Acted { order, result, took }
     });
     acted.await.inspect_err(|error| tracing::error!(%error, "an order for processes was not done")).ok()
-}
-
-/// A snapshot that is to be taken.
-#[derive(Clone)]
-struct Snapshot {
-    argv: Vec<String>,
-    attachment: AttachmentId,
-    bottle: String,
-    number: u64,
-    by: String,
-    began: Instant,
-}
-
-impl Snapshot {
-    /// The one that belongs to an order, if one does.
-    fn after(order: &Order) -> Option<Arc<Self>> {
-        let Act::Freeze { snapshot: Some(argv) } = &order.act else { return None };
-        Some(Arc::new(Self {
-            argv: argv.clone(),
-            attachment: order.attachment,
-            bottle: order.bottle.clone(),
-            number: order.number,
-            by: order.by.clone(),
-            began: Instant::now(),
-        }))
-    }
-
-    async fn take(self: Arc<Self>) -> Snapshotted {
-        let result = child::run(&self.argv, SNAPSHOT_LIMIT).await;
-        self.ended(result.map_err(|error| error.to_string()))
-    }
-
-    fn interrupted(&self) -> Snapshotted {
-        self.ended(Err("interrupted by a newer order".into()))
-    }
-
-    fn ended(&self, result: Result<String, String>) -> Snapshotted {
-        Snapshotted {
-            attachment: self.attachment,
-            bottle: self.bottle.clone(),
-            number: self.number,
-            by: self.by.clone(),
-            result,
-            took: self.began.elapsed(),
-        }
-    }
 }

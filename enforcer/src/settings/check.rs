@@ -10,13 +10,13 @@ use meter_proxy::protocol::{Dialect, Provider};
 
 use super::file::{
     AgentEntry, BottleEntry, Budget, DialectWord, DlpMode, File, GateWord, Lease, ProviderEntry, Reopen,
-    nearest,
+    SnapshotEntry, SnapshotWord, nearest,
 };
 use super::values::{Span, check_cidr, check_host, check_name, check_upstream, hosts_overlap};
 use super::yaml::{Fault, Places};
 use super::{
     AgentSettings, BottleSettings, Budgets, Gate, MAX_PORTS, MAX_RESOLVERS, MAX_RULES, ScopeRule, Settings,
-    Window, built_in_providers,
+    Snapshot, Window, built_in_providers,
 };
 use crate::hooks::Occasion;
 use crate::hooks::words::{PLACEHOLDERS, unknown_placeholder};
@@ -254,8 +254,19 @@ impl Check<'_> {
             shutdown: entry.shutdown,
             egress: entry.egress,
             cgroup: entry.cgroup.map(|path| self.cgroup(name, &path)).transpose()?,
-            snapshot: self.program(entry.snapshot.unwrap_or_default(), &["bottles", name, "snapshot"])?,
+            snapshot: self.snapshot(name, entry.snapshot)?,
         })
+    }
+
+    fn snapshot(&self, bottle: &str, entry: Option<SnapshotEntry>) -> Result<Option<Snapshot>, Fault> {
+        match entry {
+            None => Ok(None),
+            Some(SnapshotEntry::Word(SnapshotWord::Engine)) => Ok(Some(Snapshot::Engine)),
+            Some(SnapshotEntry::Program(argv)) => {
+                let argv = self.program(argv, &["bottles", bottle, "snapshot"])?;
+                Ok((!argv.is_empty()).then_some(Snapshot::Program(argv)))
+            }
+        }
     }
 
     /// A path that can be waited for: one way to write it, and in the only place where cgroups are.

@@ -96,7 +96,21 @@ pub(super) struct BottleEntry {
     pub(super) shutdown: Option<Policy>,
     pub(super) egress: Option<Egress>,
     pub(super) cgroup: Option<String>,
-    pub(super) snapshot: Option<Vec<String>>,
+    pub(super) snapshot: Option<SnapshotEntry>,
+}
+
+/// `snapshot:` of a bottle: a program and its arguments, or a word.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a list of a program and its arguments, or the word engine")]
+pub(super) enum SnapshotEntry {
+    Program(Vec<String>),
+    Word(SnapshotWord),
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum SnapshotWord {
+    Engine,
 }
 
 const BOTTLE_KEYS: &[&str] = &["extends", "budget", "shutdown", "egress", "cgroup", "snapshot"];

@@ -116,9 +116,17 @@ pub struct BottleSettings {
     /// The cgroup that is attached under its name as soon as it is there: absolute, without `.` and `..`, below the
     /// cgroup v2 mount; no other bottle's.
     pub cgroup: Option<PathBuf>,
-    /// What runs once its processes stand still, and before they are ended: program and arguments; empty: nothing, and
-    /// they are not ended.
-    pub snapshot: Vec<String>,
+    /// What is taken of it once its processes stand still, and before they are ended; without it they are not ended.
+    pub snapshot: Option<Snapshot>,
+}
+
+/// How a frozen bottle is kept, so that its processes may be ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Snapshot {
+    /// By this program, with arguments as written.
+    Program(Vec<String>),
+    /// By the engine of the container that it was attached by: an image of its file system.
+    Engine,
 }
 
 /// Settings of one agent.

@@ -63,7 +63,7 @@ providers:
 tls: { extra_roots: /etc/roots.pem }
 bottles:
   base: { shutdown: kill, egress: metered, snapshot: [/bin/snap, "{cgroup}"] }
-  reviewer: { extends: base, budget: { claude: 300000 } }
+  reviewer: { extends: base, budget: { claude: 300000 }, snapshot: engine }
 agents:
   implementer: { budget: { claude: 100000 } }
 dlp: { mode: off }
@@ -94,11 +94,16 @@ fn every_supported_value_arrives() {
         BottleSettings {
             extends: Some("base".to_owned()),
             budget: budget(&[("claude", 300_000)]),
+            snapshot: Some(Snapshot::Engine),
             ..BottleSettings::default()
         }
     );
     assert_eq!((settings.shutdown, settings.bottles["base"].shutdown), (Policy::Freeze, Some(Policy::Kill)));
-    assert_eq!(settings.bottles["base"].snapshot, ["/bin/snap", "{cgroup}"]);
+    assert_eq!(
+        settings.bottles["base"].snapshot,
+        Some(Snapshot::Program(vec!["/bin/snap".into(), "{cgroup}".into()]))
+    );
+    assert_eq!(settings.bottles["reviewer"].snapshot, Some(Snapshot::Engine));
     assert_eq!(settings.hooks.keys().copied().collect::<Vec<_>>(), [Occasion::Cut, Occasion::Freeze]);
     assert_eq!(settings.hooks[&Occasion::Cut], ["/usr/bin/logger", "{bottle}: {cause}"]);
     assert_eq!(settings.retention, Duration::from_hours(90 * 24));
@@ -456,6 +461,7 @@ fn a_hook_is_a_program_by_its_whole_path_and_names_only_what_there_is() {
         ),
         ("hooks: { thaw: [/bin/x] }", "s.yml:1:10: unknown key \"thaw\" [known are warn"),
         ("bottles:\n  b: { snapshot: [tar] }", "s.yml:2:19: \"tar\" is not an absolute path ["),
+        ("bottles:\n  b: { snapshot: docker }", "a list of a program and its arguments, or the word engine"),
         ("retention: 30d", "exchanges younger than the longest window would be rolled up [32d is the least"),
     ] {
         let refused = refused(text);

@@ -2,7 +2,9 @@
 use std::fs;
 use std::time::Duration;
 
+use support::cgroup::TestCgroup;
 use support::clock::wait_until;
+use support::enforcer::Daemon;
 use support::provider::Reply;
 use support::stage::Stage;
 
@@ -50,6 +52,49 @@ fn root_a_snapshot_that_fails_ends_nobody_and_one_that_succeeds_ends_all() {
     stage.daemon.ok(&["thaw", "boxed"]);
     Ticking::start(&bottle.cgroup);
     assert_eq!(stage.daemon.bottle("boxed")["state"], "open");
+}
+
+/// The engine is a program of the test's on the daemon's `PATH`; processes and cgroup are real.
+#[test]
+fn root_a_container_is_kept_by_its_own_engine_before_its_processes_end() {
+    let id = "5f8b0000c0ffee004f8b0000c0ffee004f8b0000c0ffee004f8b0000c0ffee00";
+    let top = TestCgroup::new("engine");
+    let own = top.child(&format!("docker-{id}.scope"));
+    let mut ticking = Ticking::start(&own);
+    let docker = Script::new("");
+    let (events, asked) = (own.path().join("cgroup.events"), docker.beside("asked"));
+    docker.becomes(&format!(
+        "case $1 in inspect) echo '{id} {pid}';; commit) grep -q 'frozen 1' {events} && echo \"$*\" > {asked} && \
+         echo sha256:abc;; *) exit 1;; esac",
+        pid = ticking.child.id(),
+        events = events.display(),
+        asked = asked.display()
+    ));
+    fs::rename(docker.path(), docker.beside("docker")).unwrap();
+    let mut path = docker.beside("").into_os_string();
+    path.push(":/usr/bin:/bin");
+    let settings = "bottles: { box: { snapshot: engine }, plain: { snapshot: engine } }\n";
+    let daemon = Daemon::start_on_path(settings, Some(path));
+    daemon.ok(&["attach", "box", "--docker", "my-box"]);
+    daemon.ok(&["freeze", "box"]);
+    assert!(ticking.ended());
+    let commit = fs::read_to_string(&asked).unwrap();
+    assert!(commit.starts_with(&format!("commit --pause=false {id} enforcer-snapshot:box-2")), "{commit}");
+    let taken = |bottle: &str| {
+        let rows = daemon.json_lines(&["audit"]).into_iter();
+        rows.filter(|row| row["bottle"] == bottle && row["action"] == "snapshot").collect::<Vec<_>>()
+    };
+    let rows = wait_until(SOON, || Some(taken("box")).filter(|rows| rows.len() == 2)).unwrap();
+    assert!(detail(&rows[0]).ends_with(": sha256:abc"), "{}", rows[0]);
+    assert!(detail(&rows[1]).contains("1 process ended") || detail(&rows[1]).contains("processes ended"));
+
+    let plain = TestCgroup::new("plain");
+    let sleeping = Ticking::start(&plain);
+    daemon.attach("plain", plain.path(), &[]);
+    daemon.ok(&["freeze", "plain"]);
+    let rows = wait_until(SOON, || Some(taken("plain")).filter(|rows| rows.len() == 1)).unwrap();
+    assert!(detail(&rows[0]).contains("attached by no engine"), "{}", rows[0]);
+    sleeping.assert_still();
 }
 
 #[test]

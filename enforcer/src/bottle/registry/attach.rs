@@ -3,10 +3,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::asked::{check_names, check_tokens};
-use super::cgroups::{named, remove_cgroup};
+use super::cgroups::{Found, named, remove_cgroup};
 use super::confine::check_sockets;
 use super::{Registry, blocking, problem};
 use crate::bottle::cgroup::Cgroup;
+use crate::bottle::engine::Container;
 use crate::bottle::namespaces::Watched;
 use crate::bottle::sockets;
 use crate::control::Controller as _;
@@ -90,7 +91,12 @@ impl Registry {
         Ok(())
     }
 
-    async fn admit(&self, attach: &api::Attach, cgroup: &Cgroup) -> Result<Attachment, Problem> {
+    async fn admit(
+        &self,
+        attach: &api::Attach,
+        cgroup: &Cgroup,
+        container: Option<Container>,
+    ) -> Result<Attachment, Problem> {
         let admission = Admission {
             name: attach.name.clone(),
             agent: attach.agent.clone(),
@@ -98,6 +104,7 @@ impl Registry {
             cgroup: cgroup.path().display().to_string(),
             cgroup_id: cgroup.id(),
             owns_cgroup: attach.create,
+            container,
             policy: self.policy(attach)?,
             egress: self.egress(attach)?,
             launch_budget: attach.budget.clone(),
@@ -111,7 +118,7 @@ impl Registry {
         self.policy(&attach)?;
         self.egress(&attach)?;
         self.end_if_gone(&attach.name).await?;
-        let (cgroup, made) = self.find_cgroup(&attach).await?;
+        let Found { cgroup, made, container } = self.find_cgroup(&attach).await?;
         let (registry, asked) = (self.clone(), attach.clone());
         let judged = blocking(move || {
             let pids = cgroup.pids().map_err(problem)?;
@@ -121,7 +128,7 @@ impl Registry {
         let (unconfined, cgroup) = judged.await??;
         // one that was there already may be another bottle's: it is left alone
         let made = made.then(|| cgroup.path().to_owned());
-        let outcome = match self.admit(&attach, &cgroup).await {
+        let outcome = match self.admit(&attach, &cgroup, container).await {
             Ok(attachment) => self.guard(&attachment, cgroup, attach.hard, unconfined, by).await,
             Err(problem) => Err(problem),
         };

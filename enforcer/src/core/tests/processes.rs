@@ -2,7 +2,7 @@
 use super::*;
 use crate::audit::Processes;
 use crate::hooks::{Call, Occasion};
-use crate::policy::{Act, Acted, Order, Snapshotted};
+use crate::policy::{Act, Acted, Order, Snapshot, Snapshotted};
 
 const SNAPSHOT: &str = "bottles: { b1: { shutdown: freeze, snapshot: [/bin/snap, \"{bottle}\"] } }";
 
@@ -241,7 +241,7 @@ fn a_crossed_budget_does_what_the_bottle_s_policy_says() {
 fn processes_are_ended_only_after_their_snapshot() {
     let mut bench = Bench::new(SNAPSHOT);
     bench.attach("b1");
-    let snapshot = Some(vec!["/bin/snap".to_owned(), "b1".to_owned()]);
+    let snapshot = Some(Snapshot::Program(vec!["/bin/snap".to_owned(), "b1".to_owned()]));
     let taken = |number, result| {
         Message::Snapshotted(Snapshotted {
             attachment: 1,
@@ -280,7 +280,8 @@ fn a_new_controller_freezes_and_kills_again_what_was() {
     let mut bench = Bench::new(SNAPSHOT);
     bench.attach("b1");
     bench.attach("b2");
-    let with_snapshot = Act::Freeze { snapshot: Some(vec!["/bin/snap".into(), "b1".into()]) };
+    let with_snapshot =
+        Act::Freeze { snapshot: Some(Snapshot::Program(vec!["/bin/snap".into(), "b1".into()])) };
     bench.by_order(freeze("b1"), with_snapshot, Ok(String::new())).unwrap();
     // the kill was ordered and recorded, and never done
     let (reply, _answer) = oneshot::channel();

@@ -4,6 +4,7 @@ use rusqlite::{Transaction, params};
 
 use super::rollup;
 use crate::audit::Action;
+use crate::bottle::engine::Container;
 use crate::ledger::{Attachment, Entry, Owner, Reservation, Settlement, Verdict};
 
 /// A figure beyond this is recorded as this: a thousand times what any provider can bill in one exchange, and
@@ -40,8 +41,8 @@ pub(super) fn entry(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), 
 fn attach(transaction: &Transaction<'_>, attachment: &Attachment) -> Result<(), Refusal> {
     let mut insert = transaction.prepare_cached(
         "INSERT INTO bottles (id, name, agent, parent, ancestors_json, cgroup, cgroup_id, owns_cgroup, slot, \
-         generation, policy, egress, launch_budget_json, attached_at_ms) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+         generation, policy, egress, launch_budget_json, attached_at_ms, container) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
     )?;
     insert.execute(params![
         attachment.id,
@@ -58,6 +59,7 @@ fn attach(transaction: &Transaction<'_>, attachment: &Attachment) -> Result<(), 
         attachment.egress.as_str(),
         serde_json::to_string(&attachment.launch_budget)?,
         attachment.attached_at,
+        attachment.container.as_ref().map(Container::written),
     ])?;
     Ok(())
 }

@@ -6,6 +6,7 @@ use rusqlite::{Connection, Row};
 
 use super::{count, json, optional_json, rollup, unreadable};
 use crate::audit::Cause;
+use crate::bottle::engine::Container;
 use crate::ledger::{Attachment, Owner, Reservation, Snapshot, Sum};
 use crate::settings::{Egress, Policy};
 
@@ -45,6 +46,7 @@ fn attachment(row: &Row<'_>) -> rusqlite::Result<Attachment> {
         cgroup: row.get("cgroup")?,
         cgroup_id: cgroup_id.cast_unsigned(),
         owns_cgroup: row.get("owns_cgroup")?,
+        container: row.get::<_, Option<String>>("container")?.as_deref().and_then(Container::read),
         slot: row.get("slot")?,
         generation: row.get("generation")?,
         policy: policy(row)?,

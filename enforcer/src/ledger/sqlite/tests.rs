@@ -7,6 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::audit::{Action, ActionKind, Cause, CauseKind};
+use crate::bottle::engine::Container;
 use crate::ledger::{Attachment, GroupBy, Owner, Reservation, Settlement, Sum, UsageQuery, Verdict};
 
 /// A ledger in a directory that is removed with it.
@@ -49,6 +50,7 @@ fn attachment(id: i64, name: &str, ancestors: &[&str]) -> Attachment {
         cgroup: format!("/sys/fs/cgroup/{name}"),
         cgroup_id: u64::MAX - 5,
         owns_cgroup: true,
+        container: Container::read("docker:0123abcd"),
         slot: u32::MAX,
         generation: 7,
         policy: crate::settings::Policy::Cutoff,

@@ -1,3 +1,6 @@
+-- The container that a bottle was attached by, as its engine knows it (docker:ID, podman:ID); NULL: by none.
+ALTER TABLE bottles ADD COLUMN container TEXT CHECK (container LIKE 'docker:_%' OR container LIKE 'podman:_%');
+
 -- Exchanges that are older than the settings keep, summed by day and by who is charged for which model. The audit is
 -- never rolled up.
 CREATE TABLE rolled (
