@@ -2,13 +2,11 @@
 //! and the audit says so. Runs before the thread starts, so nothing is decided on half a state.
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::Instant;
 
 use meter_proxy::tokens::Tokens;
 
 use super::durable::{After, action};
 use super::members::KEPT;
-use super::processes::Asker;
 use super::requests::{PROGRESS_GRAIN, orphan};
 use super::verdicts::Crossing;
 use super::{Core, Stage};
@@ -19,7 +17,6 @@ use crate::clock::now_ms;
 use crate::kernel::{Face, KernelError, Pinned};
 use crate::lane;
 use crate::ledger::{Attachment, Entry, Owner, Reservation, Snapshot, Sum, Verdict};
-use crate::policy::Act;
 use crate::settings::{Egress, Policy};
 
 /// What can go wrong while an earlier controller's state is taken over.
@@ -257,17 +254,6 @@ impl Core {
         let frozen = path.and_then(|path| Cgroup::open(path).ok()?.is_frozen().ok());
         let processes = if frozen == Some(true) { Processes::Frozen } else { Processes::Running };
         Cause { processes, ..cause }
-    }
-
-    /// What an earlier controller may have left half done to processes is done again: all of it may be repeated, but
-    /// for a snapshot, of which nobody knows how far it was.
-    fn hold_again(&mut self, slot: u32) {
-        let asker = Asker::controller(Instant::now());
-        match self.processes_of(slot) {
-            Processes::Running => {}
-            Processes::Frozen => self.order(slot, Act::Freeze { snapshot: None }, asker),
-            Processes::Killed => self.hold(slot, asker),
-        }
     }
 
     /// Accounts that are used up already have had their bottles cut: only a new crossing is news.

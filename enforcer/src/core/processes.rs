@@ -110,6 +110,21 @@ impl Core {
     }
 
     pub(super) fn order(&mut self, slot: u32, act: Act, asker: Asker) {
+        self.give(slot, act, false, asker);
+    }
+
+    /// Has done again what an earlier controller may have left half done to processes: all of it may be repeated, but
+    /// for a snapshot, of which nobody knows how far it was.
+    pub(super) fn hold_again(&mut self, slot: u32) {
+        let act = match self.bottles.get(&slot).and_then(|bottle| bottle.cause.as_ref()) {
+            Some(cause) if cause.processes == Processes::Frozen => Act::Freeze { snapshot: None },
+            Some(cause) if cause.processes == Processes::Killed => Act::Kill,
+            _ => return,
+        };
+        self.give(slot, act, true, Asker::controller(Instant::now()));
+    }
+
+    fn give(&mut self, slot: u32, act: Act, again: bool, asker: Asker) {
         let Some(bottle) = self.bottles.get_mut(&slot) else { return };
         bottle.orders += 1;
         let attachment = &bottle.attachment;
@@ -121,6 +136,7 @@ impl Core {
             cgroup_id: attachment.cgroup_id,
             owns_cgroup: attachment.owns_cgroup,
             number: bottle.orders,
+            again,
             cause: bottle.cause.clone(),
             by: asker.by,
             received: asker.received,
@@ -224,10 +240,14 @@ impl Core {
             Act::Kill => (ActionKind::Kill, Some(Occasion::Kill)),
         };
         let slot = self.slot_of_attachment(order.attachment);
-        if let Some((slot, occasion)) = slot.zip(occasion).filter(|_| result.is_ok()) {
+        if let Some((slot, occasion)) = slot.zip(occasion).filter(|_| result.is_ok() && !order.again) {
             self.call_hook(occasion, slot, order.cause.as_ref());
         }
-        let row = outcome(action(kind, Some(order.bottle.clone()), order.cause, &order.by), &result, took);
+        let mut row =
+            outcome(action(kind, Some(order.bottle.clone()), order.cause, &order.by), &result, took);
+        if order.again {
+            row.detail = row.detail.map(|detail| format!("taken over at start: {detail}"));
+        }
         let after = match (order.reply, result) {
             (Some(reply), Ok(_)) => After::Report { reply },
             (Some(reply), Err(why)) => {

@@ -52,6 +52,8 @@ pub struct Order {
     pub owns_cgroup: bool,
     /// Grows with each order for the bottle's processes.
     pub number: u64,
+    /// Whether an earlier controller had it done, or half done: it is no news to a hook.
+    pub again: bool,
     /// For the audit.
     pub cause: Option<Cause>,
     /// `controller` or `uid:N`.

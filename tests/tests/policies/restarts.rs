@@ -4,7 +4,7 @@ use std::fs;
 use support::provider::Reply;
 use support::stage::Stage;
 
-use crate::{Ticking, row};
+use crate::{Ticking, detail, row};
 
 #[test]
 fn root_frozen_stays_frozen_and_killed_stays_killed_over_a_crash() {
@@ -19,7 +19,7 @@ fn root_frozen_stays_frozen_and_killed_stays_killed_over_a_crash() {
     fs::write(cold.cgroup.path().join("cgroup.freeze"), "0").unwrap();
     let mut late = Ticking::start(&gone.cgroup);
     stage.daemon.restart();
-    row(&stage, "cold", "freeze", 2);
+    assert!(detail(&row(&stage, "cold", "freeze", 2)).starts_with("taken over at start: "));
     ticking.assert_still();
     assert!(late.ended(), "the kill is done again");
     assert_eq!(stage.daemon.bottle("cold")["state"], "frozen");

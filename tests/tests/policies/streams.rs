@@ -1,8 +1,10 @@
 //! A freeze in the middle of a stream: an operator's keeps it for a thaw, a budget's ends it upstream at once.
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::json;
 use support::clock::mono_ns;
+use support::process;
 use support::provider::{End, Reply};
 use support::stage::Stage;
 
@@ -67,6 +69,32 @@ fn root_a_budget_s_freeze_closes_upstream_at_once_and_a_restore_thaws() {
     ticking.assert_ticks();
     assert_eq!(stage.daemon.bottle("spent")["state"], "open");
     asking.hang_up();
+}
+
+/// Whatever the order in which they come, what the daemon says is what the kernel does, and each is audited.
+#[test]
+fn root_operators_who_act_at_once_leave_one_state() {
+    let stage = Stage::new(Reply::default(), "");
+    let bottle = stage.bottle("busy", &[]);
+    let ticking = Ticking::start(&bottle.cgroup);
+    for round in 0..5 {
+        let verbs = ["freeze", "thaw", "restore", "cut", "freeze", "thaw"];
+        let mut operators: Vec<_> = verbs
+            .map(|verb| {
+                let mut command = stage.daemon.command();
+                command.args([verb, "busy"]).stdout(Stdio::null()).stderr(Stdio::null());
+                command.spawn().unwrap()
+            })
+            .into();
+        for operator in &mut operators {
+            assert!(process::exit_within(operator, SOON).flatten().is_some(), "round {round}");
+        }
+        let frozen = stage.daemon.bottle("busy")["state"] == "frozen";
+        assert_eq!(events(bottle.cgroup.path(), "frozen 1"), frozen, "round {round}");
+    }
+    assert_eq!(stage.audit("busy", "freeze").len(), 10, "each freeze is done");
+    stage.daemon.ok(&["restore", "busy"]);
+    ticking.assert_ticks();
 }
 
 #[test]
