@@ -16,12 +16,10 @@ use enforcer_ebpf::{
 use crate::connect::is_for_meter;
 use crate::skb::Header;
 use crate::sock_addr::{Destination, TCP, UDP};
-use crate::{ALLOW, BOTTLES, endpoint, homes, lane, place, read};
+use crate::{ALLOW, BOTTLES, DNS, endpoint, homes, lane, place, read};
 
 /// Bits of a whole key of `ALLOW`.
 const WHOLE_KEY: u32 = 32 + 128;
-/// The port of DNS.
-const DNS: u32 = 53;
 /// socket()'s type of raw sockets, which send packets of any protocol.
 pub const SOCK_RAW: u32 = 3;
 
@@ -58,8 +56,10 @@ pub fn may_leave(packet: &SkBuffContext, header: &Header, bottle: &Bottle, slot:
     let Some((_, port)) = header.ports(packet) else { return false };
     let (ip, is_tcp) = (&header.destination, header.protocol == TCP);
     // the lane's only where one around or inside this bottle is cut and answered: it closes who is not
-    let to_ours = is_endpoint(ip, port, &endpoint(&bottle.meter)) || lane::is_far_end(ip, port, bottle);
-    if (is_tcp && to_ours) || is_listed(slot, ip, port) {
+    if lane::is_far_end(ip, port, bottle) {
+        return is_tcp || lane::guest(packet).is_some();
+    }
+    if (is_tcp && is_endpoint(ip, port, &endpoint(&bottle.meter))) || is_listed(slot, ip, port) {
         return true;
     }
     if !is_loopback(ip) {

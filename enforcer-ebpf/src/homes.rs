@@ -8,9 +8,10 @@ use core::ptr::null;
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE};
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_fullsock, bpf_sk_storage_get};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get};
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockContext};
 
+use crate::skb::socket_of;
 use crate::{HOMES, read};
 
 /// A socket storage whose entries go along to accepted sockets; aya's own kind cannot say that.
@@ -64,17 +65,10 @@ pub fn note(socket: &SockAddrContext) -> u64 {
 /// Cookie of the namespace that the packet's socket was made in, where that was noted.
 #[inline(always)]
 pub fn of_packet(packet: &SkBuffContext) -> Option<u64> {
-    // SAFETY: the kernel's context of this program; each pointer is checked before it is used.
+    let sk = socket_of(packet)?;
+    // SAFETY: the helper takes a socket that is not null; its storage lives as long as it.
     let noted = unsafe {
-        let sk = (*packet.skb.skb).__bindgen_anon_2.sk;
-        if sk.is_null() {
-            return None;
-        }
-        let full = bpf_sk_fullsock(sk);
-        if full.is_null() {
-            return None;
-        }
-        bpf_sk_storage_get(HOMES.as_ptr(), full.cast(), core::ptr::null_mut(), 0).cast::<u64>().as_ref()
+        bpf_sk_storage_get(HOMES.as_ptr(), sk.cast(), core::ptr::null_mut(), 0).cast::<u64>().as_ref()
     };
     noted.map(read)
 }

@@ -1,33 +1,44 @@
 //! An answered cut: the bottle reaches the refusal lane, which says why, and nothing else. What would have gone to
-//! the meter is sent there; packets pass between the bottle and the lane's address and port alone.
+//! the meter is sent there, and every DNS query, whomever it was for; packets pass between the bottle and the lane's
+//! address and port alone.
 //!
-//! Whether a bottle is in this state is `state`'s to say. Where no lane is, an answered cut is a silent one.
-use aya_ebpf::programs::SockAddrContext;
+//! Of UDP only what a hook has sent there passes, while the bottle that it was sent for is in this state: a socket
+//! that stays connected to the lane is refused from the restore on. Whether a bottle is in this state is `state`'s
+//! to say. Where no lane is, an answered cut is a silent one.
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
 use enforcer_ebpf::address::{is_endpoint, is_endpoint_anywhere};
-use enforcer_ebpf::{Bottle, Original, Place};
+use enforcer_ebpf::{Asker, Bottle, Original, Place};
 
-use crate::connect::{Way, is_for_meter};
-use crate::sock_addr::Destination;
-use crate::{endpoint, flows, originals, place, read};
+use crate::connect::is_for_meter;
+use crate::sock_addr::{Destination, UDP};
+use crate::state::{self, State};
+use crate::way::Way;
+use crate::{ASKERS, BOTTLES, DNS, endpoint, flows, originals, place, read};
 
-/// What becomes of a connection.
+/// What becomes of a connection, or of a datagram.
 #[inline(always)]
 pub fn way(socket: &SockAddrContext, to: &Destination, slot: u32, bottle: &Bottle) -> Way {
-    if !to.is_tcp() {
+    let is_udp = to.protocol == UDP;
+    if !is_udp && !to.is_tcp() {
         return Way::Refused;
     }
     let place = place::of(place::cookie(socket));
-    let for_meter = is_for_meter(to, bottle, place);
-    let Some(place) = place else { return if for_meter { Way::NoPlace } else { Way::Refused } };
+    let wanted = if is_udp { to.port == DNS } else { is_for_meter(to, bottle, place) };
+    let Some(place) = place else { return if wanted { Way::NoPlace } else { Way::Refused } };
     let lane = endpoint(&place.lane);
     let for_lane = is_endpoint(&to.ip, to.port, &lane);
-    if lane.port == 0 || !(for_meter || for_lane) {
-        return Way::Refused;
-    }
-    if for_lane && originals::is_owned_inside(socket, slot) {
+    // an IPv6 socket that is connected to a v4-mapped address comes by here with that at each query
+    let is_sent_here =
+        if is_udp { originals::of(socket).is_some() } else { originals::is_owned_inside(socket, slot) };
+    if for_lane && is_sent_here {
         return Way::Straight;
     }
-    if flows::has_room(slot) && originals::remember(socket, original(socket, to, slot, bottle, place)) {
+    if lane.port == 0 || !(wanted || (for_lane && !is_udp)) {
+        return Way::Refused;
+    }
+    // the lane is asked whose a connection is, not whose a query
+    let has_room = is_udp || flows::has_room(slot);
+    if has_room && originals::remember(socket, original(socket, to, slot, bottle, place)) {
         Way::To(lane)
     } else {
         Way::Refused
@@ -35,7 +46,7 @@ pub fn way(socket: &SockAddrContext, to: &Destination, slot: u32, bottle: &Bottl
 }
 
 /// Whose the connection is: this bottle's, for its cut is what the lane has to explain. Where it was going, a bottle
-/// inside this one may have remembered already.
+/// inside this one may have remembered already; of a query nothing is left to be remembered then.
 #[inline(always)]
 fn original(
     socket: &SockAddrContext,
@@ -51,7 +62,8 @@ fn original(
         generation: read(&bottle.generation),
         listener: read(&place.listener),
     };
-    if originals::is_owned_inside(socket, slot)
+    if to.is_tcp()
+        && originals::is_owned_inside(socket, slot)
         && let Some(inside) = originals::of(socket)
         && read(&inside.port) != 0
     {
@@ -61,8 +73,40 @@ fn original(
     original
 }
 
-/// Whether an address and port of TCP are the lane's, in whatever network namespace.
+/// Whether an address and port are the lane's, in whatever network namespace.
 #[inline(always)]
 pub fn is_far_end(ip: &[u32; 4], port: u32, bottle: &Bottle) -> bool {
     is_endpoint_anywhere(ip, port, &endpoint(&bottle.lane))
+}
+
+/// Whether an address is the lane's in the socket's own network namespace.
+#[inline(always)]
+pub fn is_here(socket: &SockAddrContext, there: &Destination) -> bool {
+    place::of(place::cookie(socket))
+        .is_some_and(|place| is_endpoint(&there.ip, there.port, &endpoint(&place.lane)))
+}
+
+/// The owner of the packet's socket, if a hook sent that to the lane and its bottle is cut and answered now.
+#[inline(always)]
+pub fn guest(packet: &SkBuffContext) -> Option<&'static Original> {
+    let original = originals::of_packet(packet)?;
+    let bottle = BOTTLES.get(read(&original.slot))?;
+    let is_current = read(&bottle.generation) == read(&original.generation);
+    (is_current && state::of(bottle) == State::Answered).then_some(original)
+}
+
+/// Notes that a query is on its way from this address and port, to be answered once; whether that could be.
+#[inline(always)]
+pub fn note_asker(ip: [u32; 4], port: u32, guest: &Original) -> bool {
+    let asker = Asker { ip, port, listener: read(&guest.listener) };
+    ASKERS.insert(&asker, &1, 0).is_ok()
+}
+
+/// Whether a datagram of the lane's answers a query that was sent to it in this network namespace. It is the only one
+/// that does.
+#[inline(always)]
+pub fn is_answer(socket: &SockAddrContext, to: &Destination) -> bool {
+    let Some(place) = place::of(place::cookie(socket)) else { return false };
+    let asker = Asker { ip: to.ip, port: to.port, listener: read(&place.listener) };
+    to.protocol == UDP && ASKERS.remove(&asker).is_ok()
 }

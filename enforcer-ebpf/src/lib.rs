@@ -4,15 +4,15 @@
 //! named fields and asserted in size, so that a field is added at the end of a reserved run and never moves.
 //! Addresses are network byte order words as the kernel holds them (`user_ip4`), IPv4 as v4-mapped IPv6.
 //! The lifetimes: entries of `BOTTLES`, `NAMESPACES`, `ALLOW`, `HEART` and `LAST_LISTENER` are written by the
-//! controller alone; counters, flows, originals and events by the kernel.
+//! controller alone; counters, flows, originals, askers and events by the kernel.
 #![no_std]
 
 pub mod address;
 
 /// Version of this ABI: the maps' shapes and which hooks a bottle has. What another version has pinned is refused
 /// at adoption. (2: the redirect's hooks and `ORIGINALS`. 3: places, lease, events, allow-list, homes. 4: the last
-/// listener id.)
-pub const ABI_VERSION: u32 = 4;
+/// listener id. 5: DNS of answered cuts, by `ASKERS` and the hooks on what is received.)
+pub const ABI_VERSION: u32 = 5;
 
 /// Entries of `BOTTLES`; slot 0 is never live, so a hook whose slot is not written yet drops.
 pub const SLOTS: u32 = 4096;
@@ -25,6 +25,9 @@ pub const FLOWS_PER_BOTTLE: u32 = 2_048;
 
 /// Entries of `NAMESPACES`: network namespaces in which a bottle's processes meet the meter.
 pub const NAMESPACES: u32 = 8_192;
+
+/// Entries of `ASKERS`: queries that the lane has not answered yet.
+pub const ASKERS: u32 = 16_384;
 
 /// Bytes of the ring `EVENTS`.
 pub const EVENT_BYTES: u32 = 256 * 1024;
@@ -49,6 +52,10 @@ pub const FLAG_REDIRECT: u32 = 1 << 2;
 /// [`Bottle::flags`]: these are the refusal lane's own sockets. While open, they speak from [`Bottle::lane`] to loopback
 /// and back, and nothing else.
 pub const FLAG_LANE: u32 = 1 << 3;
+
+/// [`Bottle::flags`]: a cut is a silent one, whatever its face: who rules over the bottle's network could use what is
+/// let through to the lane for something else.
+pub const FLAG_MUTE: u32 = 1 << 4;
 
 /// [`Bottle::cut`]: packets pass.
 pub const OPEN: u32 = 0;
@@ -249,8 +256,8 @@ pub struct Flow {
     pub cookie: u64,
 }
 
-/// What connect() made of a socket that goes to the meter or the lane: a value of `ORIGINALS`, kept by the kernel
-/// as long as the socket.
+/// What connect(), or a query that was sent, made of a socket that goes to the meter or the lane: a value of
+/// `ORIGINALS`, kept by the kernel as long as the socket.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Original {
@@ -266,6 +273,18 @@ pub struct Original {
     pub listener: u32,
 }
 
+/// Whence a query came to the lane, which may answer it once: a key of `ASKERS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asker {
+    /// Address of the bottle's end, IPv4 as v4-mapped.
+    pub ip: [u32; 4],
+    /// Its port, host byte order.
+    pub port: u32,
+    /// [`Place::listener`] of the network namespace.
+    pub listener: u32,
+}
+
 const _: () = assert!(core::mem::size_of::<Endpoint>() == 24);
 const _: () = assert!(core::mem::size_of::<Bottle>() == 120);
 const _: () = assert!(core::mem::size_of::<Place>() == 56);
@@ -277,6 +296,7 @@ const _: () = assert!(core::mem::size_of::<Counters>() == 32);
 const _: () = assert!(core::mem::size_of::<FlowKey>() == 48);
 const _: () = assert!(core::mem::size_of::<Flow>() == 48);
 const _: () = assert!(core::mem::size_of::<Original>() == 32);
+const _: () = assert!(core::mem::size_of::<Asker>() == 24);
 
 #[cfg(feature = "user")]
 mod user {

@@ -15,11 +15,11 @@ mod connect;
 mod egress;
 mod events;
 mod flows;
-mod getpeername;
 mod homes;
 mod lane;
 mod lsm;
 mod originals;
+mod peer;
 mod place;
 mod sendmsg;
 mod skb;
@@ -27,19 +27,20 @@ mod sock_addr;
 mod sock_create;
 mod sock_ops;
 mod state;
+mod way;
 
 use core::arch::asm;
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, cgroup_skb, cgroup_sock, cgroup_sock_addr, lsm_cgroup, map, sock_ops};
-use aya_ebpf::maps::{Array, CgroupStorage, HashMap, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, CgroupStorage, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::programs::{LsmContext, SkBuffContext, SockAddrContext, SockContext, SockOpsContext};
 use enforcer_ebpf::address::{is_endpoint, is_redirected};
 use enforcer_ebpf::{
-    ALLOW as ALLOW_ENTRIES, AllowKey, AllowPorts, Bottle, Counters, EVENT_BYTES, Endpoint, EventState,
-    FLAG_REDIRECT, FLOWS as FLOW_ENTRIES, Flow, FlowKey, NAMESPACES as NAMESPACE_ENTRIES, Original, Place,
-    SLOTS,
+    ALLOW as ALLOW_ENTRIES, ASKERS as ASKER_ENTRIES, AllowKey, AllowPorts, Asker, Bottle, Counters,
+    EVENT_BYTES, Endpoint, EventState, FLAG_REDIRECT, FLOWS as FLOW_ENTRIES, Flow, FlowKey,
+    NAMESPACES as NAMESPACE_ENTRIES, Original, Place, SLOTS,
 };
 
 /// The slot of the bottle at this attach point; 0 until the controller has written it.
@@ -57,6 +58,11 @@ static COUNTERS: PerCpuArray<Counters> = PerCpuArray::pinned(SLOTS, 0);
 /// Live connections to the meter. Not an LRU: a flood must not evict a neighbour's connection.
 #[map]
 static FLOWS: HashMap<FlowKey, Flow> = HashMap::pinned(FLOW_ENTRIES, 0);
+
+/// Whom the lane owes the answer to a query. An LRU: what was never answered goes by itself, and a query takes the lane
+/// less time than a flood needs to fill this.
+#[map]
+static ASKERS: LruHashMap<Asker, u32> = LruHashMap::pinned(ASKER_ENTRIES, 0);
 
 /// How many entries of `FLOWS` each slot holds; the controller, which removes some, writes through shared memory.
 #[map]
@@ -113,41 +119,55 @@ pub fn enforcer_sock_ops(socket: SockOpsContext) -> u32 {
     1
 }
 
-/// An IPv4 socket of the bottle connects: sends it to the meter, or refuses it with 0.
+/// An IPv4 socket of the bottle connects: sends it to the meter or the lane, or refuses it with 0.
 #[cgroup_sock_addr(connect4)]
 pub fn enforcer_connect4(socket: SockAddrContext) -> i32 {
     connect::connect4(&socket)
 }
 
-/// An IPv6 socket of the bottle connects: sends it to the meter, or refuses it with 0.
+/// An IPv6 socket of the bottle connects: sends it to the meter or the lane, or refuses it with 0.
 #[cgroup_sock_addr(connect6)]
 pub fn enforcer_connect6(socket: SockAddrContext) -> i32 {
     connect::connect6(&socket)
 }
 
-/// An IPv4 socket of the bottle sends with an address: 0 refuses it.
+/// An IPv4 socket of the bottle sends with an address: sends it to the lane, or refuses it with 0.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn enforcer_sendmsg4(socket: SockAddrContext) -> i32 {
     sendmsg::sendmsg4(&socket)
 }
 
-/// An IPv6 socket of the bottle sends with an address: 0 refuses it.
+/// An IPv6 socket of the bottle sends with an address: sends it to the lane, or refuses it with 0.
 #[cgroup_sock_addr(sendmsg6)]
 pub fn enforcer_sendmsg6(socket: SockAddrContext) -> i32 {
     sendmsg::sendmsg6(&socket)
 }
 
+/// An IPv4 socket of the bottle receives a datagram, and is told from whom. Always 1, it refuses nothing.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn enforcer_recvmsg4(socket: SockAddrContext) -> i32 {
+    peer::show4(&socket);
+    1
+}
+
+/// An IPv6 socket of the bottle receives a datagram, and is told from whom. Always 1, it refuses nothing.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn enforcer_recvmsg6(socket: SockAddrContext) -> i32 {
+    peer::show6(&socket);
+    1
+}
+
 /// An IPv4 socket of the bottle is asked for its peer. Always 1, it refuses nothing.
 #[cgroup_sock_addr(getpeername4)]
 pub fn enforcer_getpeername4(socket: SockAddrContext) -> i32 {
-    getpeername::getpeername4(&socket);
+    peer::show4(&socket);
     1
 }
 
 /// An IPv6 socket of the bottle is asked for its peer. Always 1, it refuses nothing.
 #[cgroup_sock_addr(getpeername6)]
 pub fn enforcer_getpeername6(socket: SockAddrContext) -> i32 {
-    getpeername::getpeername6(&socket);
+    peer::show6(&socket);
     1
 }
 
@@ -174,6 +194,9 @@ pub fn enforcer_sock_create(socket: SockContext) -> i32 {
 pub fn enforcer_socket_create(call: LsmContext) -> i32 {
     lsm::socket_create(&call)
 }
+
+/// The port of DNS.
+const DNS: u32 = 53;
 
 /// The slot this program runs for.
 #[inline(always)]

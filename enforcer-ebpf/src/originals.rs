@@ -4,10 +4,11 @@
 //! In nested bottles the inner one's hook runs first and the outer one sees the rewritten address; while both are
 //! open the innermost one's entry is never overwritten.
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
-use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockOpsContext};
 use enforcer_ebpf::Original;
 
 use crate::flows::is_current;
+use crate::skb::socket_of;
 use crate::{ORIGINALS, read};
 
 /// Remembers what becomes of the socket; whether that could be.
@@ -60,7 +61,19 @@ pub fn of_tcp(socket: &SockOpsContext) -> Option<&'static Original> {
     (read(&entry.listener) != 0).then_some(entry)
 }
 
-/// Whether this very connect() is that of a bottle inside this one, whose hook has just run.
+/// As [`of`], for a packet that leaves the socket or reaches it.
+#[inline(always)]
+pub fn of_packet(packet: &SkBuffContext) -> Option<&'static Original> {
+    let sk = socket_of(packet)?;
+    // SAFETY: as in `of_tcp`.
+    let entry = unsafe {
+        let map = (&raw const ORIGINALS).cast_mut().cast();
+        bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0).cast::<Original>().as_ref()
+    }?;
+    (read(&entry.listener) != 0).then_some(entry)
+}
+
+/// Whether this very call is that of a bottle inside this one, whose hook has just run.
 #[inline(always)]
 pub fn is_owned_inside(socket: &SockAddrContext, slot: u32) -> bool {
     let Some(original) = of(socket) else { return false };

@@ -2,6 +2,8 @@
 //!
 //! Rewriting connect() is not enough: address translation inside the bottle's network, raw sockets and sockets
 //! from before pass it by. So what leaves is looked at too, where the redirect is on.
+use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::helpers::generated::bpf_sk_fullsock;
 use aya_ebpf::programs::SkBuffContext;
 use enforcer_ebpf::address::{
     is_endpoint, is_endpoint_anywhere, is_endpoint_ip_anywhere, is_loopback, is_redirected,
@@ -9,10 +11,9 @@ use enforcer_ebpf::address::{
 use enforcer_ebpf::{Bottle, FLAG_LOCKDOWN, FLAG_REDIRECT, MAPPED};
 
 use crate::events::{self, Subject};
-use crate::lane::is_far_end;
 use crate::sock_addr::{TCP, UDP};
 use crate::state::{self, State};
-use crate::{BOTTLES, COUNTERS, egress, endpoint, goes_around, read, slot};
+use crate::{BOTTLES, COUNTERS, egress, endpoint, goes_around, lane, read, slot};
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
@@ -95,38 +96,73 @@ fn is_not_around_meter(packet: &SkBuffContext, header: &Header, bottle: &Bottle)
     if header.hides_ports {
         return !redirected;
     }
-    let meter = endpoint(&bottle.meter);
-    let from_ours = header.protocol == TCP && is_endpoint_ip_anywhere(&header.source, &meter);
-    if !(redirected || from_ours) || !header.has_ports() {
+    let (meter, lane) = (endpoint(&bottle.meter), endpoint(&bottle.lane));
+    let is_udp = header.protocol == UDP;
+    // by UDP there is only the lane, and who is open has no business with it
+    let from_ours = if is_udp {
+        is_endpoint_ip_anywhere(&header.source, &lane)
+    } else {
+        header.protocol == TCP && is_endpoint_ip_anywhere(&header.source, &meter)
+    };
+    let to_lane = is_udp && is_endpoint_ip_anywhere(&header.destination, &lane);
+    if !(redirected || from_ours || to_lane) || !header.has_ports() {
         return true;
     }
     let Some((source, destination)) = header.ports(packet) else { return false };
     let speaks_as_ours = from_ours
-        && (is_endpoint_anywhere(&header.source, source, &meter)
-            || is_endpoint_anywhere(&header.source, source, &endpoint(&bottle.lane)));
-    !speaks_as_ours && !goes_around(bottle, &header.destination, destination, header.protocol)
+        && (is_endpoint_anywhere(&header.source, source, &lane)
+            || (!is_udp && is_endpoint_anywhere(&header.source, source, &meter)));
+    let asks_unbidden = to_lane
+        && is_endpoint_anywhere(&header.destination, destination, &lane)
+        && lane::guest(packet).is_none();
+    !speaks_as_ours
+        && !asks_unbidden
+        && !goes_around(bottle, &header.destination, destination, header.protocol)
 }
 
-/// Whether a packet of a bottle that is cut and answered is one between it and the lane.
+/// Whether a packet of a bottle that is cut and answered is one between it and the lane. (Of UDP, see `lane`.)
 #[inline(always)]
 fn is_of_lane(packet: &SkBuffContext, direction: Direction, bottle: &Bottle) -> bool {
     let Some(header) = Header::read(packet) else { return false };
-    if header.hides_ports || header.protocol != TCP {
+    if header.hides_ports || !header.has_ports() {
         return false;
     }
-    let port = header.far_port(packet, direction);
-    port.is_some_and(|port| is_far_end(&header.far_ip(direction), port, bottle))
+    let Some((source, destination)) = header.ports(packet) else { return false };
+    let out = direction == Direction::Out;
+    let far_port = if out { destination } else { source };
+    if !lane::is_far_end(&header.far_ip(direction), far_port, bottle) {
+        return false;
+    }
+    if header.protocol == TCP {
+        return true;
+    }
+    // what cannot be noted could not be answered
+    lane::guest(packet).is_some_and(|guest| !out || lane::note_asker(header.source, source, guest))
 }
 
 /// Whether a packet of the lane's sockets is one between its own address and port and somebody on loopback.
 #[inline(always)]
 fn is_lanes_own(packet: &SkBuffContext, direction: Direction, bottle: &Bottle) -> bool {
     let Some(header) = Header::read(packet) else { return false };
-    if header.hides_ports || header.protocol != TCP || !is_loopback(&header.far_ip(direction)) {
+    if header.hides_ports || !header.has_ports() || !is_loopback(&header.far_ip(direction)) {
         return false;
     }
     let own = header.near_port(packet, direction);
     own.is_some_and(|port| is_endpoint(&header.near_ip(direction), port, &endpoint(&bottle.lane)))
+}
+
+/// The socket that a packet leaves or reaches, where there is one that has more than a state.
+#[inline(always)]
+pub fn socket_of(packet: &SkBuffContext) -> Option<*mut bpf_sock> {
+    // SAFETY: the kernel's context of this program; the helper takes a socket that is not null.
+    let full = unsafe {
+        let sk = (*packet.skb.skb).__bindgen_anon_2.sk;
+        if sk.is_null() {
+            return None;
+        }
+        bpf_sk_fullsock(sk)
+    };
+    (!full.is_null()).then_some(full)
 }
 
 /// What an event says of a packet, as far as it can be read.

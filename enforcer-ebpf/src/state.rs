@@ -1,6 +1,8 @@
 //! Whether a bottle is open: its verdict and its lease, decided here for every hook.
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-use enforcer_ebpf::{Bottle, EVENT_CUT, EVENT_LEASE, EVENT_RULE, FACE_ANSWERED, FLAG_LANE, FLAG_LIVE, OPEN};
+use enforcer_ebpf::{
+    Bottle, EVENT_CUT, EVENT_LEASE, EVENT_RULE, FACE_ANSWERED, FLAG_LANE, FLAG_LIVE, FLAG_MUTE, OPEN,
+};
 
 use crate::{HEART, read};
 
@@ -43,7 +45,7 @@ pub fn of(bottle: &Bottle) -> State {
         return State::Cut;
     }
     let cut = read(&bottle.cut) != OPEN;
-    if cut && read(&bottle.face) != FACE_ANSWERED {
+    if cut && (read(&bottle.face) != FACE_ANSWERED || flags & FLAG_MUTE != 0) {
         return State::Cut;
     }
     if !has_lease(bottle, cut) {

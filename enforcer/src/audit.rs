@@ -20,6 +20,12 @@ pub struct Cause {
     pub limit: Option<u64>,
     /// Used when it was crossed, tokens.
     pub used: Option<u64>,
+    /// The budget's window, and when it ends.
+    #[serde(default)]
+    pub window: Option<String>,
+    /// The rule by which that budget binds the bottle.
+    #[serde(default)]
+    pub rule: Option<String>,
     /// The exchange that crossed.
     pub flow: Option<i64>,
     /// RFC 3339, UTC, milliseconds.
@@ -29,6 +35,9 @@ pub struct Cause {
     /// What the operator said (`--reason`).
     #[serde(default)]
     pub reason: Option<String>,
+    /// Whether somebody cut it too whom no budget concerns: then no budget opens it.
+    #[serde(default)]
+    pub held: bool,
     /// What the bottle sees of it; silent where nothing is said, as in rows of a time before there was another.
     #[serde(default)]
     pub face: Face,
@@ -74,10 +83,13 @@ impl Cause {
             owner: None,
             limit: None,
             used: None,
+            window: None,
+            rule: None,
             flow: None,
             at: rfc3339(now_ms()),
             by,
             reason,
+            held: false,
             face: Face::Silent,
             policy: Policy::Cutoff,
             processes: Processes::Running,
@@ -95,10 +107,19 @@ impl std::fmt::Display for Cause {
     /// One line for people: who decided, by which budget, and what the operator said.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (self.kind, &self.provider, &self.scope, &self.owner, self.limit, self.used) {
-            (CauseKind::Budget, Some(provider), Some(scope), Some(owner), Some(limit), Some(used)) => write!(
-                f,
-                "{used} of {limit} {provider} tokens used (budget of scope {scope}, owner {owner})"
-            )?,
+            (CauseKind::Budget, Some(provider), Some(scope), Some(owner), Some(limit), Some(used)) => {
+                write!(
+                    f,
+                    "{used} of {limit} {provider} tokens used (budget of scope {scope}, owner {owner}"
+                )?;
+                if let Some(window) = &self.window {
+                    write!(f, ", window {window}")?;
+                }
+                if let Some(rule) = &self.rule {
+                    write!(f, ", scope rule {rule}")?;
+                }
+                f.write_str(")")?;
+            }
             (CauseKind::Budget, ..) => f.write_str("a budget is used up")?,
             (CauseKind::Operator, ..) => write!(f, "by {}", self.by)?,
             (CauseKind::Lease, ..) => f.write_str("the controller was silent for too long")?,
@@ -106,6 +127,9 @@ impl std::fmt::Display for Cause {
         }
         if let Some(flow) = self.flow {
             write!(f, ", exchange {flow}")?;
+        }
+        if self.held {
+            f.write_str(", and cut by an operator too")?;
         }
         match &self.reason {
             Some(reason) => write!(f, ": {reason}"),

@@ -6,13 +6,15 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use jiff::{SignedDuration, Timestamp, civil};
 
+use crate::control::api::BudgetScope;
 use crate::control::env::Shell;
 use crate::escape::sender::Order;
 use crate::ledger::{GroupBy, UnixMs};
-use crate::settings::{self, check_name, parse_tokens};
+use crate::settings::{self, Window, check_name, parse_tokens};
 
 /// The brake for coding agents: meters what providers report, and cuts in the kernel.
 #[derive(Debug, Parser)]
@@ -79,7 +81,8 @@ pub enum Command {
     Thaw(Thaw),
     /// Cut a bottle and kill every process in it, for good
     Kill(Kill),
-    /// Show and change budgets (not yet in this version; `restore --add` adds tokens)
+    /// Show and change budgets
+    #[command(subcommand)]
     Budget(Budget),
     /// Show what was used
     Usage(Usage),
@@ -353,12 +356,41 @@ pub struct Kill {
     pub reason: Option<String>,
 }
 
-/// `budget`.
-#[derive(Debug, Args)]
-pub struct Budget {
-    /// list | set SCOPE PROVIDER=TOKENS | add SCOPE PROVIDER=TOKENS | clear SCOPE PROVIDER
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub words: Vec<String>,
+/// `budget`. SCOPE is `global`, `bottle:NAME` or `agent:NAME`.
+#[derive(Debug, Subcommand)]
+pub enum Budget {
+    /// Show every budget, with what is used of it
+    List(Json),
+    /// State a budget. What was added to it before is gone; below what is used, it cuts at once
+    Set {
+        /// global, bottle:NAME or agent:NAME
+        #[arg(value_parser = scope)]
+        scope: BudgetScope,
+        /// Tokens in each window (500k, 2M)
+        #[arg(value_name = "PROVIDER=TOKENS", value_parser = budget)]
+        budget: (String, u64),
+        /// When it starts anew, UTC; without it as before, or as the settings say
+        #[arg(long, value_name = "W", value_parser = window())]
+        window: Option<Window>,
+    },
+    /// Add tokens to a budget, in its present window; bottles that it covers then open
+    Add {
+        /// global, bottle:NAME or agent:NAME
+        #[arg(value_parser = scope)]
+        scope: BudgetScope,
+        /// Tokens more (500k, 2M)
+        #[arg(value_name = "PROVIDER=TOKENS", value_parser = budget)]
+        budget: (String, u64),
+    },
+    /// Take back what commands stated and added; what the settings say stands again
+    Clear {
+        /// global, bottle:NAME or agent:NAME
+        #[arg(value_parser = scope)]
+        scope: BudgetScope,
+        /// Whose tokens
+        #[arg(value_parser = name)]
+        provider: String,
+    },
 }
 
 /// `usage`.
@@ -464,6 +496,15 @@ fn name(text: &str) -> Result<String, String> {
 /// A bottle's name, or `host`: what a peer of no bottle used is booked there.
 fn bottle_or_host(text: &str) -> Result<String, String> {
     if text == "host" { Ok(text.to_owned()) } else { name(text) }
+}
+
+fn scope(text: &str) -> Result<BudgetScope, String> {
+    text.parse()
+}
+
+fn window() -> impl TypedValueParser<Value = Window> {
+    let words = PossibleValuesParser::new(Window::ALL.map(Window::as_str));
+    words.try_map(|word| Window::from_word(&word).ok_or("no window"))
 }
 
 fn budget(text: &str) -> Result<(String, u64), String> {

@@ -74,12 +74,17 @@ pub struct Options {
 /// # Errors
 /// Whatever keeps it from starting, as one line with a hint; nothing is left half-started.
 pub fn run(options: Options) -> Result<(), Failure> {
+    #[cfg(debug_assertions)]
+    crate::clock::test::follow();
     let state = StateDir::open(options.state_dir.as_deref())?;
     let source = match &options.settings {
         Some(path) => Source { path: path.clone(), named: true },
         None => Source { path: state.file("settings.yml"), named: false },
     };
     let reload = Arc::new(Reload::start(source, meter_config)?);
+    for warning in reload.live().borrow().warnings() {
+        tracing::warn!("settings: {warning}");
+    }
     let lock = state.lock()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -123,6 +123,7 @@ impl Reload {
         told.lane.configure();
         *text = new_text;
         tracing::info!(by, changed = changed.join("; "), "other settings hold");
+        warnings.extend(settings.warnings());
         warnings.extend(waits(&before, &settings));
         Ok(Reloaded { changed, warnings })
     }

@@ -16,6 +16,7 @@ use aya::maps::{Array, MapData};
 use enforcer::error::Failure;
 use enforcer::kernel::loader::Loader;
 use enforcer::kernel::{Kernel as _, KernelError};
+use enforcer_ebpf::ABI_VERSION;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -24,8 +25,9 @@ use support::host::{Host, SLOT, no_meter};
 use support::sender::{Receiver, Sender};
 
 /// Every map that is pinned.
-const MAPS: [&str; 13] = [
+const MAPS: [&str; 14] = [
     "ALLOW",
+    "ASKERS",
     "BOTTLES",
     "CG",
     "COUNTERS",
@@ -90,7 +92,8 @@ fn root_pins_of_another_version_are_refused_and_stay() {
     assert!(matches!(refused(&host.instance), KernelError::Pins { .. }), "of no version");
     symlink("2", &version).unwrap();
     let error = refused(&host.instance);
-    assert!(error.to_string().contains("version 2 of the maps is pinned, this controller has 4"), "{error}");
+    let said = format!("version 2 of the maps is pinned, this controller has {ABI_VERSION}");
+    assert!(error.to_string().contains(&said), "{error}");
     assert!(Failure::from(error).hint.unwrap().contains("--unpin-all"));
     let mut sender = Sender::start(Some(&host.cgroup));
     assert!(!Receiver::new("127.0.0.1").hears(&mut sender), "what was cut stays cut");

@@ -9,13 +9,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use enforcer::audit;
+use enforcer::budget::window::Window;
 use enforcer::control::api::{
-    Attach, Attached, Bottle, Cut, Daemon, Detached, Environment, Lane, Meter, Packets, Problem, Programs,
-    Reason, Reloaded, Restore, State, Status,
+    AddTokens, Attach, Attached, Bottle, BudgetRow, BudgetScope, Cut, Daemon, Detached, Environment, Lane,
+    Meter, Packets, Problem, Programs, Reason, Reloaded, Restore, SetBudget, State, Status,
 };
 use enforcer::control::client::{Client, ClientError};
 use enforcer::control::server::{Server, ServerError};
 use enforcer::control::{Controller, Event};
+use enforcer::core::{BudgetOrder, BudgetVerb};
 use enforcer::kernel::Face;
 use enforcer::ledger::{FlowRow, GroupBy, UsageQuery, UsageRow};
 use tokio::sync::broadcast;
@@ -45,6 +47,7 @@ fn bottle(name: &str, state: State) -> Bottle {
         egress: "open".into(),
         usage: BTreeMap::new(),
         budget: BTreeMap::new(),
+        chain: BTreeMap::new(),
         kernel: Packets::default(),
     }
 }
@@ -110,6 +113,20 @@ impl Controller for Fake {
     async fn reload(&self, _by: &str) -> Result<Reloaded, Problem> {
         Ok(Reloaded::default())
     }
+    async fn budgets(&self) -> Result<Vec<BudgetRow>, Problem> {
+        Ok(vec![budget_row("global", "claude", 5)])
+    }
+    async fn state_budget(&self, order: BudgetOrder, by: &str) -> Result<Option<BudgetRow>, Problem> {
+        let row = |tokens| budget_row(&format!("{} by {by}", order.scope), &order.provider, tokens);
+        match order.verb {
+            BudgetVerb::Set(SetBudget { tokens, window }) => {
+                Ok(Some(BudgetRow { window: window.unwrap_or_default(), ..row(tokens) }))
+            }
+            BudgetVerb::Add(tokens) => Ok(Some(BudgetRow { added: tokens, ..row(tokens) })),
+            BudgetVerb::Clear if order.scope == BudgetScope::Global => Err(problem("there is none", 2)),
+            BudgetVerb::Clear => Ok(None),
+        }
+    }
     async fn environment(&self, name: &str) -> Result<Environment, Problem> {
         Self::known(name, State::Open)?;
         Ok(Environment { variables: vec![("A".into(), "b".into())] })
@@ -129,6 +146,23 @@ impl Controller for Fake {
     }
     fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
+    }
+}
+
+fn budget_row(scope: &str, provider: &str, tokens: u64) -> BudgetRow {
+    BudgetRow {
+        scope: scope.into(),
+        provider: provider.into(),
+        window: Window::Total,
+        tokens,
+        added: 0,
+        limit: tokens,
+        used: 0,
+        reserved: 0,
+        remaining: tokens,
+        until: None,
+        source: "operator".into(),
+        bottles: 1,
     }
 }
 
@@ -230,6 +264,22 @@ async fn every_call_reaches_the_controller_and_comes_back() {
 }
 
 #[tokio::test]
+async fn budgets_are_listed_and_stated() {
+    let running = Running::start();
+    let client = running.client();
+    assert_eq!(client.budgets().await.unwrap(), [budget_row("global", "claude", 5)]);
+    let by = format!("uid:{}", nix::unistd::geteuid());
+    let scope = BudgetScope::Bottle("b1".into());
+    let of = format!("{scope} by {by}");
+    let set = SetBudget { tokens: 7, window: Some(Window::Daily) };
+    let stands = client.set_budget(&scope, "claude", &set).await.unwrap();
+    assert_eq!(stands, BudgetRow { window: Window::Daily, ..budget_row(&of, "claude", 7) });
+    let stands = client.add_to_budget(&scope, "codex", &AddTokens { tokens: 3 }).await.unwrap();
+    assert_eq!(stands, BudgetRow { added: 3, ..budget_row(&of, "codex", 3) });
+    assert_eq!(client.clear_budget(&scope, "claude").await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn a_usage_query_arrives_as_it_was_asked() {
     let running = Running::start();
     let query = UsageQuery {
@@ -274,7 +324,15 @@ async fn bad_requests_have_their_status_and_a_problem_as_body() {
         ("POST", "/v1/bottles/b1/freeze", "{\"for\":\"ever\"}", 400, 2),
         ("POST", "/v1/bottles/b1/thaw", "[]", 400, 2),
         ("POST", "/v1/bottles/b9/kill", "", 404, 2),
-        ("PUT", "/v1/budgets/global/claude", "{}", 501, 2),
+        ("PUT", "/v1/budgets/global/claude", "{}", 400, 2),
+        ("PUT", "/v1/budgets/global/claude", "{\"tokens\":-1}", 400, 2),
+        ("PUT", "/v1/budgets/global/claude", "{\"tokens\":1,\"window\":\"yearly\"}", 400, 2),
+        ("PUT", "/v1/budgets/world/claude", "{\"tokens\":1}", 400, 2),
+        ("PUT", "/v1/budgets/bottle:../claude", "{\"tokens\":1}", 400, 2),
+        ("POST", "/v1/budgets/agent:/claude", "{\"tokens\":1}", 400, 2),
+        ("POST", "/v1/budgets/global/claude", "{\"tokens\":1,\"window\":\"daily\"}", 400, 2),
+        ("DELETE", "/v1/budgets/global/claude", "", 400, 2),
+        ("GET", "/v1/budgets/global/claude", "", 404, 2),
         ("POST", "/v1/bottles", "{", 400, 2),
         ("POST", "/v1/bottles", "", 400, 2),
         ("POST", "/v1/bottles", "{\"name\":\"b2\",\"colour\":\"red\"}", 400, 2),

@@ -11,14 +11,12 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::time::Duration;
 
-use aya::maps::cgroup_storage::CgroupStorageKey;
-#[expect(deprecated, reason = "the map's successor cannot be used on the packet path")]
-use aya::maps::{Array, CgroupStorage, Map, MapData};
+use aya::maps::{Array, MapData};
 use aya::programs::{CgroupSkb, CgroupSkbAttachType};
 use enforcer::bottle::cgroup::{self, Cgroup, CgroupError};
-use enforcer::kernel::loader::{Loader, unpin_all};
+use enforcer::kernel::loader::unpin_all;
 use enforcer::kernel::probe::probes;
-use enforcer::kernel::{Face, Guard, Kernel as _, KernelError};
+use enforcer::kernel::{Guard, Kernel as _, KernelError};
 use support::eventually;
 use support::host::{Host, LISTENER, SLOT, guard, no_meter, retry};
 use support::sender::{ARRIVAL, Receiver, Sender};
@@ -141,34 +139,6 @@ fn root_nothing_passes_before_the_first_open() {
 }
 
 #[test]
-fn root_a_cut_outlives_its_controller_and_is_adopted() {
-    let host = Host::new("adopt");
-    let loader = host.attached(no_meter());
-    loader.open(SLOT);
-    loader.cut(SLOT);
-    drop(loader);
-    let mut sender = Sender::start(Some(&host.cgroup));
-    let receiver = Receiver::new("127.0.0.1");
-    assert!(!receiver.hears(&mut sender), "no controller, and still cut");
-
-    let loader = host.load();
-    let adopted = loader.adopted();
-    assert_eq!(adopted.len(), 1);
-    let pinned = &adopted[0];
-    assert_eq!(
-        (pinned.name.as_str(), pinned.slot, pinned.generation, pinned.cut),
-        ("b", SLOT, 7, Some(Face::Silent))
-    );
-    assert_eq!(pinned.cgroup_id, host.cgroup().id());
-    assert!(!receiver.hears(&mut sender), "adopted, and still cut");
-    loader.open(SLOT);
-    assert!(receiver.hears(&mut sender), "the new controller's word counts");
-    drop(loader);
-    assert!(receiver.hears(&mut sender), "an open bottle stays open");
-    assert_eq!(host.load().adopted()[0].cut, None);
-}
-
-#[test]
 fn root_detach_leaves_nothing_and_the_cgroup_can_be_attached_again() {
     let host = Host::new("detach");
     let loader = host.attached(no_meter());
@@ -236,56 +206,6 @@ fn root_what_cannot_be_attached_is_refused_whole() {
     let nowhere = guard("0.0.0.0:80".parse().unwrap());
     assert!(matches!(loader.attach("b", &host.cgroup(), nowhere), Err(KernelError::Unsupported { .. })));
     loader.attach("b", &host.cgroup(), guard(no_meter())).unwrap();
-}
-
-#[test]
-fn root_a_guard_that_was_never_finished_is_removed() {
-    let host = Host::new("unfinished");
-    drop(host.attached(no_meter()));
-    fs::remove_file(host.pins().join("bottles/b/egress")).unwrap();
-    assert!(host.load().adopted().is_empty());
-    assert_eq!(fs::read_dir(host.pins().join("bottles")).unwrap().count(), 0);
-}
-
-#[test]
-#[expect(deprecated, reason = "the map's successor cannot be used on the packet path")]
-fn root_a_hook_pinned_without_its_slot_drops_and_is_given_it_by_the_next_controller() {
-    let host = Host::new("slotless");
-    let loader = host.attached(no_meter());
-    loader.open(SLOT);
-    let (mut sender, receiver) = (Sender::start(Some(&host.cgroup)), Receiver::new("127.0.0.1"));
-    let storage = MapData::from_pin(host.pins().join("CG")).unwrap();
-    let mut storage: CgroupStorage<_, u32> = Map::CgroupStorage(storage).try_into().unwrap();
-    let egress = CgroupStorageKey::new(host.cgroup().id(), 1);
-    assert_eq!(storage.get(egress, 0).unwrap(), SLOT);
-    storage.insert(egress, 0, 0).unwrap();
-    drop(loader);
-    assert!(!receiver.hears(&mut sender));
-    let loader = host.load();
-    assert!(loader.is_open(SLOT));
-    assert!(receiver.hears(&mut sender));
-}
-
-#[test]
-fn root_a_live_guard_with_a_missing_hook_is_refused() {
-    let host = Host::new("missing");
-    let loader = host.attached(no_meter());
-    loader.open(SLOT);
-    drop(loader);
-    fs::remove_file(host.pins().join("bottles/b/ingress")).unwrap();
-    assert!(matches!(Loader::open(Some(&host.instance)), Err(KernelError::Pins { .. })));
-}
-
-#[test]
-fn root_a_guard_whose_cgroup_is_gone_is_adopted_as_gone() {
-    let host = Host::new("gone");
-    drop(host.attached(no_meter()));
-    retry(|| Cgroup::open(&host.cgroup).and_then(Cgroup::remove)).unwrap();
-    let loader = host.load();
-    assert_eq!(loader.adopted()[0].cgroup_id, 0);
-    loader.detach("b", SLOT).unwrap();
-    assert_eq!(fs::read_dir(host.pins().join("bottles")).unwrap().count(), 0);
-    drop(Cgroup::create(&host.cgroup).unwrap());
 }
 
 #[test]

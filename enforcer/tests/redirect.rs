@@ -6,7 +6,7 @@
 mod support;
 
 use std::io::Read as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use aya::maps::{Array, Map, MapData};
@@ -15,6 +15,7 @@ use enforcer::kernel::{Guard, Kernel as _};
 use support::host::{Host, SLOT, guard, here, place, turn_to};
 use support::meter::{Meter, accept, accept_within, canonical, original};
 use support::network::{PRIVATE4, PUBLIC4, PUBLIC6, in_own_network};
+use support::packets::{OPTIONS, TCP, behind_options, hex, ip4, ip4_with_options, ip6, syn};
 use support::sender::{ARRIVAL, Sender};
 
 #[test]
@@ -355,26 +356,29 @@ fn root_forged_packets_do_not_go_around_the_meter() {
         let loader = host.opened(guard);
         let mut sender = Sender::start(Some(&host.cgroup));
         let send = |sender: &mut Sender, to: IpAddr, packet: &[u8]| {
-            let hex: String = packet.iter().map(|byte| format!("{byte:02x}")).collect();
-            sender.order(&format!("raw {to} {hex}"))
+            sender.order(&format!("raw {to} {}", hex(packet)))
         };
         let (private, public) = (IpAddr::from(PRIVATE4), IpAddr::from(PUBLIC4));
         let forged = [
-            ("a TCP segment", public, ip4(PUBLIC4, 0, &tcp(443))),
-            ("one with IP options", public, ip4_with_options(PUBLIC4, &tcp(443))),
-            ("a first fragment", public, ip4(PUBLIC4, 0x2000, &tcp(8080))),
-            ("a later fragment", public, ip4(PUBLIC4, 1, &tcp(8080))),
-            ("too short to have ports", public, ip4(PUBLIC4, 0, &[1])),
-            ("a TCP segment", IpAddr::from(PUBLIC6), ip6(6, &tcp(443))),
-            ("behind an extension header", IpAddr::from(PUBLIC6), ip6(60, &behind_options(&tcp(443)))),
+            ("a TCP segment", public, ip4(PUBLIC4, TCP, 0, &syn(443))),
+            ("one with IP options", public, ip4_with_options(PUBLIC4, TCP, &syn(443))),
+            ("a first fragment", public, ip4(PUBLIC4, TCP, 0x2000, &syn(8080))),
+            ("a later fragment", public, ip4(PUBLIC4, TCP, 1, &syn(8080))),
+            ("too short to have ports", public, ip4(PUBLIC4, TCP, 0, &[1])),
+            ("a TCP segment", IpAddr::from(PUBLIC6), ip6(PUBLIC6, TCP, &syn(443))),
+            (
+                "behind an extension header",
+                IpAddr::from(PUBLIC6),
+                ip6(PUBLIC6, OPTIONS, &behind_options(TCP, &syn(443))),
+            ),
         ];
         for (what, to, packet) in &forged {
             assert_eq!(send(&mut sender, *to, packet), "PermissionDenied", "{what} to {to}");
         }
         let allowed = [
-            ("another port", public, ip4(PUBLIC4, 0, &tcp(8080))),
-            ("a private address", private, ip4(PRIVATE4, 0, &tcp(443))),
-            ("a fragment to a private address", private, ip4(PRIVATE4, 0x2000, &tcp(443))),
+            ("another port", public, ip4(PUBLIC4, TCP, 0, &syn(8080))),
+            ("a private address", private, ip4(PRIVATE4, TCP, 0, &syn(443))),
+            ("a fragment to a private address", private, ip4(PRIVATE4, TCP, 0x2000, &syn(443))),
         ];
         for (what, to, packet) in &allowed {
             assert_eq!(send(&mut sender, *to, packet), "ok", "{what} to {to}");
@@ -384,51 +388,4 @@ fn root_forged_packets_do_not_go_around_the_meter() {
             assert_eq!(send(&mut sender, *to, packet), "ok", "{what} to {to}: the redirect is off");
         }
     });
-}
-
-/// The first bytes of a TCP segment: a SYN to this port.
-fn tcp(port: u16) -> Vec<u8> {
-    let mut segment = vec![0; 20];
-    segment[..2].copy_from_slice(&50_000u16.to_be_bytes());
-    segment[2..4].copy_from_slice(&port.to_be_bytes());
-    (segment[12], segment[13]) = (5 << 4, 2);
-    segment
-}
-
-/// A packet with this word of flags and fragment offset. The kernel fills in length and checksum.
-fn ip4(to: Ipv4Addr, fragment: u16, payload: &[u8]) -> Vec<u8> {
-    let mut packet = vec![0; 20];
-    packet[0] = 0x45;
-    packet[6..8].copy_from_slice(&fragment.to_be_bytes());
-    (packet[8], packet[9]) = (64, 6);
-    packet[12..16].copy_from_slice(&Ipv4Addr::LOCALHOST.octets());
-    packet[16..20].copy_from_slice(&to.octets());
-    packet.extend(payload);
-    packet
-}
-
-/// As [`ip4`], with four bytes of options (no operation) before the payload.
-fn ip4_with_options(to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
-    let mut packet = ip4(to, 0, &[1; 4]);
-    packet[0] = 0x46;
-    packet.extend(payload);
-    packet
-}
-
-fn ip6(next_header: u8, payload: &[u8]) -> Vec<u8> {
-    let mut packet = vec![0; 40];
-    packet[0] = 0x60;
-    packet[4..6].copy_from_slice(&u16::try_from(payload.len()).unwrap().to_be_bytes());
-    (packet[6], packet[7]) = (next_header, 64);
-    packet[8..24].copy_from_slice(&Ipv6Addr::LOCALHOST.octets());
-    packet[24..40].copy_from_slice(&PUBLIC6.octets());
-    packet.extend(payload);
-    packet
-}
-
-/// A header of destination options (padding) before a TCP segment.
-fn behind_options(segment: &[u8]) -> Vec<u8> {
-    let mut payload = vec![6, 0, 1, 4, 0, 0, 0, 0];
-    payload.extend(segment);
-    payload
 }

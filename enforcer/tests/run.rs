@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use enforcer::audit;
 use enforcer::control::api::{
-    Attach, Attached, Bottle, Cut, Daemon, Detached, Environment, Lane, Meter, Packets, Problem, Programs,
-    Reason, Reloaded, Restore, State, Status,
+    Attach, Attached, Bottle, BudgetRow, Cut, Daemon, Detached, Environment, Lane, Meter, Packets, Problem,
+    Programs, Reason, Reloaded, Restore, State, Status,
 };
 use enforcer::control::server::Server;
 use enforcer::control::{Controller, Event};
+use enforcer::core::BudgetOrder;
 use enforcer::ledger::{FlowRow, UsageQuery, UsageRow};
 use rustix::pty::OpenptFlags;
 use tempfile::TempDir;
@@ -51,6 +52,7 @@ impl Fake {
             egress: "open".into(),
             usage: BTreeMap::new(),
             budget: BTreeMap::new(),
+            chain: BTreeMap::new(),
             kernel: Packets::default(),
         })
     }
@@ -111,6 +113,12 @@ impl Controller for Fake {
     }
     async fn reload(&self, _by: &str) -> Result<Reloaded, Problem> {
         Ok(Reloaded::default())
+    }
+    async fn budgets(&self) -> Result<Vec<BudgetRow>, Problem> {
+        refuse()
+    }
+    async fn state_budget(&self, _order: BudgetOrder, _by: &str) -> Result<Option<BudgetRow>, Problem> {
+        refuse()
     }
     async fn environment(&self, name: &str) -> Result<Environment, Problem> {
         Ok(Environment { variables: vec![("BOTTLE_OF_TEST".into(), name.to_owned())] })

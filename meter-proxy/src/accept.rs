@@ -2,21 +2,24 @@
 //!
 //! Not here: what becomes of a request.
 use std::convert::Infallible;
+use std::io;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::Request;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use rustix::process::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
-use crate::bottles::Standing;
+use crate::bottles::{Bottle, Standing};
+use crate::flights::Flights;
+use crate::framing::{Protocol, http1, http2};
 use crate::identify::{self, Answer, Client};
 use crate::peers::watch_client;
 use crate::protocol::{MAX_SOCKETS_OF_LISTENER, Refusal, namespaces_within};
@@ -36,10 +39,6 @@ const BOTTLES_PART: usize = 4;
 /// Most connections of no bottle that are told so at a time, and how long that may take.
 const MAX_STRANGERS: usize = 64;
 const STRANGER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most headers of a request.
-const MAX_HEADERS: usize = 128;
-/// Longest head of a request, and most of a message that waits in the meter, bytes.
-const MAX_BUFFER_BYTES: usize = 32 * 1024;
 /// Longest wait for the head of the next request, an idle connection's included.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -91,7 +90,10 @@ async fn connection(meter: Arc<Meter>, taken: Taken, strangers: Arc<Semaphore>) 
     match identify::identify(&meter, peer, local, listener, place).await {
         Ok(Answer::Client(client)) => match client.original {
             Some(original) => redirected::serve(meter, client, original, stream).await,
-            None => serve(meter, client, Entrance::Listener { local }, stream).await,
+            None => match first_words(&stream).await {
+                Ok(protocol) => serve(meter, client, Entrance::Listener { local }, protocol, stream).await,
+                Err(error) => tracing::debug!(%error, %peer, "a connection ended before it asked anything"),
+            },
         },
         Ok(Answer::Unattached(place)) => match strangers.try_acquire() {
             Ok(_among_strangers) => refuse_all(stream, place).await,
@@ -102,23 +104,55 @@ async fn connection(meter: Arc<Meter>, taken: Taken, strangers: Arc<Semaphore>) 
     }
 }
 
+/// What a client of the meter's own address speaks: no method begins as the preface of HTTP/2 does (RFC 9113, 3.4).
+/// One that comes byte by byte is taken for HTTP/1.1, which it is not.
+async fn first_words(stream: &TcpStream) -> io::Result<Protocol> {
+    let mut words = [0; 3];
+    let read = timeout(HEAD_TIMEOUT, stream.peek(&mut words)).await??;
+    Ok(if words[..read] == *b"PRI" { Protocol::Http2 } else { Protocol::Http1 })
+}
+
 /// Serves requests until the connection ends, the bottle is detached, or it is closed with a request under
 /// way. Dropping the connection drops what it was doing, upstream included, and settles it.
-pub async fn serve<I>(meter: Arc<Meter>, client: Arc<Client>, entrance: Entrance, stream: I)
-where
+pub async fn serve<I>(
+    meter: Arc<Meter>,
+    client: Arc<Client>,
+    entrance: Entrance,
+    protocol: Protocol,
+    stream: I,
+) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut standing = client.bottle.watch();
-    let flights = Flights::default();
+    let flights = Flights::of(protocol);
     let entrance = Arc::new(entrance);
     let service = service_fn(|request: Request<Incoming>| {
         let (meter, client) = (Arc::clone(&meter), Arc::clone(&client));
         let (entrance, flights) = (Arc::clone(&entrance), flights.clone());
-        async move { Ok::<_, Infallible>(crate::answer(&meter, &client, &entrance, &flights, request).await) }
+        async move {
+            let asked = flights.ask();
+            let answer = crate::answer(&meter, &client, &entrance, &flights, request).await;
+            asked.answered();
+            Ok::<_, Infallible>(answer)
+        }
     });
-    let connection = http1().serve_connection(TokioIo::new(stream), service).with_upgrades();
-    tokio::pin!(connection);
-    while client.bottle.standing() != Standing::Detached {
+    let stream = TokioIo::new(stream);
+    match protocol {
+        Protocol::Http1 => {
+            let connection = http1(HEAD_TIMEOUT).half_close(false).serve_connection(stream, service);
+            while_open(&client.bottle, &flights, connection.with_upgrades()).await;
+        }
+        Protocol::Http2 => {
+            let connection = http2().serve_connection(stream, service);
+            while_open(&client.bottle, &flights, flights.bound(connection)).await;
+        }
+    }
+}
+
+/// Drives a connection for as long as its bottle lets it.
+async fn while_open(bottle: &Bottle, flights: &Flights, connection: impl Future<Output = hyper::Result<()>>) {
+    let mut connection = pin!(connection);
+    let mut standing = bottle.watch();
+    while bottle.standing() != Standing::Detached {
         tokio::select! {
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
@@ -140,53 +174,14 @@ async fn refuse_all(stream: TcpStream, place: OwnedSemaphorePermit) {
     let service = service_fn(|_: Request<Incoming>| async {
         Ok::<_, Infallible>(Refused::by_controller(Refusal::Unattached, None).response())
     });
-    let connection = http1().keep_alive(false).serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(STRANGER_TIMEOUT, connection).await {
+    let connection =
+        http1(STRANGER_TIMEOUT).keep_alive(false).serve_connection(TokioIo::new(stream), service);
+    match timeout(STRANGER_TIMEOUT, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a connection of no bottle broke"),
         Err(_) => tracing::debug!("a connection of no bottle asked nothing"),
     }
     drop(place);
-}
-
-/// HTTP/1.1 with every bound set.
-fn http1() -> http1::Builder {
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_headers(MAX_HEADERS)
-        .max_header_size(MAX_BUFFER_BYTES)
-        .max_buf_size(MAX_BUFFER_BYTES)
-        .half_close(false)
-        .auto_date_header(false);
-    builder
-}
-
-/// How many requests of a connection are on their way to or from an upstream.
-#[derive(Clone, Default)]
-pub struct Flights(Arc<AtomicUsize>);
-
-impl Flights {
-    fn any(&self) -> bool {
-        self.0.load(Ordering::Acquire) > 0
-    }
-
-    /// Counts one more, until the value is dropped.
-    #[must_use]
-    pub fn begin(&self) -> Flight {
-        self.0.fetch_add(1, Ordering::AcqRel);
-        Flight(Arc::clone(&self.0))
-    }
-}
-
-/// One request on its way.
-pub struct Flight(Arc<AtomicUsize>);
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
 }
 
 #[cfg(test)]

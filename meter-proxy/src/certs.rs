@@ -40,15 +40,16 @@ struct Kept {
 /// The certificates that are kept.
 pub struct Certs {
     kept: Mutex<LruCache<String, Kept>>,
-}
-
-impl Default for Certs {
-    fn default() -> Self {
-        Self { kept: Mutex::new(LruCache::new(MAX_HOSTS)) }
-    }
+    protocols: &'static [&'static [u8]],
 }
 
 impl Certs {
+    /// Begins with none; clients are offered these protocols (ALPN), the best one first.
+    #[must_use]
+    pub fn offering(protocols: &'static [&'static [u8]]) -> Self {
+        Self { kept: Mutex::new(LruCache::new(MAX_HOSTS)), protocols }
+    }
+
     /// TLS towards clients that mean `host`, a metered name in lower case. `signed` asks the controller for its
     /// leaf, and is not awaited where there is one.
     ///
@@ -60,7 +61,8 @@ impl Certs {
         signed: impl Future<Output = Result<Leaf, ControllerError>>,
     ) -> Result<Arc<ServerConfig>, CertError> {
         let cell = self.cell(host);
-        let config = cell.get_or_try_init(|| async { server_config(signed.await?).map(Arc::new) });
+        let config =
+            cell.get_or_try_init(|| async { server_config(signed.await?, self.protocols).map(Arc::new) });
         config.await.map(Arc::clone)
     }
 
@@ -80,8 +82,8 @@ impl Certs {
     }
 }
 
-/// TLS 1.2 and 1.3 with this leaf, HTTP/1.1 only.
-fn server_config(leaf: Leaf) -> Result<ServerConfig, CertError> {
+/// TLS 1.2 and 1.3 with this leaf.
+fn server_config(leaf: Leaf, protocols: &[&[u8]]) -> Result<ServerConfig, CertError> {
     let unusable = |error: rustls::Error| CertError::Unusable(error.to_string());
     let chain = leaf.chain.into_iter().map(CertificateDer::from).collect();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(leaf.key));
@@ -92,6 +94,6 @@ fn server_config(leaf: Leaf) -> Result<ServerConfig, CertError> {
         .with_no_client_auth()
         .with_single_cert(chain, key)
         .map_err(unusable)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     Ok(config)
 }

@@ -8,10 +8,11 @@ use http::HeaderValue;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, UPGRADE};
 use http::request::Parts;
 use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body, Frame};
 
 use crate::Meter;
 use crate::activity::Activity;
+use crate::arriving::Arriving;
 use crate::bottles::{Bottle, Standing};
 use crate::controller::{Controller, Slot};
 use crate::exchange::{Exchange, Facts};
@@ -104,7 +105,7 @@ pub async fn admit(
     client: &Client,
     destination: &Destination,
     request: &Parts,
-    body: Incoming,
+    body: Arriving,
 ) -> Result<(Leave, Outgoing), Refused> {
     let Some(provider) = &destination.provider else {
         return free(client, destination, body);
@@ -141,7 +142,7 @@ fn asks_for_websocket(request: &Parts) -> bool {
 }
 
 /// Passes what costs nothing, unless the bottle is cut.
-fn free(client: &Client, destination: &Destination, body: Incoming) -> Result<(Leave, Outgoing), Refused> {
+fn free(client: &Client, destination: &Destination, body: Arriving) -> Result<(Leave, Outgoing), Refused> {
     match client.refusal_when_cut() {
         Some(refusal) => Err(Refused::by_controller(refusal, destination.dialect())),
         None => Ok((Leave::Free(Free(())), Outgoing::whole(body))),
@@ -160,17 +161,18 @@ async fn read_facts(
     shape: Shape,
     client: &Client,
     request: &Parts,
-    mut body: Incoming,
+    mut body: Arriving,
 ) -> Result<(Outgoing, Facts), Reason> {
     let text = |name| request.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let declared = text(CONTENT_LENGTH).parse().ok();
     let most = if shape == Shape::OpenaiResponses { MAX_WHOLE_BYTES } else { MAX_PREFIX_BYTES };
     let room = client.bottle.room_for(declared.unwrap_or(u64::MAX).min(most as u64)).await;
     let mut prefix = BytesMut::new();
-    let mut complete = body.is_end_stream();
+    let (mut complete, mut trailers) = (body.is_end_stream(), None);
     while !complete && prefix.len() < most {
-        match next_piece(&mut body).await? {
-            Some(piece) => prefix.extend_from_slice(&piece),
+        match next_frame(&mut body).await?.map(Frame::into_data) {
+            Some(Ok(piece)) => prefix.extend_from_slice(&piece),
+            Some(Err(last)) => trailers = last.into_trailers().ok(),
             None => complete = true,
         }
     }
@@ -179,16 +181,16 @@ async fn read_facts(
         return Err(Reason::Unmeterable(why));
     }
     let rest = if complete { None } else { Some(body) };
-    Ok((Outgoing::begun(prefix.freeze(), rest, room), facts))
+    Ok((Outgoing::begun(prefix.freeze(), rest, room).with_trailers(trailers), facts))
 }
 
-/// The next bytes of a body; `None` at its end. Trailers of requests are not forwarded.
-async fn next_piece(body: &mut Incoming) -> Result<Option<Bytes>, Reason> {
+/// The next part of a body; `None` at its end.
+async fn next_frame(body: &mut Arriving) -> Result<Option<Frame<Bytes>>, Reason> {
     let frame = tokio::time::timeout(BODY_TIMEOUT, body.frame()).await.map_err(|_| Reason::Slow)?;
     match frame {
         None => Ok(None),
-        Some(Ok(frame)) => Ok(Some(frame.into_data().unwrap_or_default())),
-        Some(Err(_)) => Err(Reason::Malformed("the request's body broke off")),
+        Some(Ok(frame)) => Ok(Some(frame)),
+        Some(Err(_)) => Err(Reason::BrokenOff),
     }
 }
 

@@ -23,10 +23,21 @@ pub struct Client {
     pub original: Option<SocketAddr>,
     /// What it may reach besides its providers.
     pub egress: EgressMode,
-    _places: [OwnedSemaphorePermit; 2],
+    places: Places,
 }
 
+/// A place among all connections, and one among those of a bottle.
+pub type Places = [OwnedSemaphorePermit; 2];
+
 impl Client {
+    /// The places of one more connection of its bottle; `None`: there are no more.
+    #[must_use]
+    pub fn more_places(&self) -> Option<Places> {
+        let one_more = |place: &OwnedSemaphorePermit| Arc::clone(place.semaphore()).try_acquire_owned().ok();
+        let [of_all, of_bottle] = &self.places;
+        Some([one_more(of_all)?, one_more(of_bottle)?])
+    }
+
     /// Why nothing passes now; `None` while the bottle is open.
     #[must_use]
     pub fn refusal_when_cut(&self) -> Option<Refusal> {
@@ -75,5 +86,5 @@ pub async fn identify(
     let meant_meter = |original: &SocketAddr| *original == local || settings.addresses.is_own(*original);
     let original = known.identity.original.filter(|original| !meant_meter(original));
     let (bottle, name, egress) = (known.bottle, known.identity.name, known.identity.egress);
-    Ok(Answer::Client(Arc::new(Client { bottle, name, original, egress, _places: [place, own_place] })))
+    Ok(Answer::Client(Arc::new(Client { bottle, name, original, egress, places: [place, own_place] })))
 }

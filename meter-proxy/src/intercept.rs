@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use http::request::Parts;
-use http::{Request, Response, Uri};
+use http::{Request, Response, Uri, Version};
 use http_body_util::Either;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
@@ -32,6 +32,9 @@ pub async fn connect(
     if !matches!(entrance, Entrance::Listener { .. }) {
         let what = "a CONNECT is answered at the meter's own address only";
         return Err(Refused::plain(Reason::Malformed(what)));
+    }
+    if request.version == Version::HTTP_2 {
+        return Err(Refused::plain(Reason::Malformed("a CONNECT is answered in HTTP/1.1 only")));
     }
     let authority = target(&request.uri)
         .ok_or_else(|| Refused::plain(Reason::Malformed("CONNECT needs a host and a port")))?;

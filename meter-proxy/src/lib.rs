@@ -34,6 +34,8 @@ mod activity;
 #[cfg(feature = "proxy")]
 mod addresses;
 #[cfg(feature = "proxy")]
+mod arriving;
+#[cfg(feature = "proxy")]
 mod bottles;
 #[cfg(feature = "proxy")]
 mod certs;
@@ -44,7 +46,11 @@ mod dial;
 #[cfg(feature = "proxy")]
 mod extensions;
 #[cfg(feature = "proxy")]
+mod flights;
+#[cfg(feature = "proxy")]
 mod forward;
+#[cfg(feature = "proxy")]
+mod framing;
 #[cfg(feature = "proxy")]
 mod gate;
 #[cfg(feature = "proxy")]
@@ -121,7 +127,8 @@ pub async fn run(socket: OwnedFd) -> Result<std::convert::Infallible, link::Cont
     let bottles = bottles::Bottles::new(settings.clone(), places.most_of_one_bottle());
     let (controller, inbox, outbox) = link.split();
     let mut telling = tokio::spawn(outbox.run());
-    let meter = Arc::new(Meter { controller, settings, certs: certs::Certs::default() });
+    let certs = certs::Certs::offering(&[framing::ALPN_HTTP2, framing::ALPN_HTTP1]);
+    let meter = Arc::new(Meter { controller, settings, certs });
     let (listening, orders) = mpsc::unbounded_channel();
     let accepting = listeners::Listeners::start(Arc::clone(&meter), places, beginning);
     meter.controller.ready().await?;
@@ -140,13 +147,15 @@ async fn answer(
     meter: &Arc<Meter>,
     client: &Arc<identify::Client>,
     entrance: &route::Entrance,
-    flights: &accept::Flights,
+    flights: &flights::Flights,
     request: Request<Incoming>,
 ) -> Response<tail::AnswerBody> {
     let answer = life_of_a_request(meter, client, entrance, flights, request).await;
     answer.unwrap_or_else(|refused| {
-        if let refuse::Reason::Forbidden(what) = &refused.reason {
-            meter.controller.notice_once(&client.bottle, what);
+        match &refused.reason {
+            refuse::Reason::Forbidden(what) => meter.controller.notice_once(&client.bottle, what),
+            refuse::Reason::BrokenOff => flights.take_back(),
+            _ => {}
         }
         refused.response().map(Either::Left)
     })
@@ -159,18 +168,27 @@ async fn life_of_a_request(
     meter: &Arc<Meter>,
     client: &Arc<identify::Client>,
     entrance: &route::Entrance,
-    flights: &accept::Flights,
+    flights: &flights::Flights,
     request: Request<Incoming>,
 ) -> Result<Response<tail::AnswerBody>, refuse::Refused> {
-    let (head, body) = request.into_parts();
+    let (head, body) = arriving::Arriving::request(request);
     if head.method == Method::CONNECT {
         return intercept::connect(meter, client, entrance, head).await;
     }
     let settings = Arc::clone(&meter.settings.borrow());
     let destination = reach::judge(client, &settings, route::find(&settings, entrance, &head)?)?;
+    let places = flights.places(client).ok_or_else(|| busy(meter, client, &destination))?;
     let (leave, body) = gate::admit(meter, client, &destination, &head, body).await?;
-    let flight = flights.begin();
+    let flight = flights.begin(places);
     let (leave, answer) = forward::forward(leave, &client.bottle.upstreams, &destination, head, body).await?;
     let answer = tail::tail(meter, Arc::clone(&client.bottle), flight, leave, answer).await;
     answer.ok_or_else(|| refuse::Refused::not_durable(destination.dialect()))
+}
+
+/// The answer to a bottle that asks for too much at a time, which is audited.
+#[cfg(feature = "proxy")]
+fn busy(meter: &Meter, client: &identify::Client, destination: &route::Destination) -> refuse::Refused {
+    let what = format!("{} has as many requests under way as it may; more are refused", client.name);
+    meter.controller.notice_once(&client.bottle, &what);
+    refuse::Refused { reason: refuse::Reason::Busy, dialect: destination.dialect() }
 }

@@ -241,8 +241,10 @@ pub enum Refusal {
         used: u64,
         /// Held by requests under way, tokens.
         reserved: u64,
-        /// Budget's window.
+        /// Budget's window, and when it ends.
         window: String,
+        /// The rule by which it is this budget that binds the bottle: nearest, ceiling, strictest.
+        rule: String,
     },
     /// The bottle is cut.
     Cut {
@@ -264,11 +266,11 @@ impl std::fmt::Display for Refusal {
     /// The words that the agent's user reads.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Budget { bottle, provider, scope, owner, limit, used, reserved, window } => {
+            Self::Budget { bottle, provider, scope, owner, limit, used, reserved, window, rule } => {
                 write!(
                     f,
                     "Enforcer: bottle {bottle} has used {used} of {limit} {provider} tokens \
-                     (budget of scope {scope}, owner {owner}, window {window}"
+                     (budget of scope {scope}, owner {owner}, window {window}, scope rule {rule}"
                 )?;
                 if used < limit {
                     write!(f, ", {reserved} reserved by requests under way")?;

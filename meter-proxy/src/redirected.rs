@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::dial::{self, Chosen, DialError};
+use crate::framing::Protocol;
 use crate::hello::{ACCESS_DENIED, Opening, Speech};
 use crate::hosts::{Authority, HTTPS, Host};
 use crate::identify::Client;
@@ -40,7 +41,9 @@ pub async fn serve(meter: Arc<Meter>, client: Arc<Client>, original: SocketAddr,
     };
     let stream = from_the_beginning(bytes, stream);
     match speech {
-        Speech::Http => accept::serve(meter, client, Entrance::redirected(original), stream).await,
+        Speech::Http => {
+            accept::serve(meter, client, Entrance::redirected(original), Protocol::Http1, stream).await;
+        }
         Speech::Tls { name: Some(name), .. } if meter.settings.borrow().provider_at(&name).is_some() => {
             open(meter, client, there, name, stream).await;
         }

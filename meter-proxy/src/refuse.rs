@@ -25,6 +25,10 @@ pub enum Reason {
     Malformed(&'static str),
     /// The request's body did not come in time.
     Slow,
+    /// The request's body broke off: its client takes it back.
+    BrokenOff,
+    /// The bottle has as many requests under way as it may.
+    Busy,
     /// The endpoint bills without reporting usage.
     Unmeterable(&'static str),
     /// The destination is one that the meter does not connect to.
@@ -94,7 +98,7 @@ impl Refused {
             None => json!({"error": {"type": self.plain_type(), "message": message}}),
         };
         let mut response = json_response(self.status(), &body);
-        if !matches!(self.reason, Reason::Upstream(_)) {
+        if !matches!(self.reason, Reason::Upstream(_) | Reason::Busy) {
             response.headers_mut().insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if self.is_usage_limit() {
@@ -110,8 +114,9 @@ impl Refused {
             (Reason::Refusal(_), Some(Dialect::Anthropic)) => StatusCode::PAYMENT_REQUIRED,
             (Reason::Refusal(_), Some(_)) => StatusCode::TOO_MANY_REQUESTS,
             (Reason::Refusal(_), None) => StatusCode::FORBIDDEN,
-            (Reason::Malformed(_) | Reason::Unmeterable(_), _) => StatusCode::BAD_REQUEST,
+            (Reason::Malformed(_) | Reason::BrokenOff | Reason::Unmeterable(_), _) => StatusCode::BAD_REQUEST,
             (Reason::Slow, _) => StatusCode::REQUEST_TIMEOUT,
+            (Reason::Busy, _) => StatusCode::SERVICE_UNAVAILABLE,
             (Reason::NoProvider(_), _) => StatusCode::NOT_FOUND,
             (Reason::Misdirected, _) => StatusCode::MISDIRECTED_REQUEST,
             (Reason::Upgrade, _) => StatusCode::UPGRADE_REQUIRED,
@@ -124,6 +129,8 @@ impl Refused {
             Reason::Refusal(refusal) => refusal.to_string(),
             Reason::Malformed(what) => format!("Enforcer: {what}."),
             Reason::Slow => "Enforcer: the request's body did not come in time.".to_owned(),
+            Reason::BrokenOff => "Enforcer: the request's body broke off.".to_owned(),
+            Reason::Busy => "Enforcer: this bottle has as many requests under way as it may.".to_owned(),
             Reason::Unmeterable(why) => format!("Enforcer: this request is not forwarded: {why}."),
             Reason::Forbidden(what) => format!("Enforcer: {what}."),
             Reason::NoProvider(name) => {
@@ -145,7 +152,7 @@ impl Refused {
             (_, StatusCode::PAYMENT_REQUIRED) => "billing_error",
             (_, StatusCode::FORBIDDEN) => "permission_error",
             (_, StatusCode::NOT_FOUND) => "not_found_error",
-            (Reason::Upstream(_), _) => "api_error",
+            (Reason::Upstream(_) | Reason::Busy, _) => "api_error",
             _ => "invalid_request_error",
         }
     }
@@ -153,7 +160,7 @@ impl Refused {
     fn openai_type(&self) -> &'static str {
         match &self.reason {
             _ if self.is_usage_limit() => "usage_limit_reached",
-            Reason::Upstream(_) => "server_error",
+            Reason::Upstream(_) | Reason::Busy => "server_error",
             _ => "invalid_request_error",
         }
     }
@@ -163,6 +170,7 @@ impl Refused {
             Reason::Refusal(_) | Reason::Forbidden(_) => "forbidden",
             Reason::NoProvider(_) => "not_found",
             Reason::Upstream(_) => "upstream_error",
+            Reason::Busy => "busy",
             _ => "invalid_request",
         }
     }
@@ -212,6 +220,7 @@ mod tests {
             used: 12,
             reserved: 0,
             window: "total".into(),
+            rule: "nearest".into(),
         })
     }
 

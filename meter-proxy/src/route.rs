@@ -4,13 +4,13 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
-use http::Uri;
 use http::header::HOST;
 use http::request::Parts;
 use http::uri::Scheme;
+use http::{Uri, Version};
 
 use crate::dial::Chosen;
-use crate::hosts::{Authority, Host};
+use crate::hosts::{Authority, HTTPS, Host};
 use crate::protocol::Dialect;
 use crate::providers::Metered;
 use crate::refuse::{Reason, Refused};
@@ -81,18 +81,22 @@ impl Destination {
     pub fn uri(&self) -> Result<Uri, http::Error> {
         Uri::builder()
             .scheme(if self.tls { Scheme::HTTPS } else { Scheme::HTTP })
-            .authority(self.authority.to_string())
+            .authority(shown(&self.authority, self.tls))
             .path_and_query(self.target.as_str())
             .build()
     }
 
-    /// The value of the Host header: no port where it is the scheme's own.
+    /// The value of the Host header, when it is not the address of the request.
     #[must_use]
-    pub fn host_header(&self) -> String {
-        let named = self.named.as_ref().unwrap_or(&self.authority);
-        let own = if self.tls { 443 } else { 80 };
-        if named.port == own { named.host.to_string() } else { named.to_string() }
+    pub fn host_header(&self) -> Option<String> {
+        self.named.as_ref().map(|named| shown(named, self.tls))
     }
+}
+
+/// An authority as requests name it: no port where it is the scheme's own.
+fn shown(authority: &Authority, tls: bool) -> String {
+    let own = if tls { HTTPS } else { 80 };
+    if authority.port == own { authority.host.to_string() } else { authority.to_string() }
 }
 
 /// Finds where a request goes.
@@ -246,13 +250,15 @@ fn gateway(settings: &Settings, request: &Parts) -> Result<Destination, Refused>
     })
 }
 
-/// The one Host header. Without `default_port` its value is only checked for being there once.
+/// The one host that a request names: in its Host header or, in HTTP/2, in `:authority` where it has none (RFC
+/// 9113, 8.3.1). Without `default_port` its value is only checked for being there once.
 fn host_header(request: &Parts, default_port: Option<u16>) -> Result<Authority, Refused> {
     let mut values = request.headers.get_all(HOST).iter();
-    let (Some(value), None) = (values.next(), values.next()) else {
-        return Err(malformed("a request needs exactly one Host header"));
+    let text = match (values.next(), values.next(), request.uri.authority()) {
+        (Some(value), None, _) => value.to_str().map_err(|_| malformed("the Host header is no host"))?,
+        (None, None, Some(named)) if request.version == Version::HTTP_2 => named.as_str(),
+        _ => return Err(malformed("a request needs exactly one Host header")),
     };
-    let text = value.to_str().map_err(|_| malformed("the Host header is no host"))?;
     Authority::parse(text, default_port.or(Some(80))).map_err(|_| malformed("the Host header is no host"))
 }
 
@@ -313,6 +319,11 @@ mod tests {
         Entrance::redirected("203.0.113.7:80".parse().unwrap())
     }
 
+    fn host(destination: &Destination) -> String {
+        let asked = || destination.uri().unwrap().authority().unwrap().to_string();
+        destination.host_header().unwrap_or_else(asked)
+    }
+
     fn uri(destination: Result<Destination, Reason>) -> String {
         destination.unwrap().uri().unwrap().to_string()
     }
@@ -321,8 +332,8 @@ mod tests {
     fn the_gateway_goes_by_the_first_segment() {
         let found = ask(&listener(), "/claude/v1/messages?beta=true", &[LOCAL]).unwrap();
         assert_eq!(found.endpoint, "/v1/messages");
-        assert_eq!(found.host_header(), "api.anthropic.com");
-        assert_eq!(found.uri().unwrap().to_string(), "https://api.anthropic.com:443/v1/messages?beta=true");
+        assert_eq!(host(&found), "api.anthropic.com");
+        assert_eq!(found.uri().unwrap().to_string(), "https://api.anthropic.com/v1/messages?beta=true");
         assert_eq!(uri(ask(&listener(), "/mine/x", &["a"])), "http://127.0.0.1:9/base/x");
         assert_eq!(uri(ask(&listener(), "/mine", &["a"])), "http://127.0.0.1:9/base/");
         assert!(matches!(ask(&listener(), "/other/x", &["a"]), Err(Reason::NoProvider(_))));
@@ -358,15 +369,15 @@ mod tests {
     fn a_redirected_request_goes_where_it_was_going_or_to_its_provider() {
         let entrance = redirected();
         let plain = ask(&entrance, "/x?y", &["Example.com:80"]).unwrap();
-        assert_eq!(plain.host_header(), "example.com");
+        assert_eq!(host(&plain), "example.com");
         assert_eq!(plain.chosen, Chosen::ByClient);
         assert!(plain.provider.is_none());
-        assert_eq!(uri(Ok(plain)), "http://203.0.113.7:80/x?y");
-        assert_eq!(uri(ask(&entrance, "http://example.com/z", &["example.com"])), "http://203.0.113.7:80/z");
+        assert_eq!(uri(Ok(plain)), "http://203.0.113.7/x?y");
+        assert_eq!(uri(ask(&entrance, "http://example.com/z", &["example.com"])), "http://203.0.113.7/z");
         let metered = ask(&entrance, "/v1/messages", &["api.anthropic.com"]).unwrap();
         assert_eq!((metered.provider.as_ref().unwrap().name.as_str(), metered.tls), ("claude", true));
-        assert_eq!(metered.host_header(), "api.anthropic.com");
-        assert_eq!(uri(Ok(metered)), "https://api.anthropic.com:443/v1/messages");
+        assert_eq!(host(&metered), "api.anthropic.com");
+        assert_eq!(uri(Ok(metered)), "https://api.anthropic.com/v1/messages");
         assert_eq!(uri(ask(&entrance, "/x", &["mine.test"])), "http://127.0.0.1:9/base/x");
         assert_eq!(ask(&entrance, "/x", &["other.com"]).unwrap_err(), Reason::Misdirected);
         assert_eq!(ask(&entrance, "http://a.test/", &["b.test"]).unwrap_err(), Reason::Misdirected);

@@ -11,6 +11,7 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 use crate::addresses::MeteredAddresses;
 use crate::egress::EgressRule;
+use crate::framing::{ALPN_HTTP1, ALPN_HTTP2};
 use crate::hosts::{AddressPolicy, Authority, Host};
 use crate::protocol::Config;
 use crate::providers::{Metered, Providers, SettingsError, checked};
@@ -113,7 +114,7 @@ fn upstream_tls(extra_roots_pem: &str) -> Result<ClientConfig, SettingsError> {
         .map_err(|error| SettingsError::Roots(error.to_string()))?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    tls.alpn_protocols = vec![ALPN_HTTP2.to_vec(), ALPN_HTTP1.to_vec()];
     Ok(tls)
 }
 

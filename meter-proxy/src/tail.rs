@@ -13,12 +13,13 @@ use bytes::Bytes;
 use http::Response;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http_body_util::{BodyExt, Either, Full};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
 
 use crate::Meter;
-use crate::accept::Flight;
+use crate::arriving::{Arriving, Broken};
 use crate::bottles::{Bottle, Standing};
+use crate::flights::Flight;
 use crate::forward::MAX_SILENCE;
 use crate::gate::{Leave, Permit};
 use crate::settle;
@@ -34,15 +35,18 @@ const MAX_HELD_BYTES: usize = 1024 * 1024;
 const DOCUMENT_END_BYTES: usize = 8 * 1024;
 /// How long the usage is read for after the client left close to the end.
 const READ_ON: Duration = Duration::from_secs(2);
+/// How long what came before a break has to leave: the error makes a connection drop what it has not written yet.
+const BREAK_AFTER: Duration = Duration::from_millis(50);
 /// Growth of the running count that is told at once, tokens.
 const URGENT_GROWTH: u64 = 64;
 
 /// Why an answer is broken off.
 #[derive(Debug, thiserror::Error)]
 pub enum TailError {
-    /// The provider's side broke.
+    /// The provider's side broke. No source: by HTTP/2 the client would be told the provider's code, which may say
+    /// that nothing is wrong, or that it may ask again for what is charged.
     #[error("the provider broke off: {0}")]
-    Upstream(#[from] hyper::Error),
+    Upstream(Broken),
     /// The provider sent nothing for too long.
     #[error("the provider sent nothing for {} s", MAX_SILENCE.as_secs())]
     Silent,
@@ -66,15 +70,15 @@ enum Phase {
     Settling(Waiting<bool>),
     /// Settled, or free: what is held goes out, then the rest passes.
     Passing,
-    /// Everything is handed over, and the break that follows is told at the next poll.
-    Breaking(TailError),
+    /// Everything is handed over, and the break that follows is told in a moment.
+    Breaking(TailError, Pin<Box<Sleep>>),
     /// Nothing more comes.
     Done,
 }
 
 /// The body of a provider's answer.
 pub struct Tail {
-    upstream: Option<Incoming>,
+    upstream: Option<Arriving>,
     phase: Phase,
     held: VecDeque<Frame<Bytes>>,
     held_bytes: usize,
@@ -101,7 +105,7 @@ pub async fn tail(
     bottle: Arc<Bottle>,
     flight: Flight,
     leave: Leave,
-    answer: Response<Incoming>,
+    answer: Response<Arriving>,
 ) -> Option<Response<AnswerBody>> {
     let (head, upstream) = answer.into_parts();
     let settings = meter.settings.borrow().clone();
@@ -186,9 +190,13 @@ impl Tail {
         self.broken = Some(error);
     }
 
-    fn tell_of_break(&mut self) -> Poll<Option<Result<Frame<Bytes>, TailError>>> {
+    /// Tells of the break, once what came before it has had its time.
+    fn poll_break(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TailError>>> {
+        if let Phase::Breaking(_, pause) = &mut self.phase {
+            ready!(pause.as_mut().poll(cx));
+        }
         match std::mem::replace(&mut self.phase, Phase::Done) {
-            Phase::Breaking(error) => Poll::Ready(Some(Err(error))),
+            Phase::Breaking(error, _) => Poll::Ready(Some(Err(error))),
             _ => Poll::Ready(None),
         }
     }
@@ -216,7 +224,7 @@ impl Tail {
         let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
         if let Poll::Ready(frame) = Pin::new(upstream).poll_frame(cx) {
             self.silence = None;
-            return Poll::Ready(frame.map(|frame| frame.map_err(TailError::from)));
+            return Poll::Ready(frame.map(|frame| frame.map_err(TailError::Upstream)));
         }
         let silence = self.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(MAX_SILENCE)));
         silence.as_mut().poll(cx).map(|()| Some(Err(TailError::Silent)))
@@ -303,7 +311,7 @@ impl Body for Tail {
             }
             match &mut this.phase {
                 Phase::Done => return Poll::Ready(None),
-                Phase::Breaking(_) => return this.tell_of_break(),
+                Phase::Breaking(..) => return this.poll_break(cx),
                 Phase::Settling(durable) => match ready!(durable.as_mut().poll(cx)) {
                     true => this.phase = Phase::Passing,
                     false => return this.break_off(Ending::Completed, TailError::NotDurable),
@@ -311,10 +319,8 @@ impl Body for Tail {
                 Phase::Passing if !this.held.is_empty() => return Poll::Ready(this.release().map(Ok)),
                 Phase::Passing | Phase::Streaming(_) => {
                     if let Some(error) = this.broken.take() {
-                        // an error makes the connection drop what it has not written yet: being pending makes it write
-                        this.phase = Phase::Breaking(error);
-                        cx.waker().wake_by_ref();
-                        return Poll::Pending;
+                        this.phase = Phase::Breaking(error, Box::pin(tokio::time::sleep(BREAK_AFTER)));
+                        continue;
                     }
                     if let Some(frame) = this.release_ahead() {
                         return Poll::Ready(Some(Ok(frame)));
@@ -340,7 +346,7 @@ impl Body for Tail {
                 let nothing_follows = self.held.is_empty() && self.broken.is_none();
                 nothing_follows && self.upstream.as_ref().is_none_or(Body::is_end_stream)
             }
-            Phase::Streaming(_) | Phase::Settling(_) | Phase::Breaking(_) => false,
+            Phase::Streaming(_) | Phase::Settling(_) | Phase::Breaking(..) => false,
         }
     }
 
@@ -372,7 +378,7 @@ impl Drop for Tail {
 }
 
 /// Reads what is left of an answer whose usage has begun to come, for a bounded time.
-async fn read_on(mut permit: Box<Permit>, mut upstream: Incoming) {
+async fn read_on(mut permit: Box<Permit>, mut upstream: Arriving) {
     let bottle = Arc::clone(&permit.bottle);
     let rest = async {
         while let Some(frame) = upstream.frame().await {

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::activity::{Activity, Watched};
 use crate::bottles::{Bottle, Standing};
+use crate::framing::Protocol;
 use crate::handshake::{self, NoTls};
 use crate::hello::Speech;
 use crate::hosts::{Authority, HTTPS, Host};
@@ -52,10 +53,11 @@ where
         };
         let named = stream.get_ref().1.server_name().map(str::parse::<Host>);
         let name_agrees = named.is_none_or(|named| named.as_ref() == Ok(&authority.host));
+        let protocol = Protocol::by_alpn(stream.get_ref().1.alpn_protocol());
         let (activity, since) = (Activity::default(), Instant::now());
         let stream = Watched { stream, activity: activity.clone() };
         let entrance = Entrance::Tunnel { authority, name_agrees };
-        accept::serve(Arc::clone(&meter), Arc::clone(&client), entrance, stream).await;
+        accept::serve(Arc::clone(&meter), Arc::clone(&client), entrance, protocol, stream).await;
         // Some clients look at a certificate when the handshake is over, and leave then.
         let has_left_at_once = !activity.has_begun() && since.elapsed() < handshake::TIMEOUT;
         if has_left_at_once && client.bottle.standing() != Standing::Detached {

@@ -27,6 +27,8 @@ pub struct Daemon {
     dir: TempDir,
     /// Its `PATH`, where that is not the test's.
     path: Option<OsString>,
+    /// Whether it reads its clock's offset from a file, as a build for tests does when it is told to.
+    has_test_clock: bool,
     /// The `enforcer` that is run.
     program: PathBuf,
     child: Option<Child>,
@@ -50,6 +52,28 @@ impl Daemon {
         Self::start_program(process::built("enforcer"), settings, path)
     }
 
+    /// As [`Daemon::start`], with a clock that [`Daemon::set_clock`] turns; it shows `utc` from the first moment on.
+    #[must_use]
+    pub fn start_at(utc: &str, settings: &str) -> Self {
+        drop(process::built("meter-proxy"));
+        let mut daemon = Self::prepare(process::built("enforcer"), settings, None);
+        daemon.has_test_clock = true;
+        daemon.set_clock(utc);
+        daemon.serve()
+    }
+
+    /// Turns the clock: from now on it goes on from there. RFC 3339.
+    pub fn set_clock(&self, utc: &str) {
+        assert!(self.has_test_clock, "this daemon goes by the host's clock");
+        let wanted: jiff::Timestamp = utc.parse().unwrap_or_else(|error| panic!("{utc}: {error}"));
+        let offset_ms = wanted.as_millisecond() - jiff::Timestamp::now().as_millisecond();
+        fs::write(self.clock_file(), offset_ms.to_string()).expect("the clock's file");
+    }
+
+    fn clock_file(&self) -> PathBuf {
+        self.dir.path().join("clock")
+    }
+
     /// As [`Daemon::start`], with what stands as `enforcer` and `meter-proxy` in this directory.
     #[must_use]
     pub fn start_from(programs: &Path, settings: &str) -> Self {
@@ -57,15 +81,24 @@ impl Daemon {
     }
 
     fn start_program(program: PathBuf, settings: &str, path: Option<OsString>) -> Self {
+        Self::prepare(program, settings, path).serve()
+    }
+
+    fn serve(mut self) -> Self {
+        self.spawn();
+        self.wait_serving();
+        self
+    }
+
+    fn prepare(program: PathBuf, settings: &str, path: Option<OsString>) -> Self {
         require_root();
         let dir =
             tempfile::Builder::new().prefix("enforcer-test-").tempdir().expect("a directory for the daemon");
         fs::DirBuilder::new().mode(0o700).create(dir.path().join("state")).expect("a state directory");
         let (helpers, own_cgroups) = (Vec::new(), Vec::new());
-        let mut daemon = Self { dir, path, program, child: None, helpers, own_cgroups, run_dir: None };
+        let (has_test_clock, child, run_dir) = (false, None, None);
+        let daemon = Self { dir, path, has_test_clock, program, child, helpers, own_cgroups, run_dir };
         daemon.write_settings(settings);
-        daemon.spawn();
-        daemon.wait_serving();
         daemon
     }
 
@@ -213,6 +246,7 @@ impl Daemon {
         let mut command = self.command();
         command.arg("daemon").stdin(Stdio::null()).stdout(log).stderr(stderr);
         command.envs(self.path.as_ref().map(|path| ("PATH", path)));
+        command.envs(self.has_test_clock.then(|| ("ENFORCER_TEST_CLOCK", self.clock_file())));
         self.child = Some(command.spawn().expect("the daemon can be started"));
     }
 

@@ -23,7 +23,14 @@ pub mod provider;
 pub mod sink;
 pub mod sse;
 pub mod stage;
+pub mod streams;
 pub mod tls;
+
+/// Rounds of a test: as many as fit a usual run, or all of them (`ENFORCER_TEST_FULL=1`).
+#[must_use]
+pub fn rounds(usual: usize, full: usize) -> usize {
+    if std::env::var_os("ENFORCER_TEST_FULL").is_some() { full } else { usual }
+}
 
 /// Stops the test with a clear word when it does not run as root.
 pub fn require_root() {

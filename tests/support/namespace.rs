@@ -4,12 +4,14 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use crate::cgroup::TestCgroup;
 use crate::process;
@@ -85,4 +87,17 @@ pub fn sockets_of(pid: u32) -> BTreeSet<PathBuf> {
     let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let targets = links.filter_map(|link| fs::read_link(link.path()).ok());
     targets.filter(|target| target.to_string_lossy().starts_with("socket:")).collect()
+}
+
+/// A copy of the only socket that a process has, as one that it passed on.
+#[must_use]
+pub fn copy_socket(pid: u32) -> OwnedFd {
+    let is_socket =
+        |fd: &PathBuf| fs::read_link(fd).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"));
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("a process of this test runs");
+    let socket = entries.flatten().map(|entry| entry.path()).find(is_socket).expect("it has a socket");
+    let number = socket.file_name().and_then(|name| name.to_str()?.parse().ok()).expect("a number");
+    let id = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("an id");
+    let process = pidfd_open(id, PidfdFlags::empty()).expect("it runs still");
+    pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).expect("root may take a copy")
 }

@@ -121,6 +121,12 @@ impl Seen {
         alive.then_some(Self { pid: i32::try_from(pid).ok()?, started })
     }
 
+    /// Its id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid.cast_unsigned()
+    }
+
     /// Whether it still runs.
     #[must_use]
     pub fn is_alive(&self) -> bool {
@@ -136,5 +142,26 @@ impl Seen {
                 Err(error) => panic!("process {} cannot be killed: {error}", self.pid),
             }
         }
+    }
+}
+
+/// A process that stands still (SIGSTOP) for as long as this lives.
+pub struct Stopped(Pid);
+
+impl Stopped {
+    /// Stops one.
+    #[must_use]
+    pub fn now(pid: u32) -> Self {
+        let pid = Pid::from_raw(i32::try_from(pid).expect("a process id"));
+        kill_pid(pid, Signal::SIGSTOP).expect("it runs");
+        Self(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // a test may have killed it meanwhile
+        let continued = kill_pid(self.0, Signal::SIGCONT);
+        assert!(matches!(continued, Ok(()) | Err(Errno::ESRCH)), "{continued:?}");
     }
 }

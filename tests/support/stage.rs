@@ -36,6 +36,14 @@ impl Stage {
         Self { daemon: Daemon::start(&settings), provider }
     }
 
+    /// As [`Stage::new`], with a daemon whose clock shows `utc` and can be turned ([`Daemon::set_clock`]).
+    #[must_use]
+    pub fn at(utc: &str, script: impl Into<Script>, settings: &str) -> Self {
+        let provider = Provider::start(script);
+        let settings = format!("{}{settings}", upstreams(&provider.http_url()));
+        Self { daemon: Daemon::start_at(utc, &settings), provider }
+    }
+
     /// The daemon reaches the provider over TLS, and trusts its CA.
     #[must_use]
     pub fn over_tls(script: impl Into<Script>, settings: &str) -> Self {

@@ -7,6 +7,11 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+/// Protocols to offer (ALPN): HTTP/1.1 alone.
+pub const HTTP1: &[&[u8]] = &[b"http/1.1"];
+/// HTTP/2, else HTTP/1.1.
+pub const ANY_HTTP: &[&[u8]] = &[b"h2", b"http/1.1"];
+
 /// A certificate authority.
 pub struct TestCa {
     issuer: Issuer<'static, KeyPair>,
@@ -32,9 +37,9 @@ impl TestCa {
         &self.certificate_pem
     }
 
-    /// A server with one certificate for all of `names` (host names and IP addresses), speaking HTTP/1.1.
+    /// A server with one certificate for all of `names` (host names and IP addresses), speaking `protocols`.
     #[must_use]
-    pub fn server_config(&self, names: &[&str]) -> Arc<ServerConfig> {
+    pub fn server_config(&self, names: &[&str], protocols: &[&[u8]]) -> Arc<ServerConfig> {
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
         let key = KeyPair::generate().expect("a key pair");
         let params = CertificateParams::new(names).expect("names for a certificate");
@@ -46,7 +51,7 @@ impl TestCa {
             .with_no_client_auth()
             .with_single_cert(vec![leaf.der().clone()], key_der)
             .expect("certificate and key belong together");
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
         Arc::new(config)
     }
 }
@@ -57,11 +62,11 @@ impl Default for TestCa {
     }
 }
 
-/// A client that trusts the certificates in a PEM file and nothing else, and offers HTTP/1.1.
+/// A client that trusts the certificates in a PEM file and nothing else, and offers `protocols`.
 ///
 /// # Errors
 /// The file cannot be read, or holds no certificate.
-pub fn client_trusting(ca_file: &Path) -> anyhow::Result<Arc<ClientConfig>> {
+pub fn client_trusting(ca_file: &Path, protocols: &[&[u8]]) -> anyhow::Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(ca_file)? {
         roots.add(certificate?)?;
@@ -71,7 +76,7 @@ pub fn client_trusting(ca_file: &Path) -> anyhow::Result<Arc<ClientConfig>> {
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     Ok(Arc::new(config))
 }
 

@@ -9,10 +9,11 @@ use serde_json::{Value, json};
 use support::cgroup::{self, TestCgroup};
 use support::clock::wait_until;
 use support::enforcer::Daemon;
+use support::inmate::Inmate;
 use support::namespace::Holder;
-use support::network::{PUBLIC4, PUBLIC6, in_own_network};
+use support::network::{Namespace, PUBLIC4, PUBLIC6, in_own_network};
 use support::process::{self, Output, built};
-use support::provider::{End, Reply};
+use support::provider::{End, Reply, Script};
 use support::sink::Sink;
 use support::stage::{Bottle, Stage};
 
@@ -82,6 +83,28 @@ fn root_an_agent_cut_for_budget_in_a_stream_is_interrupted_and_its_next_request_
     }
     assert_eq!(stage.provider.records().len(), 1, "the provider saw no further request");
     assert_eq!(stage.daemon.json(&["status"])["daemon"]["lane"]["state"], "serving");
+}
+
+#[test]
+fn root_an_agent_that_spoke_http2_is_interrupted_and_hears_why_all_the_same() {
+    let stage = Stage::over_tls(Script::from(endless()).offering_http2(), "");
+    let bottle = stage.bottle("told2", &["--budget", "claude=600"]);
+    let asking = stage.start_asking(&bottle, &["--stream", "--mode", "connect", "--http2"]);
+    wait_face(&stage.daemon, "told2", "answered");
+    let began = Instant::now();
+    let asked = asking.ended(SOON);
+    assert!(began.elapsed() < AT_ONCE, "it was not left hanging");
+    assert_eq!(asked.code, Some(4), "{asked:?}");
+    assert!(asked.one().http2);
+    let record = stage.provider.wait_for(|records| records[0].end.is_some(), SOON).remove(0);
+    assert_eq!((record.end, record.http2), (Some(End::ClientGone), true));
+    for (provider, status) in [("claude", 402), ("codex", 429)] {
+        let options = ["--json", "--mode", "connect", "--http2", "--provider", provider];
+        let output = told_why(&mut stage.agent(&bottle, &options), "of 600 claude tokens");
+        let answer: Value = serde_json::from_str(&output.stdout).unwrap();
+        assert_eq!((&answer["status"], &answer["http2"]), (&json!(status), &json!(false)));
+    }
+    assert_eq!(stage.provider.records().len(), 1, "the provider saw no further request");
 }
 
 #[test]
@@ -276,4 +299,31 @@ fn root_nested_bottles_hear_why_whichever_of_them_is_cut_or_confined() {
         stage.daemon.ok(&["detach", "inside"]);
         stage.daemon.ok(&["detach", "around"]);
     }
+}
+
+#[test]
+fn root_who_is_root_of_a_network_that_leads_out_is_cut_silently_and_told_so() {
+    in_own_network(|| {
+        let mut stage = Stage::over_tls(Reply::default(), "");
+        let cgroup = TestCgroup::new("ruler");
+        let far = Namespace::new();
+        let mut ruler = Inmate::with_own_network(Some(&cgroup), &far);
+        let path = cgroup.path().to_str().unwrap();
+        let attached = stage.daemon.cli(&["attach", "ruler", "--cgroup", path]);
+        assert!(attached.stderr.contains("a cut of it is always silent"), "{attached:?}");
+        let connect = format!("connect {}", SocketAddr::new(PUBLIC4, 443));
+        ruler.ok(&connect);
+        for restarted in [false, true] {
+            assert_eq!(stage.daemon.ok(&["cut", "ruler", "--answered"]), "ruler: cut (silent)\n");
+            assert_eq!(ruler.order(&connect), "EPERM");
+            let row = stage.audit("ruler", "cut").pop().unwrap();
+            assert!(row["detail"].as_str().unwrap().contains("rules over a network that leads out"), "{row}");
+            stage.daemon.ok(&["restore", "ruler"]);
+            ruler.ok(&connect);
+            if !restarted {
+                stage.daemon.kill9();
+                stage.daemon.restart();
+            }
+        }
+    });
 }

@@ -3,10 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 use support::clock::{mono_ns, wait_until};
+use support::process::Stopped;
 use support::provider::Reply;
 use support::sink::Sink;
 use support::stage::{Bottle, Sending, Stage};
@@ -24,23 +23,6 @@ fn stage() -> (Stage, Bottle) {
     let stage = Stage::new(Reply::default(), "lease: 1s");
     let bottle = stage.bottle("leased", &[]);
     (stage, bottle)
-}
-
-/// Stops a process with SIGSTOP for as long as this lives.
-struct Stopped(Pid);
-
-impl Stopped {
-    fn now(pid: u32) -> Self {
-        let pid = Pid::from_raw(i32::try_from(pid).unwrap());
-        kill(pid, Signal::SIGSTOP).unwrap();
-        Self(pid)
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        kill(self.0, Signal::SIGCONT).unwrap();
-    }
 }
 
 /// What the controller says of its own silence; rows that name a bottle tell what was dropped in it.

@@ -14,6 +14,7 @@ use support::clock::{mono_ns, wait_until};
 use support::enforcer::Daemon;
 use support::process::Seen;
 use support::provider::{Record, Reply, Script};
+use support::rounds;
 use support::sink::Sink;
 use support::stage::{Asked, Asking, Bottle, Sending, Stage};
 
@@ -21,10 +22,6 @@ const SOON: Duration = Duration::from_secs(10);
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// A new meter serves within this.
 const METER_BACK: Duration = Duration::from_secs(2);
-
-fn rounds(usual: usize, full: usize) -> usize {
-    if std::env::var_os("ENFORCER_TEST_FULL").is_some() { full } else { usual }
-}
 
 /// A sender in the cgroup for a moment: whether anything of it came out, and what the kernel told it.
 fn gets_out(cgroup: &TestCgroup) -> bool {

@@ -18,6 +18,13 @@ const APIS: [(&str, &[&str], &[&str]); 3] = [
     ("chat", &["--provider", "codex", "--api", "chat"], &["--stream", "--include-usage"]),
 ];
 const MODES: [&str; 2] = ["gateway", "connect"];
+/// The same in either protocol.
+const WAYS: [&[&str]; 4] = [
+    &["--mode", "gateway"],
+    &["--mode", "connect"],
+    &["--mode", "gateway", "--http2"],
+    &["--mode", "connect", "--http2"],
+];
 const ENCODINGS: [Option<&str>; 4] = [None, Some("gzip"), Some("br"), Some("zstd")];
 
 /// One combination.
@@ -111,6 +118,7 @@ fn prove(stage: &Stage, rows: &[Row]) {
     assert_eq!((flows.len(), records.len()), (rows.len(), rows.len()));
     for (((row, answer), flow), record) in rows.iter().zip(&answers).zip(&flows).zip(&records) {
         assert_untouched(&row.name, answer, record);
+        assert_eq!(answer.http2, row.args.iter().any(|arg| arg == "--http2"), "{}: its protocol", row.name);
         assert_settled(&row.name, flow, record);
         let coded = answer.header("content-encoding").map_or("None".to_owned(), |c| format!("Some({c:?})"));
         assert!(row.name.ends_with(&coded), "{}: coded as {coded}", row.name);
@@ -134,10 +142,32 @@ fn root_gateway_to_a_plain_upstream_is_metered_by_the_bill() {
 }
 
 #[test]
+fn root_either_protocol_to_an_http2_upstream_is_metered_by_the_bill() {
+    let stage = Stage::over_tls(varied().offering_http2(), "");
+    let mut all = rows(&MODES);
+    let by_http2 = rows(&MODES).into_iter().map(|row| Row {
+        name: format!("HTTP/2 {}", row.name),
+        args: row.args.into_iter().chain(["--http2".to_owned()]).collect(),
+    });
+    all.extend(by_http2);
+    prove(&stage, &all);
+    assert!(stage.provider.records().iter().all(|record| record.http2), "the provider is reached by HTTP/2");
+}
+
+#[test]
+fn root_http2_to_an_http1_upstream_is_metered_by_the_bill() {
+    let stage = Stage::new(varied(), "");
+    let mut all = rows(&MODES);
+    all.iter_mut().for_each(|row| row.args.push("--http2".to_owned()));
+    prove(&stage, &all);
+}
+
+#[test]
 fn root_gateway_and_connect_to_a_tls_upstream_are_metered_by_the_bill() {
     let stage = Stage::over_tls(varied(), "");
     prove(&stage, &rows(&MODES));
-    assert!(stage.provider.records().iter().all(|record| record.tls), "the provider is reached over TLS");
+    let records = stage.provider.records();
+    assert!(records.iter().all(|record| record.tls && !record.http2), "the provider is reached over TLS");
 }
 
 #[test]
@@ -253,14 +283,17 @@ fn root_the_reason_of_a_provider_that_breaks_off_arrives() {
     let stage = Stage::over_tls(reply, "");
     let bottle = stage.bottle("reason", &[]);
     for (api, options, streamed) in APIS {
-        for mode in MODES {
-            let asked = stage.ask(&bottle, &[options, streamed, &["--mode", mode]].concat());
+        for way in WAYS {
+            let asked = stage.ask(&bottle, &[options, streamed, way].concat());
             let answer = asked.one();
             let record = stage.provider.billing_records().pop().unwrap();
-            assert!(answer.error.is_some(), "{api} {mode}: {asked:?}");
-            assert_eq!(answer.body_sha256, record.response_sha256, "{api} {mode}: all that was sent arrived");
+            assert!(answer.error.is_some(), "{api} {way:?}: {asked:?}");
+            assert_eq!(
+                answer.body_sha256, record.response_sha256,
+                "{api} {way:?}: all that was sent arrived"
+            );
             let charged = last_settled(&stage, "reason")["output"].as_u64().unwrap();
-            assert!(charged >= record.billed.output, "{api} {mode}: {charged}");
+            assert!(charged >= record.billed.output, "{api} {way:?}: {charged}");
         }
     }
 }
@@ -273,9 +306,9 @@ fn root_a_stream_that_the_provider_breaks_is_partial_and_seen_as_broken() {
     let stage = Stage::over_tls(reply, "");
     let bottle = stage.bottle("broken", &[]);
     for (api, options, streamed) in APIS {
-        for mode in MODES {
-            let asked = stage.ask(&bottle, &[options, streamed, &["--mode", mode]].concat());
-            let what = format!("{api} {mode}");
+        for way in WAYS {
+            let asked = stage.ask(&bottle, &[options, streamed, way].concat());
+            let what = format!("{api} {way:?}");
             assert_eq!(asked.code, Some(4), "{what}: {asked:?}");
             let answer = asked.one();
             assert!(matches!(answer.ended, Ended::Broken(_)), "{what}: {answer:?}");
@@ -299,9 +332,9 @@ fn root_a_client_that_hangs_up_closes_upstream_and_is_charged() {
     let stage = Stage::over_tls(reply, "");
     let bottle = stage.bottle("gone", &[]);
     for (api, options, streamed) in APIS {
-        for mode in MODES {
+        for way in WAYS {
             let before = stage.provider.records().len();
-            let asking = stage.start_asking(&bottle, &[options, streamed, &["--mode", mode]].concat());
+            let asking = stage.start_asking(&bottle, &[options, streamed, way].concat());
             let flowing = |records: &[Record]| records.get(before).is_some_and(|r| r.billed.output > 80);
             stage.provider.wait_for(flowing, SOON);
             let left = support::clock::mono_ns();
@@ -310,15 +343,15 @@ fn root_a_client_that_hangs_up_closes_upstream_and_is_charged() {
             let record = stage.provider.wait_for(ended, SOON).remove(before);
             assert_eq!(record.end, Some(End::ClientGone));
             let after_ms = record.ended_ns.unwrap().saturating_sub(left) / 1_000_000;
-            println!("{api} {mode}: upstream closed {after_ms} ms after the client left");
-            assert!(after_ms <= 500, "{api} {mode}: {after_ms} ms");
+            println!("{api} {way:?}: upstream closed {after_ms} ms after the client left");
+            assert!(after_ms <= 500, "{api} {way:?}: {after_ms} ms");
             let flow = last_settled(&stage, "gone");
-            assert_eq!(flow["status"], "client_gone", "{api} {mode}: {flow}");
-            assert_ne!(flow["provenance"], "reported", "{api} {mode}: {flow}");
+            assert_eq!(flow["status"], "client_gone", "{api} {way:?}: {flow}");
+            assert_ne!(flow["provenance"], "reported", "{api} {way:?}: {flow}");
             // what the mock had written when it noticed may be more than what had reached the meter
             let charged = flow["output"].as_u64().unwrap();
             let reached = record.billed.output - 8 * 2;
-            assert!(charged >= reached, "{api} {mode}: charged {charged}, {reached} had reached the meter");
+            assert!(charged >= reached, "{api} {way:?}: charged {charged}, {reached} had reached the meter");
         }
     }
 }

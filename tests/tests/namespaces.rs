@@ -6,17 +6,15 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde_json::{Value, json};
 use support::clock::wait_until;
 use support::enforcer::Daemon;
 use support::inmate::Inmate;
-use support::namespace::{Holder, sockets_of};
+use support::namespace::{Holder, copy_socket, sockets_of};
 use support::network::{Namespace, PUBLIC4, PUBLIC6, in_own_network, ip};
 use support::process::{self, Output, Seen, built};
 use support::provider::Reply;
@@ -486,16 +484,6 @@ fn root_looking_at_many_bottles_costs_little() {
     assert!(share < 0.1, "{share}");
     sleepers.iter_mut().for_each(process::kill);
     drop(bottles);
-}
-
-/// A copy of the only socket that a process has.
-fn copy_socket(pid: u32) -> OwnedFd {
-    let is_socket = |fd: &PathBuf| fs::read_link(fd).unwrap().to_str().unwrap().starts_with("socket:");
-    let mut entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|entry| entry.unwrap().path());
-    let number = entries.find(is_socket).unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
-    let id = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-    let process = pidfd_open(id, PidfdFlags::empty()).unwrap();
-    pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).unwrap()
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod ci;
 mod demo;
 #[allow(dead_code, reason = "the build script of `enforcer` uses the other half of this file")]
 mod ebpf;
+mod peers;
 mod setup;
 mod tally;
 mod test;

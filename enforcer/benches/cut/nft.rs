@@ -6,8 +6,8 @@ use enforcer::bottle::cgroup;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::Bench;
-use crate::flip::Sending;
+use crate::support::Bench;
+use crate::support::sending::Sending;
 
 const TABLE: &str = "add table inet cut; \
                      add chain inet cut out { type filter hook output priority 0; policy accept; }";

@@ -9,9 +9,10 @@ use enforcer::bottle::cgroup::Cgroup;
 use enforcer::kernel::{Guard, Kernel as _};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
-use crate::figures::{nanoseconds, report};
-use crate::inside::{Inside, shared};
-use crate::{Bench, guard, network, point_here};
+use crate::point_here;
+use crate::support::figures::{nanoseconds, report};
+use crate::support::inside::{Inside, shared};
+use crate::support::{Bench, guard, network};
 
 /// Connections of one kind in a row; the kinds take turns, so that they see the same machine.
 const CONNECTS: usize = 500;

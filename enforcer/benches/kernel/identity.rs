@@ -13,9 +13,9 @@ use meter_proxy::protocol::{self, ToController, ToMeter};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::daemon::Daemon;
-use crate::figures::{nanoseconds, report};
-use crate::inside::{Inside, shared};
-use crate::{Bench, network};
+use crate::support::figures::{nanoseconds, report};
+use crate::support::inside::{Inside, shared};
+use crate::support::{Bench, network};
 
 /// Connections, each of which is asked about once.
 const QUESTIONS: usize = 5_000;

@@ -9,8 +9,9 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 use crate::daemon::Daemon;
-use crate::figures::{nanoseconds, report};
-use crate::{BOTTLES, Bench};
+use crate::support::Bench;
+use crate::support::adopt::BOTTLES;
+use crate::support::figures::{nanoseconds, report};
 
 /// Attached one after another; the others by several callers at once.
 const IN_A_ROW: u32 = 100;

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use enforcer::bottle::cgroup::Cgroup;
 use enforcer::kernel::Kernel as _;
 
-use crate::figures::median;
-use crate::inside::Inside;
-use crate::{Bench, guard, point_here};
+use crate::point_here;
+use crate::support::figures::median;
+use crate::support::inside::Inside;
+use crate::support::{Bench, guard};
 
 /// Pairs of streams, one with and one without programs.
 const PAIRS: usize = 40;

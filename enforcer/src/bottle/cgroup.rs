@@ -208,7 +208,7 @@ impl Cgroup {
     pub fn populated(&self) -> Result<bool, CgroupError> {
         match fs::read_to_string(self.handle().join("cgroup.events")) {
             Ok(events) => Ok(events.lines().any(|line| line == "populated 1")),
-            Err(error) if is_gone(&error) => Ok(false),
+            Err(error) if is_missing(&error) => Ok(false),
             Err(source) => Err(failed("read the events of", &self.path, source)),
         }
     }
@@ -294,6 +294,30 @@ pub fn path_of_id(id: u64) -> Option<PathBuf> {
     (same && path.starts_with(mount)).then_some(path)
 }
 
+/// The mounted hierarchy of cgroup v2, to ask it for many.
+pub struct Hierarchy(File);
+
+impl Hierarchy {
+    /// Finds and opens its top.
+    ///
+    /// # Errors
+    /// When none is mounted, or it cannot be opened.
+    pub fn open() -> io::Result<Self> {
+        File::open(mount().map_err(io::Error::other)?).map(Self)
+    }
+
+    /// Whether there is no cgroup with this id (its inode) any more. Sockets that were made in it may still be there.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub fn has_lost(&self, id: u64) -> io::Result<bool> {
+        match kernel::open_cgroup(self.0.as_fd(), id) {
+            Err(error) if error.raw_os_error() == Some(libc::ESTALE) => Ok(true),
+            found => found.map(|_| false),
+        }
+    }
+}
+
 /// The mount point of the first cgroup v2 line; fields as in proc_pid_mountinfo(5).
 fn find_mount(mounts: &[u8]) -> Option<PathBuf> {
     mounts.split(|byte| *byte == b'\n').find_map(|line| {
@@ -330,7 +354,7 @@ fn collect_pids(directory: &Path, pids: &mut Vec<u32>) -> io::Result<()> {
         Ok(lines) => pids.extend(lines.lines().filter_map(|line| line.parse::<u32>().ok())),
         // a threaded child: its processes are listed in the domain above it
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
-        Err(error) if is_gone(&error) => return Ok(()),
+        Err(error) if is_missing(&error) => return Ok(()),
         Err(error) => return Err(error),
     }
     for child in children(directory)? {
@@ -344,7 +368,7 @@ fn collect_ids(directory: &Path, ids: &mut HashSet<u64>) -> io::Result<()> {
     for child in children(directory)? {
         match fs::symlink_metadata(&child) {
             Ok(metadata) => ids.insert(metadata.ino()),
-            Err(error) if is_gone(&error) => continue,
+            Err(error) if is_missing(&error) => continue,
             Err(error) => return Err(error),
         };
         collect_ids(&child, ids)?;
@@ -361,7 +385,7 @@ fn remove_tree(directory: &Path) -> Result<(), CgroupError> {
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
             Err(CgroupError::Busy(directory.to_owned()))
         }
-        Err(error) if !is_gone(&error) => Err(failed("remove", directory, error)),
+        Err(error) if !is_missing(&error) => Err(failed("remove", directory, error)),
         _ => Ok(()),
     }
 }
@@ -371,12 +395,12 @@ fn remove_tree(directory: &Path) -> Result<(), CgroupError> {
 fn children(directory: &Path) -> io::Result<Vec<PathBuf>> {
     match fs::metadata(directory) {
         Ok(metadata) if metadata.nlink() == 2 => return Ok(Vec::new()),
-        Err(error) if is_gone(&error) => return Ok(Vec::new()),
+        Err(error) if is_missing(&error) => return Ok(Vec::new()),
         Err(error) => return Err(error),
         Ok(_) => {}
     }
     let entries = match fs::read_dir(directory) {
-        Err(error) if is_gone(&error) => return Ok(Vec::new()),
+        Err(error) if is_missing(&error) => return Ok(Vec::new()),
         entries => entries?,
     };
     let mut found = Vec::new();
@@ -390,7 +414,7 @@ fn children(directory: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Whether the kernel says that the cgroup is not there any more (ENODEV: removed while open).
-pub(super) fn is_gone(error: &io::Error) -> bool {
+pub(super) fn is_missing(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 

@@ -5,12 +5,13 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use crate::kernel;
@@ -32,8 +33,8 @@ pub enum NamespaceError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// Something else listens at the meter's port.
-    #[error("{0} is taken there, so the meter cannot listen on it")]
+    /// Something else has the port.
+    #[error("{0} is taken there, so nothing of ours can listen on it")]
     Taken(SocketAddr),
     /// Any other refusal.
     #[error("the meter cannot listen on {address} there: {source}")]
@@ -222,20 +223,41 @@ pub fn loopback(listen: SocketAddr) -> (SocketAddr, Ipv6Addr) {
 /// # Errors
 /// When it cannot be had.
 pub fn bind(address: SocketAddr) -> Result<TcpListener, NamespaceError> {
-    let bound = || {
-        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let listening = socket(address, SocketType::STREAM).and_then(|socket| {
         // connections of an earlier meter may linger at the port
         sockopt::set_socket_reuseaddr(&socket, true)?;
-        sockopt::set_ip_freebind(&socket, true)?;
         rustix::net::bind(&socket, &address)?;
         rustix::net::listen(&socket, BACKLOG)?;
-        Ok::<_, rustix::io::Errno>(TcpListener::from(socket))
-    };
-    bound().map_err(|error| match error {
-        rustix::io::Errno::ADDRINUSE => NamespaceError::Taken(address),
+        Ok(TcpListener::from(socket))
+    });
+    listening.map_err(|error| refused(address, error))
+}
+
+/// As [`bind`], for datagrams.
+///
+/// # Errors
+/// When it cannot be had.
+pub fn bind_datagrams(address: SocketAddr) -> Result<UdpSocket, NamespaceError> {
+    let bound = socket(address, SocketType::DGRAM).and_then(|socket| {
+        // without leave to share the address: whoever had it too might be sent what is for us
+        rustix::net::bind(&socket, &address)?;
+        Ok(UdpSocket::from(socket))
+    });
+    bound.map_err(|error| refused(address, error))
+}
+
+fn socket(address: SocketAddr, kind: SocketType) -> Result<OwnedFd, Errno> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_ip_freebind(&socket, true)?;
+    Ok(socket)
+}
+
+fn refused(address: SocketAddr, error: Errno) -> NamespaceError {
+    match error {
+        Errno::ADDRINUSE => NamespaceError::Taken(address),
         error => NamespaceError::Listen { address, source: error.into() },
-    })
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::cgroup::{Cgroup, CgroupError, failed, is_gone};
+use super::cgroup::{Cgroup, CgroupError, failed, is_missing};
 
 /// How long processes may take to stand still, or to end: all but those that the kernel itself keeps waiting do so in
 /// milliseconds.
@@ -75,7 +75,7 @@ impl Cgroup {
     pub fn is_frozen(&self) -> Result<bool, CgroupError> {
         match fs::read_to_string(self.handle().join("cgroup.freeze")) {
             Ok(state) => Ok(state.trim_end() == "1"),
-            Err(error) if is_gone(&error) => Ok(false),
+            Err(error) if is_missing(&error) => Ok(false),
             Err(source) => Err(failed("read the freezer of", self.path(), source)),
         }
     }
@@ -116,7 +116,7 @@ impl Cgroup {
     }
 
     fn refused(&self, what: &'static str, source: io::Error) -> ProcessesError {
-        if is_gone(&source) && !self.exists() {
+        if is_missing(&source) && !self.exists() {
             return ProcessesError::Gone(self.path().to_owned());
         }
         failed(what, self.path(), source).into()

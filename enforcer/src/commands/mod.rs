@@ -1,6 +1,7 @@
 //! One file a verb. Each asks the control API and prints; nothing here knows how a bottle is guarded.
 mod attach;
 mod audit;
+mod budget;
 mod ca;
 mod cut;
 mod daemon;
@@ -49,7 +50,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Freeze(freeze) => freeze::run(global, &freeze),
         Command::Thaw(thaw) => thaw::run(global, &thaw),
         Command::Kill(kill) => kill::run(global, &kill),
-        Command::Budget(_) => Err(Failure::not_yet("budget")),
+        Command::Budget(budget) => budget::run(global, &budget),
         Command::Usage(usage) => usage::run(global, &usage),
         Command::Audit(audit) => audit::run(global, &audit),
         Command::Top(what) => top::run(global, &what),

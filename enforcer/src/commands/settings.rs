@@ -22,7 +22,8 @@ pub(super) fn run(global: &Global, verb: &Verb) -> Result<(), Failure> {
         Some(path) => path.clone(),
         None => StateDir::open(global.state_dir.as_deref())?.file("settings.yml"),
     };
-    Settings::load(&path)?;
+    let settings = Settings::load(&path)?;
+    settings.warnings().iter().for_each(|warning| say(&format!("warning: {warning}")));
     print(&format!("{}: good\n", path.display()))
 }
 

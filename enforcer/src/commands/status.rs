@@ -12,7 +12,10 @@ pub(super) fn run(global: &Global, status: &Status) -> Result<(), Failure> {
         return if status.json.json { print_json(&found) } else { print(&page(&found)) };
     };
     let bottle = control.wait(control.client().bottle(name))?;
-    if status.json.json { print_json(&bottle) } else { print(&bottles(std::slice::from_ref(&bottle))) }
+    if status.json.json {
+        return print_json(&bottle);
+    }
+    print(&(bottles(std::slice::from_ref(&bottle)) + &chains(&bottle)))
 }
 
 fn page(status: &api::Status) -> String {
@@ -39,11 +42,11 @@ fn page(status: &api::Status) -> String {
 
 /// A table with one row for each bottle and provider, and a line for each cause.
 fn bottles(bottles: &[api::Bottle]) -> String {
-    const HEADING: [&str; 11] = [
-        "BOTTLE", "STATE", "EGRESS", "PIDS", "PROVIDER", "USED", "LIMIT", "LEFT", "SCOPE", "PASSED",
-        "DROPPED",
+    const HEADING: [&str; 12] = [
+        "BOTTLE", "STATE", "EGRESS", "PIDS", "PROVIDER", "USED", "LIMIT", "LEFT", "SCOPE", "WINDOW",
+        "PASSED", "DROPPED",
     ];
-    let mut table = Table::new(&HEADING, [3, 5, 6, 7, 9, 10]);
+    let mut table = Table::new(&HEADING, [3, 5, 6, 7, 10, 11]);
     for bottle in bottles {
         let mut providers: Vec<&String> = bottle.budget.keys().chain(bottle.usage.keys()).collect();
         providers.sort_unstable();
@@ -62,7 +65,7 @@ fn bottles(bottles: &[api::Bottle]) -> String {
     table.render() + &causes.collect::<String>()
 }
 
-fn row(bottle: &api::Bottle, provider: Option<&str>) -> [String; 11] {
+fn row(bottle: &api::Bottle, provider: Option<&str>) -> [String; 12] {
     let budget = provider.and_then(|provider| bottle.budget.get(provider));
     let own = provider.and_then(|provider| bottle.usage.get(provider)).map_or(0, |usage| usage.total);
     let of_budget = |figure: fn(&api::Budget) -> u64| or_dash(budget.map(figure).map(short).as_deref());
@@ -76,9 +79,42 @@ fn row(bottle: &api::Bottle, provider: Option<&str>) -> [String; 11] {
         of_budget(|budget| budget.limit),
         of_budget(|budget| budget.remaining),
         or_dash(budget.map(|budget| format!("{}:{}", budget.scope, budget.owner)).as_deref()),
+        or_dash(budget.map(|budget| budget.window.as_str())),
         short(bottle.kernel.passed_packets),
         short(bottle.kernel.dropped_packets),
     ]
+}
+
+/// Every scope of each provider's chain, nearest first, and why the budget governs that does.
+fn chains(bottle: &api::Bottle) -> String {
+    const HEADING: [&str; 9] =
+        ["PROVIDER", "SCOPE", "WINDOW", "LIMIT", "USED", "RESERVED", "LEFT", "UNTIL", "BINDS"];
+    let mut table = Table::new(&HEADING, [3, 4, 5, 6]);
+    for (provider, chain) in &bottle.chain {
+        for link in chain {
+            table.row(&[
+                provider.clone(),
+                format!("{}:{}", link.scope, link.owner),
+                or_dash(link.window.as_deref()),
+                or_dash(link.limit.map(short).as_deref()),
+                short(link.used),
+                short(link.reserved),
+                or_dash(link.remaining.map(short).as_deref()),
+                or_dash(link.until.as_deref()),
+                or_dash(link.binds.then_some("yes")),
+            ]);
+        }
+    }
+    let why = bottle.budget.iter().map(|(provider, budget)| {
+        format!(
+            "{}: {}:{}: {}\n",
+            scrub(provider),
+            scrub(&budget.scope),
+            scrub(&budget.owner),
+            scrub(&budget.why)
+        )
+    });
+    format!("\n{}{}", table.render(), why.collect::<String>())
 }
 
 #[cfg(test)]
@@ -95,9 +131,32 @@ mod tests {
             window: "total".into(),
             limit: 200_000,
             used: 201_500,
-            reserved: 0,
-            remaining: 0,
+            why: "the nearest budget governs".into(),
+            ..api::Budget::default()
         };
+        let chain = vec![
+            api::Link {
+                scope: "launch".into(),
+                owner: "b1".into(),
+                window: Some("total".into()),
+                limit: Some(200_000),
+                used: 201_500,
+                remaining: Some(0),
+                binds: true,
+                ..api::Link::default()
+            },
+            api::Link { scope: "bottle".into(), owner: "b1".into(), used: 201_500, ..api::Link::default() },
+            api::Link {
+                scope: "global".into(),
+                owner: "global".into(),
+                window: Some("daily".into()),
+                limit: Some(5_000_000),
+                used: 1_000_000,
+                remaining: Some(4_000_000),
+                until: Some("2026-02-01T00:00:00.000Z".into()),
+                ..api::Link::default()
+            },
+        ];
         let cause = Cause {
             kind: CauseKind::Budget,
             provider: Some("claude".into()),
@@ -105,10 +164,13 @@ mod tests {
             owner: Some("b1".into()),
             limit: Some(200_000),
             used: Some(201_500),
+            window: Some("total".into()),
+            rule: Some("nearest".into()),
             flow: Some(7),
             at: "2026-01-31T12:00:00.000Z".into(),
             by: "controller".into(),
             reason: None,
+            held: false,
             face: crate::kernel::Face::Silent,
             policy: crate::settings::Policy::Cutoff,
             processes: crate::audit::Processes::Running,
@@ -126,6 +188,7 @@ mod tests {
             egress: "open".into(),
             usage: BTreeMap::from([("codex".into(), api::Usage { total: 5, ..api::Usage::default() })]),
             budget: BTreeMap::from([("claude".into(), budget)]),
+            chain: BTreeMap::from([("claude".into(), chain)]),
             kernel: api::Packets { passed_packets: 10, dropped_packets: 2, ..api::Packets::default() },
         }
     }
@@ -133,10 +196,22 @@ mod tests {
     #[test]
     fn a_table_shows_budgets_usage_and_the_cause() {
         insta::assert_snapshot!(bottles(&[bottle()]), @r#"
-        BOTTLE  STATE  EGRESS  PIDS  PROVIDER  USED  LIMIT  LEFT  SCOPE      PASSED  DROPPED
-        b1      cut    open       3  claude    201k   200k     0  launch:b1      10        2
-        b1      cut    open       3  codex        5      -     -  -              10        2
-        b1: 201500 of 200000 claude tokens used (budget of scope launch, owner b1), exchange 7, 2026-01-31T12:00:00.000Z
+        BOTTLE  STATE  EGRESS  PIDS  PROVIDER  USED  LIMIT  LEFT  SCOPE      WINDOW  PASSED  DROPPED
+        b1      cut    open       3  claude    201k   200k     0  launch:b1  total       10        2
+        b1      cut    open       3  codex        5      -     -  -          -           10        2
+        b1: 201500 of 200000 claude tokens used (budget of scope launch, owner b1, window total, scope rule nearest), exchange 7, 2026-01-31T12:00:00.000Z
+        "#);
+    }
+
+    #[test]
+    fn a_bottle_s_chain_shows_every_scope_and_which_binds() {
+        insta::assert_snapshot!(chains(&bottle()), @r#"
+
+        PROVIDER  SCOPE          WINDOW  LIMIT  USED  RESERVED  LEFT  UNTIL                     BINDS
+        claude    launch:b1      total    200k  201k         0     0  -                         yes
+        claude    bottle:b1      -           -  201k         0     -  -                         -
+        claude    global:global  daily      5M    1M         0    4M  2026-02-01T00:00:00.000Z  -
+        claude: launch:b1: the nearest budget governs
         "#);
     }
 }

@@ -52,10 +52,12 @@ fn show<T: serde::Serialize>(
 fn usage_table(rows: &[UsageRow], count: Count) -> Cells {
     let mut heading = vec!["bottle", "agent", "provider", "model", "day"];
     heading.extend(COUNTS);
+    heading.push("governs");
     let cells = rows.iter().map(|row| {
         let mut cells = keys(row);
         cells.push(or_dash(row.day.as_deref()));
         cells.extend(counts(row).map(count));
+        cells.push(or_dash(row.governs.as_deref()));
         cells
     });
     Cells { heading, rows: cells.collect() }
@@ -159,8 +161,8 @@ mod tests {
     #[test]
     fn csv_is_exact_and_no_formula() {
         insta::assert_snapshot!(csv(&usage_table(&[row()], |count| count.to_string())), @r#"
-        bottle,agent,provider,model,day,flows,input,cache_write,cache_read,output,reasoning,total,estimated
-        b1,,claude,"'=cmd(""a"",b)",,2,1500,0,0,0,0,1500,0
+        bottle,agent,provider,model,day,flows,input,cache_write,cache_read,output,reasoning,total,estimated,governs
+        b1,,claude,"'=cmd(""a"",b)",,2,1500,0,0,0,0,1500,0,
         "#);
     }
 }

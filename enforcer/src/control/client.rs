@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
-use super::api::{self, Problem};
+use super::api::{self, BudgetScope, Problem};
 use crate::audit;
 use crate::error::{Exit, Failure};
 use crate::ledger::{FlowRow, UsageQuery, UsageRow};
@@ -138,6 +138,44 @@ impl Client {
         self.post("/v1/settings/reload", &serde_json::json!({})).await
     }
 
+    /// `GET /v1/budgets`.
+    pub async fn budgets(&self) -> Result<Vec<api::BudgetRow>, ClientError> {
+        self.get("/v1/budgets").await
+    }
+
+    /// `PUT /v1/budgets/SCOPE/PROVIDER`.
+    pub async fn set_budget(
+        &self,
+        scope: &BudgetScope,
+        provider: &str,
+        budget: &api::SetBudget,
+    ) -> Result<api::BudgetRow, ClientError> {
+        let body = self.body(budget)?;
+        let answer = self.exchange(Method::PUT, &format!("/v1/budgets/{scope}/{provider}"), body).await?;
+        self.read(&answer)
+    }
+
+    /// `POST /v1/budgets/SCOPE/PROVIDER`.
+    pub async fn add_to_budget(
+        &self,
+        scope: &BudgetScope,
+        provider: &str,
+        add: &api::AddTokens,
+    ) -> Result<api::BudgetRow, ClientError> {
+        self.post(&format!("/v1/budgets/{scope}/{provider}"), add).await
+    }
+
+    /// `DELETE /v1/budgets/SCOPE/PROVIDER`: what stands then, if anything does.
+    pub async fn clear_budget(
+        &self,
+        scope: &BudgetScope,
+        provider: &str,
+    ) -> Result<Option<api::BudgetRow>, ClientError> {
+        let path = format!("/v1/budgets/{scope}/{provider}");
+        let answer = self.exchange(Method::DELETE, &path, Bytes::new()).await?;
+        if answer.is_empty() { Ok(None) } else { self.read(&answer).map(Some) }
+    }
+
     /// `GET /v1/bottles/NAME/env`.
     pub async fn environment(&self, name: &str) -> Result<api::Environment, ClientError> {
         self.get(&format!("/v1/bottles/{name}/env")).await
@@ -164,9 +202,12 @@ impl Client {
     }
 
     async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
-        let body = serde_json::to_vec(body).map_err(|error| self.broken(error))?;
-        let answer = self.exchange(Method::POST, path, body.into()).await?;
+        let answer = self.exchange(Method::POST, path, self.body(body)?).await?;
         self.read(&answer)
+    }
+
+    fn body(&self, document: &impl Serialize) -> Result<Bytes, ClientError> {
+        serde_json::to_vec(document).map(Bytes::from).map_err(|error| self.broken(error))
     }
 
     fn with_query(&self, path: &str, query: &UsageQuery) -> Result<String, ClientError> {

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use crate::audit;
+use crate::core::BudgetOrder;
 use crate::ledger::{FlowRow, UsageQuery, UsageRow};
 
 /// What the server asks of the daemon. `by` is who asks, as the audit writes it (`uid:N`). Every
@@ -84,6 +85,16 @@ pub trait Controller: Send + Sync + 'static {
 
     /// Takes the settings file as it is now, whole or not at all.
     fn reload(&self, by: &str) -> impl Future<Output = Result<api::Reloaded, api::Problem>> + Send;
+
+    /// Every budget there is.
+    fn budgets(&self) -> impl Future<Output = Result<Vec<api::BudgetRow>, api::Problem>> + Send;
+
+    /// Sets, adds to or clears a budget; it as it stands then, `None` when there is none any more.
+    fn state_budget(
+        &self,
+        order: BudgetOrder,
+        by: &str,
+    ) -> impl Future<Output = Result<Option<api::BudgetRow>, api::Problem>> + Send;
 
     /// What the bottle needs to trust and reach the meter.
     fn environment(&self, name: &str) -> impl Future<Output = Result<api::Environment, api::Problem>> + Send;

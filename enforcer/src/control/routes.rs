@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
-use super::api::Problem;
+use super::api::{AddTokens, BudgetScope, Problem};
 use super::{AUDIT_LIMIT_MAX, Controller, Event};
+use crate::core::{BudgetOrder, BudgetVerb};
 use crate::error::{Exit, Failure};
 use crate::ledger::UsageQuery;
 
@@ -130,7 +131,11 @@ async fn route<C: Controller>(
             Ok(done(&controller.reload(by).await?))
         }
         (&Method::GET, ["v1", "events"]) => Ok(events(&**controller, shutdown)),
-        (_, ["v1", "budgets", ..] | ["metrics"]) => Err(not_yet(&path)),
+        (&Method::GET, ["v1", "budgets"]) => Ok(done(&controller.budgets().await?)),
+        (method, ["v1", "budgets", scope, provider]) => {
+            one_budget(&**controller, by, method, scope, provider, body).await
+        }
+        (_, ["metrics"]) => Err(not_yet(&path)),
         (method, _) => Err(unknown(method, &path)),
     }
 }
@@ -183,6 +188,28 @@ async fn one_bottle<C: Controller>(
         }
         Err(problem) => Err(problem.into()),
     }
+}
+
+/// Everything under `/v1/budgets/SCOPE/PROVIDER`.
+async fn one_budget<C: Controller>(
+    controller: &C,
+    by: &str,
+    method: &Method,
+    scope: &str,
+    provider: &str,
+    body: Incoming,
+) -> Result<Response<Body>, Refused> {
+    let scope: BudgetScope =
+        scope.parse().map_err(|error: String| Refused::new(StatusCode::BAD_REQUEST, Exit::Usage, error))?;
+    let verb = match *method {
+        Method::PUT => BudgetVerb::Set(required(body).await?),
+        Method::POST => BudgetVerb::Add(required::<AddTokens>(body).await?.tokens),
+        Method::DELETE => BudgetVerb::Clear,
+        _ => return Err(unknown(method, &format!("/v1/budgets/{scope}/{provider}"))),
+    };
+    let order = BudgetOrder { scope, provider: provider.to_owned(), verb };
+    let stands = controller.state_budget(order, by).await?;
+    Ok(stands.map_or_else(empty, |budget| done(&budget)))
 }
 
 fn not_yet(path: &str) -> Refused {

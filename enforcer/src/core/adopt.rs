@@ -12,11 +12,13 @@ use super::verdicts::Crossing;
 use super::{Core, Stage};
 use crate::act::Which;
 use crate::audit::{ActionKind, Cause, Processes};
-use crate::bottle::cgroup::{self, Cgroup, CgroupError};
+use crate::bottle::cgroup::{self, Cgroup, CgroupError, Hierarchy};
+use crate::budget::Warned;
 use crate::clock::now_ms;
-use crate::kernel::{Face, KernelError, Pinned};
+use crate::egress::packets;
+use crate::kernel::{Face, Guard, KernelError, Pinned};
 use crate::lane;
-use crate::ledger::{Attachment, Entry, Owner, Reservation, Snapshot, Sum, Verdict};
+use crate::ledger::{Attachment, Entry, HourSum, Owner, Reservation, Snapshot, Stated, Sum, Verdict};
 use crate::settings::{Egress, Policy};
 
 /// What can go wrong while an earlier controller's state is taken over.
@@ -43,9 +45,7 @@ impl Core {
         self.last_exchange = snapshot.last_exchange;
         self.last_attachment = snapshot.last_attachment;
         self.last_generation = snapshot.last_generation;
-        self.added =
-            snapshot.added.into_iter().map(|(owner, provider, tokens)| ((owner, provider), tokens)).collect();
-
+        self.submit_done(vec![Entry::Reached(self.accounts.hour())], After::Nothing);
         let mut pinned: HashMap<String, Pinned> =
             self.kernel.adopted().into_iter().map(|pinned| (pinned.name.clone(), pinned)).collect();
         pinned.retain(|name, _| !lane::is_own_guard(name));
@@ -63,14 +63,16 @@ impl Core {
             verdicts.extend(self.take_over_unknown(unknown)?);
         }
 
-        self.load_sums(snapshot.sums, snapshot.own);
+        self.load_budgets(snapshot.stated, snapshot.warned);
+        self.load_sums(snapshot.sums, snapshot.hours, snapshot.own);
+        self.mark_used_up();
         for (reservation, seen) in snapshot.orphans {
             self.settle_orphan(reservation, seen);
         }
         for (slot, cause) in verdicts {
             self.settle_verdict(slot, cause);
         }
-        self.mark_crossed();
+        self.act_on_crossed();
         // last: a bottle whose lease ran out opens with this
         self.first_beat();
         Ok(())
@@ -91,7 +93,8 @@ impl Core {
             self.let_go(&attachment, cause, why);
             return Ok(None);
         }
-        let guard = attachment.guard(self.listener);
+        let mute = pinned.as_ref().map_or_else(|| is_mute(&attachment), |pinned| Ok(pinned.mute))?;
+        let guard = Guard { mute, ..attachment.guard(self.listener) };
         let cut_in_kernel = pinned.as_ref().and_then(|pinned| pinned.cut);
         match pinned {
             Some(pinned) if is_of(&pinned, &attachment) => self.kernel.refresh(guard),
@@ -107,7 +110,7 @@ impl Core {
             }
         }
         let (slot, name) = (attachment.slot, attachment.name.clone());
-        self.enter(attachment, Stage::Attached);
+        self.enter(attachment, Stage::Attached, mute);
         let verdict = match (cause, cut_in_kernel) {
             (None, Some(_)) => {
                 let found = found_cut(format!("{name} was found cut in the kernel but not in the ledger"));
@@ -123,7 +126,12 @@ impl Core {
     /// reach, so it reaches nothing until the egress room writes what `metered` lets through.
     fn take_over_unknown(&mut self, pinned: Pinned) -> Result<Option<(u32, Option<Cause>)>, AdoptError> {
         self.kernel.cut(pinned.slot);
-        if pinned.cgroup_id == 0 {
+        let unreadable = |error| AdoptError::Bottle {
+            name: pinned.name.clone(),
+            why: format!("whether its cgroup is there cannot be told: {error}"),
+        };
+        let is_lost = || Hierarchy::open().and_then(|hierarchy| hierarchy.has_lost(pinned.cgroup_id));
+        if pinned.cgroup_id == 0 || is_lost().map_err(unreadable)? {
             self.kernel.detach(&pinned.name, pinned.slot)?;
             return Ok(None);
         }
@@ -153,11 +161,11 @@ impl Core {
             launch_budget: Vec::new(),
             attached_at: now_ms(),
         };
-        self.kernel.refresh(attachment.guard(self.listener));
+        self.kernel.refresh(Guard { mute: pinned.mute, ..attachment.guard(self.listener) });
         let mut row = action(ActionKind::Attach, Some(pinned.name.clone()), None, "controller");
         row.detail = Some("found in the kernel but not in the ledger".into());
         self.submit_done(vec![Entry::Attach(attachment.clone()), Entry::Action(row)], After::Nothing);
-        self.enter(attachment, Stage::Attached);
+        self.enter(attachment, Stage::Attached, pinned.mute);
         let cause = found_cut(format!("{} was found in the kernel but not in the ledger", pinned.name));
         Ok(Some((pinned.slot, Some(cause))))
     }
@@ -188,46 +196,73 @@ impl Core {
         self.submit_done(entries, After::Nothing);
     }
 
-    fn load_sums(&mut self, sums: Vec<Sum>, own: Vec<Sum>) {
-        for sum in sums {
-            let ended = matches!(sum.owner, Owner::Launch(id) if self.slot_of_attachment(id).is_none());
-            if !ended {
-                let account = self.account(&sum.owner, &sum.provider);
-                self.accounts.load_settled(account, sum.tokens.total());
+    /// Every budget there is, whether or not a bottle is charged to it, and what was warned of it.
+    fn load_budgets(&mut self, stated: Vec<Stated>, warned: Vec<(Owner, String, Warned)>) {
+        for (owner, provider) in self.defined_owners() {
+            self.account(&owner, &provider);
+        }
+        for Stated { owner, provider, statement, hour, .. } in stated {
+            if self.counts_still(&owner) {
+                let account = self.account(&owner, &provider);
+                self.accounts.state(account, statement, hour);
             }
+        }
+        for (owner, provider, warned) in warned {
+            if self.counts_still(&owner) {
+                let account = self.account(&owner, &provider);
+                self.accounts.was_warned(account, warned);
+            }
+        }
+    }
+
+    fn load_sums(&mut self, sums: Vec<Sum>, hours: Vec<HourSum>, own: Vec<Sum>) {
+        for sum in sums.iter().filter(|sum| self.counts_still(&sum.owner)).collect::<Vec<_>>() {
+            let account = self.account(&sum.owner, &sum.provider);
+            self.accounts.load_total(account, &sum.tokens);
+        }
+        for sum in hours.iter().filter(|sum| self.counts_still(&sum.owner)).collect::<Vec<_>>() {
+            let account = self.account(&sum.owner, &sum.provider);
+            self.accounts.load_hour(account, &sum.tokens, sum.hour);
         }
         for sum in own {
             if let Owner::Bottle(name) = &sum.owner {
-                let usage =
-                    self.usage.entry(name.clone()).or_default().entry(sum.provider.clone()).or_default();
-                usage.load(&sum);
+                self.usage.load(name, &sum);
             }
         }
+    }
+
+    /// Nothing is charged any more to the launch of an attachment that has ended.
+    fn counts_still(&self, owner: &Owner) -> bool {
+        !matches!(owner, Owner::Launch(id) if self.slot_of_attachment(*id).is_none())
     }
 
     /// A reservation that was never settled is charged in full, or by what was seen and may have been seen since.
     fn settle_orphan(&mut self, reservation: Reservation, seen: Tokens) {
         let seen = Tokens { output: seen.output.saturating_add(PROGRESS_GRAIN), ..seen };
-        let settlement = orphan(reservation.id, seen, reservation.reserved_tokens);
+        let settlement = orphan(reservation.id, seen, reservation.reserved_tokens, self.accounts.hour());
         let mut owners: Vec<Owner> = reservation.attachment.map(Owner::Launch).into_iter().collect();
         owners.extend(reservation.agent.map(Owner::Agent));
         owners.push(Owner::Bottle(reservation.bottle.clone()));
         owners.extend(reservation.ancestors.into_iter().map(Owner::Bottle));
         owners.push(Owner::Global);
         for owner in owners {
-            let account = self.account(&owner, &reservation.provider);
-            self.accounts.load_settled(account, settlement.tokens.total());
+            if self.counts_still(&owner) {
+                let account = self.account(&owner, &reservation.provider);
+                self.accounts.charge(account, &settlement.tokens);
+            }
         }
-        let usage =
-            self.usage.entry(reservation.bottle).or_default().entry(reservation.provider).or_default();
-        usage.charge(&settlement.tokens, settlement.provenance);
+        self.usage.charge(&reservation.bottle, &reservation.provider, &settlement);
         self.submit_done(vec![Entry::Settle(settlement)], After::Nothing);
     }
 
     /// Sets what the kernel holds to the more closed of what was recorded, found and is used up.
     fn settle_verdict(&mut self, slot: u32, cause: Option<Cause>) {
         self.lend(slot);
-        let Some(cause) = cause else { return self.open_first(slot) };
+        let Some(cause) = cause else {
+            let crossing = self.crossing_at_start(slot);
+            return self.open_first(slot, crossing);
+        };
+        let cause = Cause { face: self.face_for(slot, cause.face), ..cause };
         let passed = self.kernel.is_open(slot);
         self.store_cut(slot, cause.face);
         if cause.face == Face::Answered {
@@ -256,12 +291,29 @@ impl Core {
         Cause { processes, ..cause }
     }
 
-    /// Accounts that are used up already have had their bottles cut: only a new crossing is news.
-    fn mark_crossed(&mut self) {
-        for account in self.accounts.used_up() {
-            self.crossed.insert(account);
-            self.cut_all_governed_by(account, Crossing::Before);
+    /// Accounts that are used up already have been acted upon: only a later crossing is news.
+    fn mark_used_up(&mut self) {
+        let accounts = &self.accounts;
+        self.crossed.extend(accounts.ids().filter(|account| accounts.is_used_up(*account)));
+    }
+
+    /// How a bottle that was open stands to a budget that is used up. What the estimates of orphans have used up was
+    /// crossed while nobody looked: the policy acts on it now, as it would have then.
+    fn crossing_at_start(&mut self, slot: u32) -> Crossing {
+        let binding = self.binding_accounts(slot);
+        let news = |account| self.accounts.is_used_up(account) && !self.crossed.contains(&account);
+        match binding.into_iter().any(|(_, account)| news(account)) {
+            true => Crossing::now(),
+            false => Crossing::Before,
         }
+    }
+
+    /// What was crossed while nobody looked is acted upon, and warned of.
+    fn act_on_crossed(&mut self) {
+        for account in self.accounts.ids() {
+            self.cut_all_bound_by(account, Crossing::now());
+        }
+        self.warn_of_all();
     }
 }
 
@@ -279,6 +331,13 @@ fn gone(attachment: &Attachment, pinned: Option<&Pinned>) -> Result<Option<&'sta
         Err(CgroupError::Missing(_)) => Ok(Some("its cgroup is gone")),
         Err(error) => Err(not_taken(attachment, error)),
     }
+}
+
+/// As was judged when it was attached, where the kernel does not know that any more.
+fn is_mute(attachment: &Attachment) -> Result<bool, AdoptError> {
+    let pids = Cgroup::open(Path::new(&attachment.cgroup)).and_then(|cgroup| cgroup.pids());
+    let pids = pids.map_err(|error| not_taken(attachment, error))?;
+    Ok(!attachment.owns_cgroup && packets::holder(&pids, false).is_some())
 }
 
 fn is_of(pinned: &Pinned, attachment: &Attachment) -> bool {

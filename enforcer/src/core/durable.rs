@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use meter_proxy::protocol::{Refusal, ToMeter};
 use tokio::sync::oneshot;
 
+use super::budgets::Pending;
 use super::processes::Asker;
 use super::reload::Reloading;
+use super::windows::Opening;
 use super::{Change, Core, Message, answer};
 use crate::audit::{Action, ActionKind, Cause};
-use crate::budget::AccountId;
+use crate::budget::window::Hour;
 use crate::clock::{now_ms, rfc3339};
 use crate::control::api::Problem;
 use crate::ledger::{Attachment, AttachmentId, Entry, ExchangeId, LedgerError, UnixMs};
@@ -51,7 +53,7 @@ pub(super) enum After {
         /// The verdict's number when the restore was ordered.
         verdict: u64,
         /// Tokens to add to accounts.
-        additions: Vec<(AccountId, u64)>,
+        additions: Vec<Pending>,
         by: String,
         reply: oneshot::Sender<Result<(), Problem>>,
     },
@@ -66,6 +68,17 @@ pub(super) enum After {
     },
     /// Changed settings hold.
     Reloaded(Reloading),
+    /// The bottles may be opened that budgets do not cut any longer, unless newer verdicts stand.
+    Reopened { openings: Vec<Opening>, reply: Option<oneshot::Sender<Result<(), Problem>>> },
+    /// What an operator said of a budget counts.
+    Stated {
+        pending: Pending,
+        /// `controller` or `uid:N`.
+        by: String,
+        reply: oneshot::Sender<Result<(), Problem>>,
+    },
+    /// Windows may move on.
+    Reached { hour: Hour },
     /// Tell who asked; what was to be done is done already.
     Report { reply: oneshot::Sender<Result<(), Problem>> },
     /// An owed entry has been tried once more.
@@ -172,6 +185,11 @@ impl Core {
                 self.thawed(attachment, verdict, left, result.map_err(not_done), asker);
             }
             After::Reloaded(reloading) => self.reloaded(reloading, result.map_err(not_done)),
+            After::Reopened { openings, reply } => self.reopened(&openings, result.map_err(not_done), reply),
+            After::Stated { pending, by, reply } => {
+                self.stated(&pending, &by, result.map_err(not_done), reply)
+            }
+            After::Reached { hour } => self.reached(hour, result.map_err(not_done)),
             After::Report { reply } => answer(
                 reply,
                 result.map_err(|error| Problem::failed(format!("done, but not recorded yet: {error}"))),

@@ -77,7 +77,7 @@ impl Core {
 
 /// The cause of a cut as an agent is told it.
 fn refusal(bottle: &str, cause: &Cause) -> Refusal {
-    let Cause { kind, provider, scope, owner, limit, used, .. } = cause;
+    let Cause { kind, provider, scope, owner, limit, used, window, rule, .. } = cause;
     match (kind, provider, scope, owner, limit, used) {
         (CauseKind::Budget, Some(provider), Some(scope), Some(owner), Some(limit), Some(used)) => {
             Refusal::Budget {
@@ -88,7 +88,8 @@ fn refusal(bottle: &str, cause: &Cause) -> Refusal {
                 limit: *limit,
                 used: *used,
                 reserved: 0,
-                window: "total".into(),
+                window: window.clone().unwrap_or_else(|| "total".into()),
+                rule: rule.clone().unwrap_or_else(|| "nearest".into()),
             }
         }
         _ => Refusal::Cut { bottle: bottle.to_owned(), cause: cause.to_string() },

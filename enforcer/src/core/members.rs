@@ -1,6 +1,6 @@
 //! Attach and detach, as far as sums and verdicts are concerned; the hooks are put on and off by the registry.
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use meter_proxy::protocol::{ToLane, ToMeter, Upstream};
@@ -15,7 +15,7 @@ use crate::audit::ActionKind;
 use crate::bottle::engine::Container;
 use crate::clock::now_ms;
 use crate::control::api::Problem;
-use crate::kernel::Guard;
+use crate::kernel::{Face, Guard};
 use crate::lane::FIRST_OWN_SLOT;
 use crate::ledger::{Attachment, AttachmentId, Entry, Verdict};
 use crate::settings::{Egress, Policy};
@@ -49,6 +49,8 @@ pub struct Admission {
     pub egress: Egress,
     /// Launch-time budgets, tokens by provider.
     pub launch_budget: BTreeMap<String, u64>,
+    /// Whether its cuts are silent ones: one of its processes rules over a network that leads out.
+    pub mute: bool,
 }
 
 impl Attachment {
@@ -92,23 +94,26 @@ impl Core {
             launch_budget: admission.launch_budget.into_iter().collect(),
             attached_at: now_ms(),
         };
-        self.enter(attachment.clone(), Stage::Attaching);
+        self.enter(attachment.clone(), Stage::Attaching, admission.mute);
         if let Some(bottle) = self.bottles.get_mut(&slot) {
             bottle.cause = self.kept_cuts.get(&attachment.name).map(|(_, cause)| cause.clone());
         }
         Ok(attachment)
     }
 
-    pub(super) fn enter(&mut self, attachment: Attachment, stage: Stage) {
+    pub(super) fn enter(&mut self, attachment: Attachment, stage: Stage, mute: bool) {
+        let slot = attachment.slot;
         let bottle = Bottle {
             paths: std::collections::HashMap::new(),
             cause: None,
             verdict: 0,
             orders: 0,
             stage,
+            mute,
             attachment,
         };
-        self.bottles.insert(bottle.attachment.slot, bottle);
+        self.bottles.insert(slot, bottle);
+        self.open_accounts(slot);
     }
 
     fn check_admission(&self, admission: &Admission) -> Result<(), Problem> {
@@ -147,11 +152,9 @@ impl Core {
     fn parent_of(&self, admission: &Admission) -> Option<String> {
         let cgroup = Path::new(&admission.cgroup);
         self.bottles
-            .values()
-            .map(|bottle| &bottle.attachment)
-            .filter(|outer| cgroup.starts_with(&outer.cgroup))
-            .max_by_key(|outer| outer.cgroup.len())
-            .map(|outer| outer.name.clone())
+            .around(cgroup)
+            .next()
+            .map(|outer| outer.attachment.name.clone())
             .or_else(|| self.settings.bottles.get(&admission.name)?.extends.clone())
     }
 
@@ -206,10 +209,30 @@ impl Core {
         };
         if result.is_ok() {
             self.lend(slot);
-            self.open_first(slot);
+            self.mute_around(slot);
+            self.open_first(slot, Crossing::Before);
             self.publish(Change::State);
         }
         answer(reply, result);
+    }
+
+    /// Who rules over a bottle's network is in the bottles around it too: no cut of those is answered either.
+    fn mute_around(&mut self, slot: u32) {
+        let Some(inner) = self.bottles.get(&slot).filter(|inner| inner.mute) else { return };
+        let cgroup = PathBuf::from(&inner.attachment.cgroup);
+        let around = self.bottles.around(&cgroup).filter(|outer| !outer.mute);
+        let around: Vec<u32> = around.map(|outer| outer.attachment.slot).collect();
+        let mut answered = Vec::new();
+        for slot in around {
+            let Some(outer) = self.bottles.get_mut(&slot) else { continue };
+            outer.mute = true;
+            self.kernel.refresh(Guard { mute: true, ..outer.attachment.guard(self.listener) });
+            let cause = outer.cause.clone().filter(|cause| cause.face == Face::Answered);
+            answered.extend(cause.map(|cause| (slot, cause)));
+        }
+        for (slot, cause) in answered {
+            self.cut(slot, cause, Upstream::Close, Instant::now(), After::Nothing);
+        }
     }
 
     pub(super) fn not_attached(&mut self, name: String, why: String) {
@@ -220,10 +243,9 @@ impl Core {
     }
 
     /// Opens a bottle for the first time, unless it was cut while it was being attached, or cuts it at once when a
-    /// budget that governs it is used up.
-    pub(super) fn open_first(&mut self, slot: u32) {
-        let used_up =
-            self.governing_accounts(slot).into_iter().find(|(_, id)| self.accounts.account(*id).is_used_up());
+    /// budget that binds it is used up, which was crossed as told.
+    pub(super) fn open_first(&mut self, slot: u32, crossing: Crossing) {
+        let used_up = self.used_up(slot);
         let Some(bottle) = self.bottles.get_mut(&slot) else { return };
         bottle.stage = Stage::Attached;
         self.kept_cuts.remove(&bottle.attachment.name);
@@ -232,7 +254,7 @@ impl Core {
             return self.hold(slot, Asker::controller(Instant::now()));
         }
         match used_up {
-            Some((scope, account)) => self.cut_for_budget(slot, scope, account, Crossing::Before),
+            Some((scope, account)) => self.cut_for_budget(slot, scope, account, crossing),
             None => self.kernel.open(slot),
         }
     }
@@ -303,10 +325,11 @@ impl Core {
     }
 
     pub(super) fn forget(&mut self, id: AttachmentId) {
-        let Some(gone) = self.slot_of_attachment(id).and_then(|slot| self.bottles.remove(&slot)) else {
+        let Some(gone) = self.slot_of_attachment(id).and_then(|slot| self.bottles.remove(slot)) else {
             return;
         };
         self.hand.forget(id);
+        self.close_accounts(gone.attachment.slot, gone.paths.into_values());
         // what was shut by this bottle's verdict is not any more
         self.tell_meter_below(&gone.attachment.cgroup, Upstream::Hold);
         self.publish(Change::State);

@@ -3,11 +3,14 @@
 //! It never touches the disk and never waits: what must be durable goes to the writer, whose answer comes back
 //! as a message. Closing (a cut) is stored first and committed after; opening (a permit, an attach, a restore)
 //! is committed first and done after. `requests` follows the meter's messages, `accounts` says what they are
-//! charged to, `verdicts` cuts and restores, `processes` freezes, thaws and kills, `reload` takes
-//! changed settings, `members` attaches and detaches, `adopt` takes over what an earlier
+//! charged to, `budgets` takes what operators say of them, `windows` begins them anew, `warnings` warns, `usage` sums
+//! what is shown, `bottles` finds the attached ones, `verdicts` cuts and restores, `processes` freezes, thaws and
+//! kills, `reload` takes changed settings, `members` attaches and detaches, `adopt` takes over what an earlier
 //! controller left, `durable` talks to the writer, `lease` beats the heart, `drops` tells what the kernel dropped, `lane` says why, `view` shows the state.
 mod accounts;
 mod adopt;
+mod bottles;
+mod budgets;
 mod drops;
 mod durable;
 mod lane;
@@ -18,10 +21,13 @@ mod reload;
 mod requests;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod verdicts;
 mod view;
+mod warnings;
+mod windows;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -34,6 +40,8 @@ use meter_proxy::protocol::{Notice, ToController, ToLane, ToMeter};
 use tokio::sync::{broadcast, oneshot};
 
 pub use self::adopt::AdoptError;
+use self::bottles::Bottles;
+pub use self::budgets::{BudgetOrder, BudgetVerb};
 use self::durable::{Committed, Outstanding};
 pub use self::lane::Why;
 use self::lease::Heart;
@@ -41,15 +49,19 @@ pub use self::members::Admission;
 use self::processes::Asker;
 pub use self::reload::Reloading;
 use self::requests::{Live, RowLimit, Waiting};
+use self::usage::UsedByBottles;
 pub use self::view::BottleModel;
+use self::windows::Turn;
 use crate::act::Actor;
 use crate::audit::{ActionKind, Cause};
+use crate::budget::window::Hour;
 use crate::budget::{AccountId, Accounts, Path};
+use crate::clock::now_ms;
 use crate::control::api::{self, Problem};
 use crate::hooks::{Called, Hooks};
 use crate::kernel::{Event, Kernel, Place};
 use crate::ledger::writer::Writer;
-use crate::ledger::{Attachment, AttachmentId, Entry, ExchangeId, Owner, UnixMs, UsageRow};
+use crate::ledger::{Attachment, AttachmentId, Entry, ExchangeId, UnixMs, UsageRow};
 use crate::policy::{Acted, Hand, Snapshotted};
 use crate::settings::Settings;
 
@@ -292,6 +304,22 @@ pub enum Message {
     Snapshotted(Snapshotted),
     /// A hook ended.
     Called(Called),
+    /// Set, add to or clear a budget.
+    StateBudget {
+        /// What.
+        order: BudgetOrder,
+        /// `controller` or `uid:N`.
+        by: String,
+        /// When the order came.
+        received: Instant,
+        /// Done and durable; what it opens is open.
+        reply: oneshot::Sender<Result<(), Problem>>,
+    },
+    /// Which budgets are there?
+    Budgets {
+        /// Each with its figures.
+        reply: oneshot::Sender<Vec<api::BudgetRow>>,
+    },
     /// Have other settings hold.
     Reload(Reloading),
     /// Changed settings were not taken: for the audit.
@@ -359,6 +387,8 @@ struct Bottle {
     /// Grows with each order for its processes, so that a snapshot that ends late ends nobody.
     orders: u64,
     stage: Stage,
+    /// Whether its cuts are silent ones, whatever was ordered; kept by the kernel over restarts.
+    mute: bool,
 }
 
 /// Where a bottle is between attach and detach.
@@ -388,15 +418,19 @@ pub struct Core {
     accounts: Accounts,
     /// Accounts whose crossing has been acted upon.
     crossed: HashSet<AccountId>,
-    /// Tokens added by the operator, for accounts that come into being later.
-    added: HashMap<(Owner, String), u64>,
-    bottles: BTreeMap<u32, Bottle>,
+    /// Slots of the bottles that are charged to each account.
+    payers: HashMap<AccountId, BTreeSet<u32>>,
+    /// How many statements operators have made.
+    statements: u64,
+    /// The last statement of each account that counted before it was durable: earlier ones do not count after it.
+    overtaken: HashMap<AccountId, u64>,
+    turn: Turn,
+    bottles: Bottles,
     /// Bottles whose cgroup went while they were cut and that the settings attach again, by name: their last
     /// attachment, which stays in the ledger until the next one begins with its cut.
     kept_cuts: HashMap<String, (AttachmentId, Cause)>,
     host_paths: HashMap<String, Path>,
-    /// Settled figures by bottle's name and provider.
-    usage: HashMap<String, BTreeMap<String, api::Usage>>,
+    usage: UsedByBottles,
     exchanges: HashMap<u64, Live>,
     waiting: VecDeque<Waiting>,
     rows: RowLimit,
@@ -480,14 +514,16 @@ pub fn start(
     snapshot: crate::ledger::Snapshot,
 ) -> Result<(CoreHandle, JoinHandle<()>), AdoptError> {
     let (sender, receiver) = channel();
-    let mut core = Core::new(parts, sender.clone());
+    let hour = snapshot.reached.unwrap_or_else(|| Hour::of(now_ms()));
+    let mut core = Core::new(parts, sender.clone(), hour);
     core.adopt(snapshot)?;
     let thread = std::thread::Builder::new().name("core".into()).spawn(move || core.run(&receiver))?;
     Ok((CoreHandle { sender }, thread))
 }
 
 impl Core {
-    fn new(parts: Parts, itself: Sender<Message>) -> Self {
+    fn new(parts: Parts, itself: Sender<Message>, hour: Hour) -> Self {
+        let accounts = Accounts::new(parts.settings.scope_rule, parts.settings.weights, hour);
         Self {
             settings: parts.settings,
             kernel: parts.kernel,
@@ -500,13 +536,16 @@ impl Core {
             actor: parts.actor,
             hand: parts.hand,
             hooks: parts.hooks,
-            accounts: Accounts::default(),
+            accounts,
             crossed: HashSet::new(),
-            added: HashMap::new(),
-            bottles: BTreeMap::new(),
+            payers: HashMap::new(),
+            statements: 0,
+            overtaken: HashMap::new(),
+            turn: Turn::default(),
+            bottles: Bottles::default(),
             kept_cuts: HashMap::new(),
             host_paths: HashMap::new(),
-            usage: HashMap::new(),
+            usage: UsedByBottles::default(),
             exchanges: HashMap::new(),
             waiting: VecDeque::new(),
             rows: RowLimit::default(),
@@ -575,6 +614,10 @@ impl Core {
             Message::Reload(reloading) => self.reload(reloading),
             Message::NotReloaded { by, why } => self.not_reloaded(&by, why),
             Message::RollUp(day) => self.roll_up(day),
+            Message::StateBudget { order, by, received, reply } => {
+                self.state_budget(&order, &by, received, reply)
+            }
+            Message::Budgets { reply } => answer(reply, self.budgets()),
             Message::Warn { bottle, detail, failed } => self.warn(bottle, detail, failed),
             Message::View { reply } => {
                 let closed = self.behind().or_else(|| self.closed.clone());
@@ -591,6 +634,7 @@ impl Core {
 
     fn tick(&mut self) {
         self.ask_for_beat();
+        self.look_at_clock();
         self.give_up_waiting();
         self.tell_left_out(Instant::now());
         self.pay_what_is_owed();
@@ -602,11 +646,11 @@ impl Core {
     }
 
     fn slot_of(&self, name: &str) -> Option<u32> {
-        self.bottles.iter().find(|(_, bottle)| bottle.attachment.name == name).map(|(slot, _)| *slot)
+        self.bottles.named(name)
     }
 
     fn slot_of_attachment(&self, id: AttachmentId) -> Option<u32> {
-        self.bottles.iter().find(|(_, bottle)| bottle.attachment.id == id).map(|(slot, _)| *slot)
+        self.bottles.of_attachment(id)
     }
 
     fn tell_meter(&self, message: ToMeter) {

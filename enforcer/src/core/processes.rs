@@ -103,7 +103,8 @@ impl Core {
     fn snapshot(&self, bottle: &Bottle) -> Option<Snapshot> {
         match self.settings.bottles.get(&bottle.attachment.name)?.snapshot.as_ref()? {
             settings::Snapshot::Program(argv) => {
-                Some(Snapshot::Program(about(bottle, bottle.cause.as_ref()).fill(argv)))
+                let about = self.about(Some(&bottle.attachment.name), bottle.cause.as_ref());
+                Some(Snapshot::Program(about.fill(argv)))
             }
             settings::Snapshot::Engine => Some(Snapshot::Engine(bottle.attachment.container.clone())),
         }
@@ -177,9 +178,7 @@ impl Core {
         if !came_with_freeze {
             return Some(Cause { processes: Processes::Running, ..cause });
         }
-        let used_up =
-            self.governing_accounts(slot).into_iter().find(|(_, id)| self.accounts.account(*id).is_used_up());
-        let (scope, account) = used_up?;
+        let (scope, account) = self.used_up(slot)?;
         let cause = self.budget_cause(Policy::Cutoff, scope, account, None);
         Some(Cause { face: Face::Silent, ..cause })
     }
@@ -239,9 +238,9 @@ impl Core {
             Act::Thaw => (ActionKind::Thaw, None),
             Act::Kill => (ActionKind::Kill, Some(Occasion::Kill)),
         };
-        let slot = self.slot_of_attachment(order.attachment);
-        if let Some((slot, occasion)) = slot.zip(occasion).filter(|_| result.is_ok() && !order.again) {
-            self.call_hook(occasion, slot, order.cause.as_ref());
+        let is_here = self.slot_of_attachment(order.attachment).is_some();
+        if let Some(occasion) = occasion.filter(|_| is_here && result.is_ok() && !order.again) {
+            self.call_hook(occasion, Some(&order.bottle), order.cause.as_ref());
         }
         let mut row =
             outcome(action(kind, Some(order.bottle.clone()), order.cause, &order.by), &result, took);
@@ -280,16 +279,24 @@ impl Core {
     }
 
     /// Calls the hook for this occasion, where the settings have one.
-    pub(super) fn call_hook(&mut self, occasion: Occasion, slot: u32, cause: Option<&Cause>) {
-        let (Some(argv), Some(bottle)) = (self.settings.hooks.get(&occasion), self.bottles.get(&slot)) else {
-            return;
-        };
-        let call = Call { occasion, argv: argv.clone(), about: about(bottle, cause) };
-        let bottle = call.about.bottle.clone();
+    pub(super) fn call_hook(&mut self, occasion: Occasion, bottle: Option<&str>, cause: Option<&Cause>) {
+        let Some(argv) = self.settings.hooks.get(&occasion) else { return };
+        let call = Call { occasion, argv: argv.clone(), about: self.about(bottle, cause) };
         if !self.hooks.fire(call) {
             let detail = format!("the {} hook was not called: too many wait already", occasion.as_str());
-            let row = action(ActionKind::Hook, Some(bottle), None, "controller");
+            let row = action(ActionKind::Hook, bottle.map(str::to_owned), None, "controller");
             self.record(Action { done: false, detail: Some(detail), ..row });
+        }
+    }
+
+    /// What a program is told of a bottle, or of none, and of why.
+    fn about(&self, bottle: Option<&str>, cause: Option<&Cause>) -> About {
+        let attached = bottle.and_then(|name| self.bottles.get(&self.slot_of(name)?));
+        About {
+            bottle: bottle.unwrap_or_default().to_owned(),
+            cgroup: attached.map(|bottle| bottle.attachment.cgroup.clone()).unwrap_or_default(),
+            provider: cause.and_then(|cause| cause.provider.clone()).unwrap_or_default(),
+            cause: cause.map(ToString::to_string).unwrap_or_default(),
         }
     }
 
@@ -301,17 +308,9 @@ impl Core {
             words => format!("{}: {words}", occasion.as_str()),
         };
         let result = result.map(said).map_err(said);
-        let row = action(ActionKind::Hook, Some(bottle), None, "controller");
+        let bottle = Some(bottle).filter(|bottle| !bottle.is_empty());
+        let row = action(ActionKind::Hook, bottle, None, "controller");
         self.record(outcome(row, &result, took));
-    }
-}
-
-fn about(bottle: &Bottle, cause: Option<&Cause>) -> About {
-    About {
-        bottle: bottle.attachment.name.clone(),
-        cgroup: bottle.attachment.cgroup.clone(),
-        provider: cause.and_then(|cause| cause.provider.clone()).unwrap_or_default(),
-        cause: cause.map(ToString::to_string).unwrap_or_default(),
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::durable::{After, action};
 use super::verdicts::Crossing;
 use super::{Change, Core, answer};
-use crate::audit::{Action, ActionKind, CauseKind};
+use crate::audit::{Action, ActionKind};
 use crate::budget::{AccountId, Scope};
 use crate::control::api::Problem;
 use crate::ledger::Entry;
@@ -47,6 +47,7 @@ impl Core {
         self.settings = reloading.settings;
         self.redefine_budgets();
         self.cut_for_settings(&before);
+        self.warn_of_all();
         if self.settings.lease != lease {
             self.bottles.keys().for_each(|slot| self.lend(*slot));
         }
@@ -65,29 +66,34 @@ impl Core {
         self.record(Action { done: false, detail: Some(why), ..row });
     }
 
+    /// Has the settings' budgets, weights and scope rule hold, for whatever providers there are now.
     fn redefine_budgets(&mut self) {
+        self.accounts.judge_by(self.settings.scope_rule, self.settings.weights);
         for account in self.accounts.ids() {
-            let (owner, provider) =
-                (self.accounts.owner(account).clone(), self.accounts.provider(account).to_owned());
-            let defined = self.defined_budget(&owner, &provider);
-            self.accounts.define(account, defined);
-            if !self.accounts.account(account).is_used_up() {
-                self.crossed.remove(&account);
-            }
+            let owner = self.accounts.owner(account).clone();
+            let provider = self.accounts.provider(account).to_owned();
+            self.account(&owner, &provider);
         }
+        for (owner, provider) in self.defined_owners() {
+            self.account(&owner, &provider);
+        }
+        for slot in self.bottles.keys().copied().collect::<Vec<_>>() {
+            self.open_accounts(slot);
+        }
+        self.forget_crossings();
     }
 
-    /// Of each bottle, the governing budgets that are used up.
+    /// Of each bottle, the budgets that bind it and are used up.
     fn used_up_by_slot(&mut self) -> HashMap<u32, Vec<(Scope, AccountId)>> {
         let slots: Vec<u32> = self.bottles.keys().copied().collect();
         let used_up = |core: &mut Self, slot| {
-            let governing = core.governing_accounts(slot).into_iter();
-            governing.filter(|(_, account)| core.accounts.account(*account).is_used_up()).collect()
+            let binding = core.binding_accounts(slot).into_iter();
+            binding.filter(|(_, account)| core.accounts.is_used_up(*account)).collect()
         };
         slots.into_iter().map(|slot| (slot, used_up(self, slot))).collect()
     }
 
-    /// Cuts the bottles that a budget governs and has used up only since the settings changed: one that an operator
+    /// Cuts the bottles that a budget binds which is used up only since the settings changed: one that an operator
     /// opened although its budget was used up before stays as it is.
     fn cut_for_settings(&mut self, before: &HashMap<u32, Vec<(Scope, AccountId)>>) {
         let received = Instant::now();
@@ -101,18 +107,12 @@ impl Core {
         }
     }
 
-    /// What is cut for a budget that has room again, one line each.
+    /// What budgets alone have cut and none cuts any longer, one line each.
     fn cut_without_need(&mut self) -> Vec<String> {
-        let used_up = self.used_up_by_slot();
-        let needless = self.bottles.iter().filter(|(slot, bottle)| {
-            let for_budget = bottle.cause.as_ref().is_some_and(|cause| cause.kind == CauseKind::Budget);
-            for_budget && used_up.get(slot).is_none_or(Vec::is_empty)
-        });
-        let names = needless.map(|(_, bottle)| bottle.attachment.name.clone());
-        names
-            .map(|name| {
-                format!("{name} stays cut although its budget has room again: enforcer restore {name}")
-            })
-            .collect()
+        let mut slots: Vec<u32> = self.bottles.keys().copied().collect();
+        slots.retain(|slot| self.is_cut_by_budget_alone(*slot) && self.used_up(*slot).is_none());
+        let line =
+            |name| format!("{name} stays cut although its budget has room again: enforcer restore {name}");
+        slots.into_iter().map(|slot| line(self.name_of(slot))).collect()
     }
 }

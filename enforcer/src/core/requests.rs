@@ -12,6 +12,8 @@ use meter_proxy::tokens::{Ending, Provenance, Tokens};
 use super::durable::{After, action};
 use super::{Change, Core, HOST_SLOT, MeterLink, Stage};
 use crate::audit::ActionKind;
+use crate::budget::weights::Weights;
+use crate::budget::window::Hour;
 use crate::budget::{AccountId, Held, Judgement, Path, Scope};
 use crate::clock::now_ms;
 use crate::control::api::Problem;
@@ -184,17 +186,13 @@ impl Core {
             return false;
         }
         let cgroup = self.kernel.made_in(peer, local);
-        cgroup.is_some_and(|cgroup| {
-            !self.bottles.values().any(|bottle| cgroup.starts_with(&bottle.attachment.cgroup))
-        })
+        cgroup.is_some_and(|cgroup| self.bottles.around(&cgroup).next().is_none())
     }
 
     /// The closest mode of the bottles whose cgroups hold this one: as the kernel, all of them must let it pass.
     fn egress_around(&self, cgroup: &str) -> Egress {
-        let inner = std::path::Path::new(cgroup);
-        let around = self.bottles.values().map(|outer| &outer.attachment);
-        let around = around.filter(|outer| inner.starts_with(&outer.cgroup));
-        around.map(|outer| outer.egress).max().unwrap_or(Egress::Metered)
+        let around = self.bottles.around(std::path::Path::new(cgroup));
+        around.map(|outer| outer.attachment.egress).max().unwrap_or(Egress::Metered)
     }
 
     fn reserve(&mut self, mut request: Reserve) {
@@ -243,16 +241,17 @@ impl Core {
     }
 
     fn budget_refusal(&self, slot: u32, scope: Scope, id: AccountId) -> Refusal {
-        let account = self.accounts.account(id);
+        let figures = self.accounts.figures(id);
         Refusal::Budget {
             bottle: self.name_of(slot),
             provider: self.accounts.provider(id).to_owned(),
             scope: scope.as_str().into(),
             owner: self.owner_name(id),
-            limit: account.limit().unwrap_or(0),
-            used: account.used(),
-            reserved: account.reserved(),
-            window: "total".into(),
+            limit: figures.limit().unwrap_or(0),
+            used: figures.used,
+            reserved: figures.reserved,
+            window: self.window_words(&figures),
+            rule: self.settings.scope_rule.as_str().into(),
         }
     }
 
@@ -308,7 +307,7 @@ impl Core {
             endpoint: request.endpoint.clone(),
             model: request.model.clone(),
             reserved_tokens: request.tokens,
-            window: "total".into(),
+            hour: self.accounts.hour(),
             started_at: now_ms(),
         }
     }
@@ -324,14 +323,15 @@ impl Core {
         if !self.is_current(epoch) {
             // the meter that asked died before it was told: the request never left
             if result.is_ok() {
-                self.submit_done(vec![Entry::Settle(unsent(id))], After::Nothing);
+                let settlement = unsent(id, self.accounts.hour());
+                self.submit_done(vec![Entry::Settle(settlement)], After::Nothing);
             }
             return;
         }
         let Some(live) = self.exchanges.get(&exchange) else { return };
         if let Err(problem) = result {
             // not durable, so there is nothing to settle
-            self.accounts.settle(&live.path, live.held, 0);
+            self.accounts.settle(&live.path, live.held, &Tokens::default());
             self.exchanges.remove(&exchange);
             let refusal = Refusal::Closed { reason: problem.error };
             self.tell_meter(ToMeter::Refused { exchange, refusal });
@@ -355,7 +355,7 @@ impl Core {
     /// Settles an exchange whose request never left.
     fn settle_unsent(&mut self, exchange: u64) {
         let Some(live) = self.exchanges.remove(&exchange) else { return };
-        let settlement = unsent(live.id);
+        let settlement = unsent(live.id, self.accounts.hour());
         self.charge(&live, &settlement);
         self.submit_done(vec![Entry::Settle(settlement)], After::Nothing);
         self.admit_waiting();
@@ -374,14 +374,15 @@ impl Core {
     fn progress(&mut self, exchange: u64, tokens: Tokens, received: Instant) {
         let Some(live) = self.exchanges.get_mut(&exchange) else { return };
         live.tokens = tokens;
-        live.held = self.accounts.progress(&live.path, live.held, tokens.total());
-        let (path, bottle, id) = (live.path.clone(), live.bottle, live.id);
+        live.held = self.accounts.progress(&live.path, live.held, &tokens);
+        let (path, bottle, id, name) = (live.path.clone(), live.bottle, live.id, live.name.clone());
         let seen_tokens = tokens.total();
         let news = seen_tokens >= live.written.saturating_add(PROGRESS_GRAIN);
         if news {
             live.written = seen_tokens;
         }
         self.cut_where_crossed(&path, bottle, id, received);
+        self.warn_where_due(&path, &name, id);
         if news {
             self.submit(vec![Entry::Progress { exchange: id, seen: tokens }], After::Nothing);
         }
@@ -402,11 +403,13 @@ impl Core {
             http_status: settle.http_status,
             model: settle.model,
             raw: settle.raw,
+            hour: self.accounts.hour(),
             ended_at: now_ms(),
         };
         self.charge(&live, &settlement);
         self.cut_where_crossed(&live.path, live.bottle, live.id, received);
-        self.publish(Change::Usage(Box::new(usage_row(&live, &settlement))));
+        self.warn_where_due(&live.path, &live.name, live.id);
+        self.publish(Change::Usage(Box::new(usage_row(&live, &settlement, self.accounts.weights()))));
         self.submit_done(
             vec![Entry::Settle(settlement)],
             After::Settled { epoch, exchange: settle.exchange },
@@ -416,11 +419,8 @@ impl Core {
 
     /// Moves an exchange from its accounts' in-flight to their settled figures.
     fn charge(&mut self, live: &Live, settlement: &Settlement) {
-        let total = settlement.tokens.total();
-        self.accounts.settle(&live.path, live.held, total);
-        let usage =
-            self.usage.entry(live.name.clone()).or_default().entry(live.provider.clone()).or_default();
-        usage.charge(&settlement.tokens, settlement.provenance);
+        self.accounts.settle(&live.path, live.held, &settlement.tokens);
+        self.usage.charge(&live.name, &live.provider, settlement);
     }
 
     /// Records what was noticed, within bounds.
@@ -475,9 +475,13 @@ impl Core {
         while self.waiting.front().is_some_and(|waiting| waiting.until <= now) {
             let Some(Waiting { request, .. }) = self.waiting.pop_front() else { return };
             let path = self.path(request.bottle.slot, &request.provider);
-            let refusal = match self.accounts.governing(&path) {
-                Some((scope, id)) => self.budget_refusal(request.bottle.slot, scope, id),
-                None => Refusal::Closed { reason: "the budget changed while the request waited".into() },
+            let refusal = match self.accounts.judge(&path) {
+                Judgement::Wait(scope, id) | Judgement::Refuse(scope, id) => {
+                    self.budget_refusal(request.bottle.slot, scope, id)
+                }
+                Judgement::Grant => {
+                    Refusal::Closed { reason: "the budget changed while the request waited".into() }
+                }
             };
             self.refuse(&request, refusal);
         }
@@ -494,12 +498,13 @@ impl Core {
         for (_, live) in std::mem::take(&mut self.exchanges) {
             if !live.permitted {
                 // never left; its commit's answer settles it
-                self.accounts.settle(&live.path, live.held, 0);
+                self.accounts.settle(&live.path, live.held, &Tokens::default());
                 continue;
             }
-            let settlement = orphan(live.id, live.tokens, live.reserved);
+            let settlement = orphan(live.id, live.tokens, live.reserved, self.accounts.hour());
             self.charge(&live, &settlement);
             self.cut_where_crossed(&live.path, live.bottle, live.id, received);
+            self.warn_where_due(&live.path, &live.name, live.id);
             self.submit_done(vec![Entry::Settle(settlement)], After::Nothing);
         }
         let mut row = action(ActionKind::Meter, None, None, "controller");
@@ -513,7 +518,7 @@ impl Core {
 /// The settlement of an exchange that nobody can account for any more: what was seen, its output doubled because
 /// the running count errs low by up to that, the reservation for an input that the provider had not told yet, and
 /// never less than the reservation.
-pub(super) fn orphan(id: ExchangeId, seen: Tokens, reserved: u64) -> Settlement {
+pub(super) fn orphan(id: ExchangeId, seen: Tokens, reserved: u64, hour: Hour) -> Settlement {
     let mut tokens = Tokens { output: seen.output.saturating_mul(2), ..seen };
     if tokens.all_input() == 0 {
         tokens.input = reserved;
@@ -527,14 +532,15 @@ pub(super) fn orphan(id: ExchangeId, seen: Tokens, reserved: u64) -> Settlement 
         http_status: None,
         model: None,
         raw: None,
+        hour,
         ended_at: now_ms(),
     }
 }
 
 /// One settled exchange as `GET /v1/events` shows it.
-fn usage_row(live: &Live, settlement: &Settlement) -> UsageRow {
+fn usage_row(live: &Live, settlement: &Settlement, weights: &Weights) -> UsageRow {
     let tokens = &settlement.tokens;
-    let total = tokens.total();
+    let total = weights.total(tokens);
     UsageRow {
         bottle: Some(live.name.clone()),
         provider: Some(live.provider.clone()),
@@ -552,7 +558,7 @@ fn usage_row(live: &Live, settlement: &Settlement) -> UsageRow {
 }
 
 /// The settlement of an exchange whose request never left.
-fn unsent(id: ExchangeId) -> Settlement {
+fn unsent(id: ExchangeId, hour: Hour) -> Settlement {
     Settlement {
         id,
         tokens: Tokens::default(),
@@ -561,6 +567,7 @@ fn unsent(id: ExchangeId) -> Settlement {
         http_status: None,
         model: None,
         raw: None,
+        hour,
         ended_at: now_ms(),
     }
 }

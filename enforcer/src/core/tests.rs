@@ -10,8 +10,11 @@ use enforcer_ebpf::LISTENER_HOST;
 use meter_proxy::protocol::{BottleRef, Refusal, Reserve, Settle, Upstream};
 use meter_proxy::tokens::{Ending, Provenance, Tokens};
 
+mod budgets;
+
 use super::*;
 use crate::act::{self, Abort, Which};
+use crate::budget::weights::Weights;
 use crate::kernel::fake::FakeKernel;
 use crate::kernel::{Allowed, AllowedPorts, Face, Pinned};
 use crate::ledger::sqlite::SqliteLedger;
@@ -170,6 +173,7 @@ impl Bench {
                 .iter()
                 .map(|(provider, tokens)| ((*provider).into(), *tokens))
                 .collect(),
+            mute: name.starts_with("mute"),
         };
         let attachment = self.ask(|reply| Message::Admit { admission, reply }).unwrap();
         self.kernel.attach_id(name, attachment.cgroup_id, attachment.guard(listener()));
@@ -223,6 +227,14 @@ impl Bench {
         }));
     }
 
+    /// Charges a bottle with an exchange of so many tokens; whatever else the meter is told is swallowed.
+    fn spend(&self, exchange: u64, bottle: BottleRef, tokens: u64) {
+        self.reserve(exchange, bottle, 10);
+        while self.order() != (ToMeter::Permit { exchange }) {}
+        self.settle(exchange, tokens);
+        while self.order() != (ToMeter::Settled { exchange }) {}
+    }
+
     fn order(&self) -> ToMeter {
         self.orders.recv_timeout(SOON).expect("an order to the meter")
     }
@@ -238,11 +250,28 @@ impl Bench {
     }
 
     fn flows(&mut self) -> Vec<FlowRow> {
-        self.reader.flows(&UsageQuery::default()).unwrap()
+        self.reader.flows(&UsageQuery::default(), &Weights::default()).unwrap()
     }
 
     fn actions(&mut self) -> Vec<crate::audit::Row> {
         self.reader.audit(0, 1_000).unwrap()
+    }
+
+    fn rows(&mut self, action: &str) -> Vec<crate::audit::Row> {
+        self.actions().into_iter().filter(|row| row.action == action).collect()
+    }
+
+    /// The rows of this action, once there are so many.
+    fn awaited_rows(&mut self, action: &str, count: usize) -> Vec<crate::audit::Row> {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let rows = self.rows(action);
+            if rows.len() >= count {
+                return rows;
+            }
+            assert!(Instant::now() < deadline, "{count} rows of {action}: {rows:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     fn cut(&self, name: &str) -> Result<(), Problem> {
@@ -696,6 +725,7 @@ fn no_bottle_is_its_own_ancestor() {
         policy: Policy::Cutoff,
         egress: Egress::Open,
         launch_budget: BTreeMap::new(),
+        mute: false,
     };
     let problem = bench.ask(|reply| Message::Admit { admission, reply }).unwrap_err();
     assert_eq!(problem.exit_code, 2);
@@ -709,6 +739,7 @@ fn pinned(attachment: &Attachment, cut: bool) -> Pinned {
         generation: attachment.generation,
         cgroup_id: attachment.cgroup_id,
         cut: cut.then_some(Face::Silent),
+        mute: false,
     }
 }
 
@@ -739,7 +770,14 @@ fn a_guard_that_the_ledger_does_not_know_is_kept_closed() {
     let known = bench.view("known").attachment;
     // any cgroup that is there will do: the fake kernel attaches to none
     let somewhere = std::fs::metadata(crate::bottle::cgroup::mount().unwrap()).unwrap().ino();
-    let strange = Pinned { name: "strange".into(), slot: 7, generation: 9, cgroup_id: somewhere, cut: None };
+    let strange = Pinned {
+        name: "strange".into(),
+        slot: 7,
+        generation: 9,
+        cgroup_id: somewhere,
+        cut: None,
+        mute: false,
+    };
     let left = [7, known.slot].map(|slot| (slot, vec![anything_at("192.0.2.0/24")]));
     let bench = bench.restart_with("", vec![pinned(&known, false), strange], left.clone());
     assert!(!bench.kernel.is_open(7));
@@ -901,6 +939,46 @@ fn a_nested_bottle_sees_the_most_closed_of_the_cuts_around_it() {
     bench.cut_as("b1", None, true);
     assert_eq!(bench.aborts(), [Which::All]);
     assert_eq!((bench.view("b1").face, bench.view("outer").face), (Some(Face::Silent), Some(Face::Answered)));
+}
+
+#[test]
+fn no_cut_is_answered_of_who_rules_over_its_network_nor_of_a_bottle_around_it() {
+    let mut bench = Bench::new("budget: { claude: 100 }");
+    let outer = bench.attach_as("outer", "/sys/fs/cgroup/o", &[]);
+    let other = bench.attach("b1");
+    bench.cut_as("outer", Some(Face::Answered), false);
+    assert_eq!(bench.kernel.face(outer.slot), Some(Face::Answered));
+    let mute = bench.attach_as("mute", "/sys/fs/cgroup/o/i", &[]);
+    assert_eq!(bench.kernel.face(outer.slot), Some(Face::Silent), "it is in there too");
+    assert_eq!(bench.view("outer").cause.unwrap().face, Face::Silent);
+    bench.restore("outer", &[], false).unwrap();
+    for name in ["outer", "mute"] {
+        bench.cut_as(name, Some(Face::Answered), false);
+        assert_eq!(bench.view(name).face, Some(Face::Silent));
+        bench.restore(name, &[], false).unwrap();
+    }
+    bench.orders.try_iter().for_each(drop);
+    bench.cross(mute);
+    for (bottle, face) in [(mute, Face::Silent), (outer, Face::Silent), (other, Face::Answered)] {
+        assert_eq!(bench.kernel.face(bottle.slot), Some(face));
+    }
+    // a cut by a budget waits for nobody's commit
+    let told = |bench: &mut Bench| {
+        let rows = bench.reader.audit(0, 100).unwrap().into_iter();
+        rows.filter(|row| row.detail.as_deref().is_some_and(|detail| detail.contains("rules over"))).count()
+    };
+    let until = Instant::now() + SOON;
+    while told(&mut bench) < 5 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(told(&mut bench), 5, "each cut that was to be answered says why it is not");
+
+    let held = Pinned { mute: true, ..pinned(&bench.view("mute").attachment, true) };
+    let bench = bench.restart("", vec![held]);
+    assert_eq!(bench.kernel.guard(mute.slot).map(|guard| guard.mute), Some(true));
+    bench.restore("mute", &[], true).unwrap();
+    bench.cut_as("mute", Some(Face::Answered), false);
+    assert_eq!(bench.kernel.face(mute.slot), Some(Face::Silent), "a new controller knows");
 }
 
 #[test]

@@ -6,13 +6,14 @@ use std::time::Instant;
 use meter_proxy::protocol::{BottleRef, ToMeter, Upstream};
 use tokio::sync::oneshot;
 
+use super::budgets::Pending;
 use super::durable::{After, Committed, action};
 use super::processes::{Asker, killed};
 use super::requests::reference;
 use super::{Bottle, Change, Core, Stage, answer};
 use crate::act::{Abort, Which};
 use crate::audit::{ActionKind, Cause, CauseKind, Processes};
-use crate::budget::{self, AccountId, Scope};
+use crate::budget::{self, AccountId, Figures, Judgement, Scope, Statement};
 use crate::clock::{now_ms, rfc3339};
 use crate::control::api::{self, Problem};
 use crate::hooks::Occasion;
@@ -30,9 +31,22 @@ pub(super) enum Crossing {
         /// When its figures were received.
         received: Instant,
     },
-    /// Before the bottle was attached, or taken over: it is cut, and no more. An operator may have opened it since.
+    /// Before the bottle was attached, or its controller started: it is cut, and no more. A new bottle has used nothing
+    /// of that budget, and its agent is to read why it cannot work, which nobody can who stands still or is killed; an
+    /// old one was dealt with when it crossed, and an operator may have opened it since.
     Before,
 }
+
+impl Crossing {
+    /// Found now, by no exchange of its own.
+    pub(super) fn now() -> Self {
+        Self::Now { flow: None, received: Instant::now() }
+    }
+}
+
+/// What the audit says of a cut that was to be answered and is not.
+const MUTED: &str =
+    "silent: a process of it rules over a network that leads out, and could misuse the lane's address";
 
 /// A restore that was found right, before it is durable.
 struct Restoring {
@@ -41,7 +55,7 @@ struct Restoring {
     /// The verdict's number when the restore was ordered.
     verdict: u64,
     /// Tokens to add to accounts.
-    additions: Vec<(AccountId, u64)>,
+    additions: Vec<Pending>,
     by: String,
 }
 
@@ -57,41 +71,49 @@ impl Core {
     ) {
         let crossing = Crossing::Now { flow: Some(flow), received };
         for (_, account) in path {
-            if self.accounts.account(*account).is_used_up() && self.crossed.insert(*account) {
-                self.cut_all_governed_by(*account, crossing);
-            }
+            self.cut_all_bound_by(*account, crossing);
         }
-        let governing = self.accounts.governing(path);
-        if let Some((scope, account)) = governing
-            && self.accounts.account(account).is_used_up()
+        if let Judgement::Refuse(scope, account) = self.accounts.judge(path)
             && self.bottle(charged).is_some()
         {
             self.cut_for_budget(charged.slot, scope, account, crossing);
         }
     }
 
-    pub(super) fn cut_all_governed_by(&mut self, account: AccountId, crossing: Crossing) {
+    /// Cuts every bottle that this budget binds, if it is used up now and was not before.
+    pub(super) fn cut_all_bound_by(&mut self, account: AccountId, crossing: Crossing) {
+        if !self.accounts.is_used_up(account) || !self.crossed.insert(account) {
+            return;
+        }
         let provider = self.accounts.provider(account).to_owned();
-        let slots: Vec<u32> = self.bottles.keys().copied().collect();
-        let mut governed = Vec::new();
-        for slot in slots {
+        let mut bound = Vec::new();
+        for slot in self.payers(account) {
             let path = self.path(slot, &provider);
-            if let Some((scope, governing)) = self.accounts.governing(&path)
-                && governing == account
-            {
-                let policy = self.policy_at(slot, crossing);
-                self.store_cut(slot, self.face_with(policy));
-                governed.push((slot, scope));
+            if let Some((scope, _)) = self.accounts.binding(&path).find(|(_, binding)| *binding == account) {
+                self.store_crossing(slot, crossing);
+                bound.push((slot, scope));
             }
         }
         // every store is done before anything is told or written
-        for (slot, scope) in governed {
+        for (slot, scope) in bound {
             self.cut_for_budget(slot, scope, account, crossing);
         }
     }
 
+    /// Stores the cut that a crossing asks for. One for a budget that stands already stays as it is.
+    pub(super) fn store_crossing(&self, slot: u32, crossing: Crossing) {
+        if !self.is_cut_for_budget(slot) {
+            self.store_cut(slot, self.face_with(self.policy_at(slot, crossing)));
+        }
+    }
+
+    fn is_cut_for_budget(&self, slot: u32) -> bool {
+        let cause = self.bottles.get(&slot).and_then(|bottle| bottle.cause.as_ref());
+        cause.is_some_and(|cause| cause.kind == CauseKind::Budget)
+    }
+
     /// What is done to a bottle beyond the cut.
-    fn policy_at(&self, slot: u32, crossing: Crossing) -> Policy {
+    pub(super) fn policy_at(&self, slot: u32, crossing: Crossing) -> Policy {
         match (crossing, self.bottles.get(&slot)) {
             (Crossing::Now { .. }, Some(bottle)) => bottle.attachment.policy,
             (Crossing::Before, _) | (_, None) => Policy::Cutoff,
@@ -103,21 +125,26 @@ impl Core {
         if policy == Policy::Cutoff { self.settings.cut } else { Face::Silent }
     }
 
+    /// Cuts a bottle for a budget that binds it, by the budget's figures as they are.
     pub(super) fn cut_for_budget(&mut self, slot: u32, scope: Scope, account: AccountId, crossing: Crossing) {
-        if let Some(bottle) = self.bottles.get_mut(&slot)
-            && bottle.cause.as_ref().is_some_and(|cause| cause.kind == CauseKind::Budget)
-        {
-            // a restore under way was ordered before this crossing, and must not undo it
-            bottle.verdict += 1;
-            return;
-        }
         let (flow, received) = match crossing {
             Crossing::Now { flow, received } => (flow, received),
             Crossing::Before => (None, Instant::now()),
         };
         let cause = self.budget_cause(self.policy_at(slot, crossing), scope, account, flow);
-        let standing = self.bottles.get(&slot).and_then(|bottle| bottle.cause.as_ref());
-        let more = standing.is_none_or(|standing| standing.processes < cause.policy.into());
+        self.cut_by_budget(slot, cause, received);
+    }
+
+    /// Cuts a bottle with a budget's cause, and has done to its processes what the cause asks for.
+    pub(super) fn cut_by_budget(&mut self, slot: u32, cause: Cause, received: Instant) {
+        let is_cut = self.is_cut_for_budget(slot);
+        let Some(bottle) = self.bottles.get_mut(&slot) else { return };
+        if is_cut {
+            // a restore under way was ordered before this crossing, and must not undo it
+            bottle.verdict += 1;
+            return;
+        }
+        let more = bottle.cause.as_ref().is_none_or(|standing| standing.processes < cause.policy.into());
         self.cut(slot, cause, Upstream::Close, received, After::Nothing);
         if more {
             self.hold(slot, Asker::controller(received));
@@ -127,9 +154,16 @@ impl Core {
     /// Stores a cut. A bottle whose hooks are being put on or off has no lane: nothing of it is in use.
     pub(super) fn store_cut(&self, slot: u32, face: Face) {
         let Some(bottle) = self.bottles.get(&slot) else { return };
+        let face = self.face_for(slot, face);
         let standing = bottle.cause.as_ref().map_or(face, |cause| cause.face.max(face));
         let in_use = bottle.stage == Stage::Attached;
         self.kernel.cut_as(slot, if in_use { standing } else { Face::Silent });
+    }
+
+    /// What a cut of this bottle looks like where it was to look so.
+    pub(super) fn face_for(&self, slot: u32, wanted: Face) -> Face {
+        let mute = self.bottles.get(&slot).is_some_and(|bottle| bottle.mute);
+        if mute { Face::Silent } else { wanted }
     }
 
     pub(super) fn budget_cause(
@@ -139,21 +173,44 @@ impl Core {
         account: AccountId,
         flow: Option<ExchangeId>,
     ) -> Cause {
-        let figures = self.accounts.account(account);
+        self.cause_by(policy, scope, account, &self.accounts.figures(account), flow)
+    }
+
+    /// The same by other figures than the account has now.
+    pub(super) fn cause_by(
+        &self,
+        policy: Policy,
+        scope: Scope,
+        account: AccountId,
+        figures: &Figures,
+        flow: Option<ExchangeId>,
+    ) -> Cause {
         Cause {
             kind: CauseKind::Budget,
             provider: Some(self.accounts.provider(account).to_owned()),
             scope: Some(scope.as_str().into()),
             owner: Some(self.owner_name(account)),
             limit: figures.limit(),
-            used: Some(figures.used()),
+            used: Some(figures.used),
+            window: Some(self.window_words(figures)),
+            rule: Some(self.settings.scope_rule.as_str().into()),
             flow,
             at: rfc3339(now_ms()),
             by: "controller".into(),
             reason: None,
+            held: false,
             face: self.face_with(policy),
             policy,
             processes: Processes::Running,
+        }
+    }
+
+    /// A budget's window as people read it: `daily until 2026-02-01T00:00Z`.
+    pub(super) fn window_words(&self, figures: &Figures) -> String {
+        let window = figures.window();
+        match window.end(self.accounts.hour()) {
+            Some(end) => format!("{} until {end}:00Z", window.as_str()),
+            None => window.as_str().into(),
         }
     }
 
@@ -171,11 +228,15 @@ impl Core {
         let before = bottle.cause.as_ref().map(|cause| cause.face);
         self.store_cut(slot, cause.face);
         let took = received.elapsed();
+        let wanted = cause.face;
+        let cause = Cause { face: self.face_for(slot, wanted), ..cause };
+        let muted = (cause.face != wanted).then_some(MUTED);
         let Some(bottle) = self.bottles.get_mut(&slot) else { return };
         bottle.verdict += 1;
         let standing = bottle.cause.get_or_insert_with(|| cause.clone());
         standing.face = standing.face.max(cause.face);
         standing.processes = standing.processes.max(cause.policy.into());
+        standing.held |= standing.kind == CauseKind::Budget && cause.kind != CauseKind::Budget;
         let standing = standing.clone();
         let (name, attachment) = (bottle.attachment.name.clone(), bottle.attachment.id);
         let attaching = bottle.stage == Stage::Attaching;
@@ -187,11 +248,13 @@ impl Core {
             return self.committed(Committed { after, owed: Vec::new(), audited: false, result: Ok(()) });
         }
         let by = cause.by.clone();
-        let mut row = action(ActionKind::Cut, Some(name), Some(cause), &by);
+        let mut row = action(ActionKind::Cut, Some(name.clone()), Some(cause), &by);
         row.took_us = Some(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-        row.detail = before.map(|_| format!("was cut already, and is now {}", standing.face.as_str()));
+        let again = before.map(|_| format!("was cut already, and is now {}", standing.face.as_str()));
+        let details: Vec<String> = again.into_iter().chain(muted.map(str::to_owned)).collect();
+        row.detail = (!details.is_empty()).then(|| details.join("; "));
         if before.is_none() {
-            self.call_hook(Occasion::Cut, slot, Some(&standing));
+            self.call_hook(Occasion::Cut, Some(&name), Some(&standing));
         }
         let verdict = Entry::Verdict(Verdict { attachment, cause: Some(standing) });
         self.submit_done(vec![verdict, Entry::Action(row)], after);
@@ -209,7 +272,7 @@ impl Core {
         let Some(slot) = self.slot_of(name) else { return answer(reply, Err(unknown(name))) };
         let face = order.face.unwrap_or(Face::Silent);
         let cause = Cause { face, ..Cause::operator(by, order.reason) };
-        let hold = face == Face::Silent && !order.hard;
+        let hold = self.face_for(slot, face) == Face::Silent && !order.hard;
         let upstream = if hold { Upstream::Hold } else { Upstream::Close };
         self.cut(slot, cause, upstream, received, After::Report { reply });
         if order.hard {
@@ -248,8 +311,7 @@ impl Core {
 
     /// Slots of the bottles at and below this cgroup.
     pub(super) fn slots_below(&self, cgroup: &str) -> Vec<u32> {
-        let below = |bottle: &Bottle| Path::new(&bottle.attachment.cgroup).starts_with(cgroup);
-        self.bottles.iter().filter(|(_, bottle)| below(bottle)).map(|(slot, _)| *slot).collect()
+        self.bottles.below(Path::new(cgroup))
     }
 
     pub(super) fn restore(
@@ -285,18 +347,12 @@ impl Core {
         bottle.orders += 1;
         let bottle = &*bottle;
         let (attachment, verdict) = (bottle.attachment.id, bottle.verdict);
-        let mut entries: Vec<Entry> = additions
-            .iter()
-            .map(|(account, tokens)| Entry::AddTokens {
-                owner: self.accounts.owner(*account).clone(),
-                provider: self.accounts.provider(*account).to_owned(),
-                tokens: *tokens,
-                at: now_ms(),
-            })
-            .collect();
-        entries.push(Entry::Verdict(Verdict { attachment, cause: None }));
         let mut row = action(ActionKind::Restore, Some(name.to_owned()), bottle.cause.clone(), by);
         row.detail = self.describe(&additions, order.force);
+        let stated =
+            additions.iter().map(|(account, tokens)| self.pending(*account, Statement::Add(*tokens)));
+        let (additions, mut entries): (Vec<Pending>, Vec<Entry>) = stated.unzip();
+        entries.push(Entry::Verdict(Verdict { attachment, cause: None }));
         entries.push(Entry::Action(row));
         Ok(Restoring { entries, attachment, verdict, additions, by: by.to_owned() })
     }
@@ -312,11 +368,11 @@ impl Core {
         for (provider, tokens) in &order.add {
             self.check_provider(provider)?;
             let path = self.path(slot, provider);
-            let (_, account) = self.accounts.governing(&path).ok_or_else(|| {
+            let governing = self.accounts.governing(&path).ok_or_else(|| {
                 Problem::usage(format!("no budget for {provider} governs {name}: there is nothing to add to"))
                     .with_hint(format!("leave out --add {provider}=…"))
             })?;
-            additions.push((account, *tokens));
+            additions.push((governing.account, *tokens));
         }
         Ok(additions)
     }
@@ -336,16 +392,20 @@ impl Core {
         name: &str,
         additions: &[(AccountId, u64)],
     ) -> Result<(), Problem> {
-        for (_, account) in self.governing_accounts(slot) {
+        for (scope, account) in self.binding_accounts(slot) {
             let added: u64 =
                 additions.iter().filter(|(to, _)| *to == account).map(|(_, tokens)| *tokens).sum();
-            let figures = self.accounts.account(account);
+            let figures = self.accounts.figures(account);
             let limit = figures.limit().unwrap_or(u64::MAX).saturating_add(added);
-            if figures.used() >= limit {
-                let (provider, used) = (self.accounts.provider(account), figures.used());
+            if figures.used >= limit {
+                let (provider, used) = (self.accounts.provider(account), figures.used);
                 let short = (used - limit).saturating_add(1);
                 return Err(Problem::refused(format!(
-                    "{name} stays cut: {used} of {limit} {provider} tokens are used"
+                    "{name} stays cut: {used} of {limit} {provider} tokens are used (budget of scope {}, owner {}, \
+                     window {})",
+                    scope.as_str(),
+                    self.owner_name(account),
+                    self.window_words(&figures),
                 ))
                 .with_hint(format!(
                     "add at least {short} tokens: enforcer restore {name} --add {provider}=TOKENS; or --force, \
@@ -354,19 +414,6 @@ impl Core {
             }
         }
         Ok(())
-    }
-
-    /// The governing account of every provider that has one here.
-    pub(super) fn governing_accounts(&mut self, slot: u32) -> Vec<(Scope, AccountId)> {
-        let providers: Vec<String> =
-            self.settings.providers.iter().map(|provider| provider.name.clone()).collect();
-        providers
-            .iter()
-            .filter_map(|provider| {
-                let path = self.path(slot, provider);
-                self.accounts.governing(&path)
-            })
-            .collect()
     }
 
     fn describe(&self, additions: &[(AccountId, u64)], force: bool) -> Option<String> {
@@ -388,7 +435,7 @@ impl Core {
         &mut self,
         attachment: AttachmentId,
         verdict: u64,
-        additions: &[(AccountId, u64)],
+        additions: &[Pending],
         by: String,
         result: Result<(), Problem>,
         reply: oneshot::Sender<Result<(), Problem>>,
@@ -396,12 +443,7 @@ impl Core {
         if let Err(problem) = result {
             return answer(reply, Err(problem));
         }
-        for (account, tokens) in additions {
-            self.accounts.add_tokens(*account, *tokens);
-            if !self.accounts.account(*account).is_used_up() {
-                self.crossed.remove(account);
-            }
-        }
+        additions.iter().for_each(|addition| self.apply(addition));
         let opened = self.open_restored(attachment, verdict, "restored");
         self.admit_waiting();
         self.publish(Change::State);
@@ -483,13 +525,10 @@ impl Core {
     /// The verdicts of this bottle and of those whose cgroups hold it, where they are cut: its own first.
     fn cuts_around(&self, slot: u32) -> impl Iterator<Item = &Cause> {
         let own = self.bottles.get(&slot);
-        let holds = move |outer: &&Bottle| {
-            own.is_some_and(|own| {
-                own.attachment.id != outer.attachment.id
-                    && Path::new(&own.attachment.cgroup).starts_with(&outer.attachment.cgroup)
-            })
-        };
-        let outer = self.bottles.values().filter(holds);
+        let outer = own.into_iter().flat_map(move |own| {
+            let around = self.bottles.around(Path::new(&own.attachment.cgroup));
+            around.filter(move |outer| outer.attachment.id != own.attachment.id)
+        });
         own.into_iter().chain(outer).filter_map(|bottle| bottle.cause.as_ref())
     }
 }

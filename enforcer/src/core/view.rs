@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::{Bottle, Core, Stage};
 use crate::audit::{Cause, Processes};
-use crate::budget::{AccountId, Scope};
+use crate::budget::{AccountId, Governing, Scope};
+use crate::clock::rfc3339;
 use crate::control::api;
 use crate::kernel::Face;
 use crate::ledger::Attachment;
@@ -22,8 +23,10 @@ pub struct BottleModel {
     pub processes: Processes,
     /// Settled usage by provider.
     pub usage: BTreeMap<String, api::Usage>,
-    /// Governing budget by provider.
+    /// The budget that is felt first, by provider.
     pub budget: BTreeMap<String, api::Budget>,
+    /// Every scope that a provider's exchanges are charged to, nearest first; for one bottle alone.
+    pub chain: BTreeMap<String, Vec<api::Link>>,
 }
 
 /// What all the cuts around a bottle make of it: the first of them, its own before others, and the most closed of each.
@@ -52,11 +55,12 @@ impl Core {
 
     pub(super) fn view_one(&mut self, name: &str) -> Option<BottleModel> {
         let slot = self.slot_of(name)?;
-        self.model(slot, |core, _| Shut {
+        let model = self.model(slot, |core, _| Shut {
             cause: core.shut_by(slot).cloned(),
             face: core.face_of(slot),
             processes: core.processes_of(slot),
-        })
+        })?;
+        Some(BottleModel { chain: self.chains(slot), ..model })
     }
 
     pub(super) fn list(&self) -> Vec<(String, u64)> {
@@ -84,7 +88,9 @@ impl Core {
         let budget = self
             .governing_accounts(slot)
             .into_iter()
-            .map(|(scope, account)| (self.accounts.provider(account).to_owned(), self.budget(scope, account)))
+            .map(|governing| {
+                (self.accounts.provider(governing.account).to_owned(), self.budget_felt(governing))
+            })
             .collect();
         let bottle = self.bottles.get(&slot).filter(|bottle| bottle.stage != Stage::Attaching)?;
         let Shut { cause, face, processes } = shut(self, &bottle.attachment.cgroup);
@@ -93,21 +99,57 @@ impl Core {
             cause,
             face,
             processes,
-            usage: self.usage.get(&bottle.attachment.name).cloned().unwrap_or_default(),
+            usage: self.usage.of(&bottle.attachment.name, self.accounts.weights()),
             budget,
+            chain: BTreeMap::new(),
         })
     }
 
-    fn budget(&self, scope: Scope, account: AccountId) -> api::Budget {
-        let figures = self.accounts.account(account);
+    fn budget_felt(&self, governing: Governing) -> api::Budget {
+        let Governing { scope, account, why } = governing;
+        let figures = self.accounts.figures(account);
         api::Budget {
             scope: scope.as_str().into(),
             owner: self.owner_name(account),
-            window: "total".into(),
+            window: figures.window().as_str().into(),
             limit: figures.limit().unwrap_or(0),
-            used: figures.used(),
-            reserved: figures.reserved(),
+            used: figures.used,
+            reserved: figures.reserved,
             remaining: figures.remaining().unwrap_or(0),
+            until: self.window_end(account),
+            why,
+        }
+    }
+
+    /// When the account's window ends, as documents say it.
+    pub(super) fn window_end(&self, account: AccountId) -> Option<String> {
+        self.accounts.window_end(account).map(|end| rfc3339(end.start_ms()))
+    }
+
+    fn chains(&mut self, slot: u32) -> BTreeMap<String, Vec<api::Link>> {
+        let chain = |core: &mut Self, provider: &String| {
+            let path = core.path(slot, provider);
+            let binding: Vec<AccountId> = core.accounts.binding(&path).map(|(_, account)| account).collect();
+            let link = |(scope, account): &(Scope, AccountId)| {
+                core.link(*scope, *account, binding.contains(account))
+            };
+            path.iter().map(link).collect::<Vec<_>>()
+        };
+        self.providers().into_iter().map(|provider| (provider.clone(), chain(self, &provider))).collect()
+    }
+
+    fn link(&self, scope: Scope, account: AccountId, binds: bool) -> api::Link {
+        let figures = self.accounts.figures(account);
+        api::Link {
+            scope: scope.as_str().into(),
+            owner: self.owner_name(account),
+            window: figures.budget.map(|(budget, _)| budget.window.as_str().into()),
+            limit: figures.limit(),
+            used: figures.used,
+            reserved: figures.reserved,
+            remaining: figures.remaining(),
+            until: self.window_end(account),
+            binds,
         }
     }
 }

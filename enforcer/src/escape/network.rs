@@ -22,16 +22,23 @@ const USABLE: Duration = Duration::from_secs(1);
 /// # Errors
 /// When `lo` cannot be set up.
 pub fn set_up() -> io::Result<()> {
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
-    let mut up = interface("lo");
-    up.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP).map_err(io::Error::other)?;
-    control(&socket, libc::SIOCSIFFLAGS, &up)?;
-    add_ip4(&socket, PUBLIC4)?;
+    switch_lo_on()?;
+    add_ip4("lo:1", PUBLIC4)?;
     if has_ip6() {
         add_ip6(PUBLIC6)?;
     }
     allow_ping();
     Ok(())
+}
+
+/// Switches `lo` on in the calling thread's network namespace.
+///
+/// # Errors
+/// The kernel's.
+pub fn switch_lo_on() -> io::Result<()> {
+    let mut up = interface("lo");
+    up.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP).map_err(io::Error::other)?;
+    control(&UdpSocket::bind("0.0.0.0:0")?, libc::SIOCSIFFLAGS, &up)
 }
 
 /// Refuses to go on in a network that is not the self-test's: here a packet to these addresses cannot leave the
@@ -65,8 +72,12 @@ fn allow_ping() {
     }
 }
 
-fn add_ip4(socket: &UdpSocket, ip: Ipv4Addr) -> io::Result<()> {
-    let mut request = interface("lo:1");
+/// Gives an interface of the calling thread's network namespace an address; a label (`lo:1`) adds one to those it has.
+///
+/// # Errors
+/// The kernel's.
+pub fn add_ip4(label: &str, ip: Ipv4Addr) -> io::Result<()> {
+    let mut request = interface(label);
     let address = libc::sockaddr_in {
         sin_family: libc::sa_family_t::try_from(libc::AF_INET).map_err(io::Error::other)?,
         sin_port: 0,
@@ -75,7 +86,7 @@ fn add_ip4(socket: &UdpSocket, ip: Ipv4Addr) -> io::Result<()> {
     };
     // SAFETY: both are sixteen bytes of plain numbers, by the kernel's definition of `struct ifreq`.
     request.ifr_ifru.ifru_addr = unsafe { std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(address) };
-    control(socket, libc::SIOCSIFADDR, &request)
+    control(&UdpSocket::bind("0.0.0.0:0")?, libc::SIOCSIFADDR, &request)
 }
 
 /// `struct in6_ifreq` of linux/ipv6.h.

@@ -64,7 +64,7 @@ pub struct Call {
 pub struct Called {
     /// What happened.
     pub occasion: Occasion,
-    /// To which bottle.
+    /// To which bottle; empty where it is none.
     pub bottle: String,
     /// What the hook said, or why it did not do what it was to do.
     pub result: Result<String, String>,

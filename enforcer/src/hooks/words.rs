@@ -6,9 +6,9 @@ pub const PLACEHOLDERS: [&str; 4] = ["bottle", "cgroup", "provider", "cause"];
 /// What a program is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct About {
-    /// The bottle's name.
+    /// The bottle's name; empty where none is concerned.
     pub bottle: String,
-    /// Its cgroup.
+    /// Its cgroup; empty where none is attached.
     pub cgroup: String,
     /// The provider of the budget; empty where none is concerned.
     pub provider: String,

@@ -5,12 +5,12 @@
 //! which is not decided here.
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::time::Duration;
 
-use aya::programs::{Program, ProgramFd};
+use aya::programs::{Program, ProgramError};
 use aya::{Btf, Ebpf};
 use rustix::net::{AddressFamily, SocketType};
 
@@ -32,14 +32,18 @@ const REMOVAL_PAUSE: Duration = Duration::from_millis(5);
 ///
 /// # Errors
 /// Why it cannot be used here, in words.
-pub fn load(ebpf: &mut Ebpf, btf: Option<&Btf>) -> Result<ProgramFd, String> {
+pub fn load(ebpf: &mut Ebpf, btf: Option<&Btf>) -> Result<OwnedFd, String> {
     let btf = btf.ok_or("the kernel has no BTF")?;
     let Some(Program::LsmCgroup(program)) = ebpf.program_mut(HOOK.program) else {
         return Err("the embedded object lacks the program".to_owned());
     };
-    program.load(LSM_HOOK, btf).map_err(|error| chain(&error))?;
+    program.load(LSM_HOOK, btf).map_err(|error| match &error {
+        // without what the verifier has to say of it, which is long
+        ProgramError::LoadError { io_error, .. } => format!("the kernel refuses it: {io_error}"),
+        error => chain(error),
+    })?;
     let program = program.fd().map_err(|error| chain(&error))?;
-    let program = program.try_clone().map_err(|error| error.to_string())?;
+    let program = program.as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
     if refuses_a_socket(program.as_fd())? {
         Ok(program)
     } else {

@@ -2,11 +2,11 @@
 //!
 //! Which cgroups they are attached to is `loader`'s business.
 use std::collections::HashMap;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::panic::resume_unwind;
 
 use aya::Ebpf;
-use aya::programs::{Program, ProgramError, ProgramFd};
+use aya::programs::{Program, ProgramError};
 
 use super::refusal::{failed, refused};
 use super::{KernelError, sys};
@@ -28,7 +28,7 @@ pub struct Hook {
 }
 
 /// In the order in which they are attached.
-pub const HOOKS: [Hook; 12] = [
+pub const HOOKS: [Hook; 14] = [
     hook("egress", "enforcer_egress", 1),
     hook("ingress", "enforcer_ingress", 0),
     hook("sock_ops", "enforcer_sock_ops", 3),
@@ -39,6 +39,8 @@ pub const HOOKS: [Hook; 12] = [
     hook("bind4", "enforcer_bind4", 8),
     hook("bind6", "enforcer_bind6", 9),
     hook("sock_create", "enforcer_sock_create", 2),
+    Hook { slot: false, ..hook("recvmsg4", "enforcer_recvmsg4", 19) },
+    Hook { slot: false, ..hook("recvmsg6", "enforcer_recvmsg6", 20) },
     Hook { slot: false, ..hook("getpeername4", "enforcer_getpeername4", 29) },
     Hook { slot: false, ..hook("getpeername6", "enforcer_getpeername6", 30) },
 ];
@@ -48,7 +50,7 @@ const fn hook(pin: &'static str, program: &'static str, attach_type: u32) -> Hoo
 }
 
 /// Loads the program of every hook.
-pub fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<ProgramFd>, KernelError> {
+pub fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<OwnedFd>, KernelError> {
     let mut found: HashMap<&str, &mut Program> = ebpf.programs_mut().collect();
     // the verifier takes its time over each, and looks at as many at once as there are threads
     std::thread::scope(|scope| {
@@ -61,7 +63,7 @@ pub fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<ProgramFd>, KernelError> {
     })
 }
 
-fn load_program(name: &str, program: Option<&mut Program>) -> Result<ProgramFd, KernelError> {
+fn load_program(name: &str, program: Option<&mut Program>) -> Result<OwnedFd, KernelError> {
     let program = program.ok_or_else(|| KernelError::Unsupported {
         what: format!("the embedded object has no program {name}"),
         hint: "this build is broken: build it again".to_owned(),
@@ -82,7 +84,7 @@ fn load_program(name: &str, program: Option<&mut Program>) -> Result<ProgramFd, 
         error => refused(&what, error),
     })?;
     let fd = program.fd().map_err(|error| refused(&what, &error))?;
-    fd.try_clone().map_err(|source| KernelError::Io { what, source })
+    fd.as_fd().try_clone_to_owned().map_err(|source| KernelError::Io { what, source })
 }
 
 /// Refuses a cgroup that carries one of our programs, of this controller or of another.
@@ -90,7 +92,8 @@ pub fn check_unguarded(cgroup: &Cgroup) -> Result<(), KernelError> {
     let egress = &HOOKS[0];
     let unreadable = |source| failed("cannot read the programs of", cgroup.path(), source);
     for id in sys::attached_programs(cgroup.as_fd(), egress.attach_type).map_err(unreadable)? {
-        if sys::program_name(id).map_err(unreadable)?.as_deref() == Some(egress.program) {
+        let Some(program) = sys::open_program(id).map_err(unreadable)? else { continue };
+        if sys::program_info(program.as_fd()).map_err(unreadable)?.name == egress.program {
             return Err(KernelError::AlreadyAttached(cgroup.path().to_owned()));
         }
     }

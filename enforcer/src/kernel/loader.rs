@@ -2,6 +2,8 @@
 //!
 //! It holds no verdict of its own: the table is the truth, and it outlives this process. Dropping a loader
 //! changes nothing in the kernel.
+mod adopt;
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
@@ -11,22 +13,21 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use aya::maps::{Array, IterableMap as _, MapData, RingBuf};
-use aya::programs::ProgramFd;
-use aya::{Btf, EbpfLoader};
 use enforcer_ebpf::{Bottle, LISTENER_HOST, SLOTS};
 
 use super::allow::{AllowList, Allowed};
 use super::families;
-use super::hooks::{HOOKS, Hook, OBJECT, check_unguarded, load_programs};
-use super::maps::{Namespaces, Readers, Slots, lock, take, words};
+use super::hooks::{HOOKS, check_unguarded};
+use super::maps::{Namespaces, Readers, Slots, lock, pinned, words};
 use super::pins::{self, Pins};
-use super::refusal::{failed, not_attached, refused};
-use super::shapes::{HOMES, ORIGINALS, check_shapes};
+use super::programs::Programs;
+use super::refusal::{failed, not_attached};
+use super::shapes::check_shapes;
 use super::sock_diag::SockDiag;
 use super::table::{self, Table};
 use super::words::{Words, coarse_now};
 use super::{Counters, Events, Face, Flow, FlowKey, Guard, Kernel, KernelError, Pinned, Place, sys};
-use crate::bottle::cgroup::{self, Cgroup};
+use crate::bottle::cgroup::{self, Cgroup, Hierarchy};
 
 /// The loaded programs and their maps.
 pub struct Loader {
@@ -40,16 +41,14 @@ pub struct Loader {
     allowed: Mutex<AllowList>,
     /// Until they are taken.
     events: Mutex<Option<RingBuf<MapData>>>,
-    /// In the order of `HOOKS`.
-    programs: Vec<ProgramFd>,
-    /// The optional hook, or why there is none.
-    families: Result<ProgramFd, String>,
+    programs: Programs,
     adopted: Vec<Pinned>,
 }
 
 impl Loader {
-    /// Loads the programs, taking over what an earlier controller of this instance (`None`: the host's) pinned:
-    /// its maps with every verdict in them, and its links, which from here on run the programs loaded now.
+    /// Takes over what an earlier controller of this instance (`None`: the host's) pinned: its maps with every verdict
+    /// in them, and its links, which from here on run this build's programs. These are loaded, unless it was this
+    /// build that pinned what is there.
     ///
     /// # Errors
     /// `Unsupported` when the kernel or the host cannot do it, `Pins` when what is pinned has another shape or
@@ -72,133 +71,42 @@ impl Loader {
         })
     }
 
-    /// Loads into the prepared directories.
+    /// Opens the prepared directories.
     fn load(pins: Pins) -> Result<Self, KernelError> {
         check_shapes(&pins)?;
-        // aya reads it too, and keeps it to itself; the optional hook needs it
-        let btf = std::thread::spawn(|| Btf::from_sys_fs().ok());
-        let mut ebpf = EbpfLoader::new()
-            .default_map_pin_directory(pins.root())
-            .map_pin_path(ORIGINALS, pins.root().join(ORIGINALS))
-            .map_pin_path(HOMES, pins.root().join(HOMES))
-            .load(OBJECT)
-            .map_err(|error| refused("cannot load the kernel programs", &error))?;
-        let programs = load_programs(&mut ebpf)?;
-        let btf = btf.join().ok().flatten();
-        let bottles = take::<Array<MapData, Bottle>>(&mut ebpf, "BOTTLES")?;
+        let programs = Programs::take(&pins)?;
+        let bottles = pinned::<Array<MapData, Bottle>>(&pins, "BOTTLES")?;
         let table = Table::map(bottles.map().fd().as_fd()).map_err(|source| KernelError::Io {
             what: "cannot map the table of bottles".to_owned(),
             source,
         })?;
         // before the connections: no hook sends another to a listener of the earlier controller's meanwhile
-        let namespaces = Namespaces::take(&mut ebpf)?;
-        let mut slots = Slots::take(&mut ebpf)?;
+        let namespaces = Namespaces::open(&pins)?;
+        let mut slots = Slots::open(&pins)?;
         slots.forget_other_listeners()?;
         let mut loader = Self {
             table,
-            heart: words(&mut ebpf, "HEART", 1)?,
-            last_listener: words(&mut ebpf, "LAST_LISTENER", 1)?,
+            heart: words(&pins, "HEART", 1)?,
+            last_listener: words(&pins, "LAST_LISTENER", 1)?,
             slots: Mutex::new(slots),
             readers: Readers::open(&pins)?,
             namespaces,
-            allowed: Mutex::new(AllowList::open(take(&mut ebpf, "ALLOW")?)?),
-            families: families::load(&mut ebpf, btf.as_ref()),
-            events: Mutex::new(Some(take(&mut ebpf, "EVENTS")?)),
+            allowed: Mutex::new(AllowList::open(pinned(&pins, "ALLOW")?)?),
+            events: Mutex::new(Some(pinned(&pins, "EVENTS")?)),
             pins,
             programs,
             adopted: Vec::new(),
         };
+        loader.pins.sweep()?;
         loader.adopted = loader.adopt()?;
-        loader.pin_programs()?;
+        loader.programs.pin(&loader.pins)?;
         Ok(loader)
     }
 
     /// Why bottles cannot be refused sockets of other families than the hooks see; none where they can.
     #[must_use]
     pub fn why_not_every_family(&self) -> Option<&str> {
-        self.families.as_ref().err().map(String::as_str)
-    }
-
-    /// What a bottle is given: each hook and its program.
-    fn hooks(&self) -> impl Iterator<Item = (&'static Hook, &ProgramFd)> {
-        let optional = self.families.as_ref().ok().map(|program| (&families::HOOK, program));
-        HOOKS.iter().zip(&self.programs).chain(optional)
-    }
-
-    /// Takes over every pinned guard.
-    fn adopt(&self) -> Result<Vec<Pinned>, KernelError> {
-        let mut adopted: Vec<Pinned> = Vec::new();
-        for name in self.pins.bottles()? {
-            let wrong = |what: String| KernelError::Pins { path: self.pins.bottle(&name), what };
-            if self.is_unfinished(&name)? {
-                // its storage too: it would govern for a moment whoever is attached there next
-                self.remove_hooks(&name, &mut lock(&self.slots))?;
-                continue;
-            }
-            let slot = self.pins.slot(&name)?;
-            if let Some(other) = adopted.iter().find(|other| other.slot == slot) {
-                return Err(wrong(format!("has slot {slot}, as has {}", other.name)));
-            }
-            adopted.push(self.adopt_bottle(name, slot)?);
-        }
-        Ok(adopted)
-    }
-
-    /// Whether a controller died while attaching or detaching this bottle: a hook is missing, and the slot is not
-    /// in use. A hook missing from a slot in use is an error, found when it is opened.
-    fn is_unfinished(&self, name: &str) -> Result<bool, KernelError> {
-        let links = self.pins.links(name)?;
-        let pinned = HOOKS.iter().filter(|hook| links.iter().any(|link| link == hook.pin)).count();
-        if pinned == 0 || pinned == HOOKS.len() {
-            return Ok(pinned == 0);
-        }
-        let slot = self.pins.slot(name)?;
-        check_slot(slot)?;
-        Ok(!self.table.is_live(slot))
-    }
-
-    /// Runs the programs loaded now behind a bottle's links; its verdict stays what the table says. A controller that
-    /// died while attaching or detaching it may have left hooks without their slot: they are given it.
-    fn adopt_bottle(&self, name: String, slot: u32) -> Result<Pinned, KernelError> {
-        check_slot(slot)?;
-        let mut cgroup_id = None;
-        for (hook, program) in self.hooks() {
-            let path = self.pins.link(&name, hook.pin);
-            // the bottle may be older than the kernel's readiness for the optional hook
-            if hook.pin == families::HOOK.pin && !path.exists() {
-                continue;
-            }
-            let wrong = |error: io::Error| KernelError::Pins { path: path.clone(), what: error.to_string() };
-            let link = sys::open_pin(&path).map_err(wrong)?;
-            if cgroup_id.is_none() {
-                // all of a bottle's links are made for one cgroup
-                cgroup_id = Some(sys::link_info(link.as_fd()).map_err(wrong)?.cgroup_id);
-            }
-            match (sys::link_update(link.as_fd(), program.as_fd()), cgroup_id) {
-                // its cgroup is gone: nothing runs there any more
-                (Err(error), _) if error.raw_os_error() == Some(libc::ENOLINK) => cgroup_id = Some(0),
-                (Ok(()), Some(id)) if hook.slot => lock(&self.slots).assign(id, hook.attach_type, slot)?,
-                (result, _) => result.map_err(wrong)?,
-            }
-        }
-        let cgroup_id = cgroup_id.unwrap_or(0);
-        let generation = self.table.generation(slot);
-        Ok(Pinned { name, slot, generation, cgroup_id, cut: self.table.face(slot) })
-    }
-
-    /// Pins the programs in place of the earlier ones.
-    fn pin_programs(&self) -> Result<(), KernelError> {
-        for (hook, program) in self.hooks() {
-            let path = self.pins.program(hook.program);
-            match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(failed("cannot remove", &path, error));
-                }
-                _ => {}
-            }
-            sys::pin(program.as_fd(), &path).map_err(|source| failed("cannot pin", &path, source))?;
-        }
-        Ok(())
+        self.programs.why_not_every_family()
     }
 
     /// Attaches and pins every hook, and gives each its slot after that: one that is pinned without a slot drops, and
@@ -211,8 +119,8 @@ impl Loader {
         slots: &mut Slots,
     ) -> Result<(), KernelError> {
         self.pins.add_bottle(name, slot)?;
-        for (hook, program) in self.hooks() {
-            let link = sys::link_create(program.as_fd(), cgroup.as_fd(), hook.attach_type)
+        for (hook, program) in self.programs.each() {
+            let link = sys::link_create(program.fd.as_fd(), cgroup.as_fd(), hook.attach_type)
                 .map_err(|error| not_attached(cgroup.path(), error))?;
             let path = self.pins.link(name, hook.pin);
             sys::pin(link.as_fd(), &path).map_err(|source| failed("cannot pin", &path, source))?;
@@ -225,7 +133,11 @@ impl Loader {
 
     /// Removes a bottle's hooks. Their storage outlives them while the cgroup does, so it forgets the slot first:
     /// else it would govern for a moment whoever is attached there next.
+    ///
+    /// Sockets can outlive their cgroup, in the hands of a process outside. Those have no other guard, and nobody could
+    /// tell them any more: the hooks stay on, without a slot, and drop what they send until they are closed.
     fn remove_hooks(&self, name: &str, slots: &mut Slots) -> Result<(), KernelError> {
+        let mut guarded = 0;
         for hook in HOOKS.iter().chain([&families::HOOK]).filter(|hook| hook.slot) {
             let path = self.pins.link(name, hook.pin);
             let link = match sys::open_pin(&path) {
@@ -234,8 +146,18 @@ impl Loader {
             };
             let info = sys::link_info(link.as_fd()).map_err(|source| failed("cannot read", &path, source))?;
             slots.unassign(info.cgroup_id, hook.attach_type)?;
+            guarded = info.cgroup_id;
         }
-        self.pins.remove_bottle(name)
+        let is_outlived = guarded != 0
+            && Hierarchy::open().and_then(|hierarchy| hierarchy.has_lost(guarded)).map_err(|source| {
+                KernelError::Io { what: format!("cannot tell whether the cgroup of {name} is there"), source }
+            })?;
+        if is_outlived {
+            self.pins.set_aside(name, guarded)?;
+        } else {
+            self.pins.remove_bottle(name)?;
+        }
+        self.pins.sweep()
     }
 }
 
@@ -249,6 +171,7 @@ impl Kernel for Loader {
         check_meter(guard.meter)?;
         let mut slots = lock(&self.slots);
         check_unguarded(cgroup)?;
+        self.pins.sweep()?;
         let directory = self.pins.bottle(name);
         if directory.exists() {
             return Err(KernelError::Pins { path: directory, what: "is pinned already".to_owned() });
@@ -332,7 +255,7 @@ impl Kernel for Loader {
     }
 
     fn refuses_packet_sockets(&self) -> bool {
-        self.families.is_ok()
+        self.why_not_every_family().is_none()
     }
 
     fn events(&self) -> Result<Events, KernelError> {

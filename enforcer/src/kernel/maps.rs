@@ -5,7 +5,6 @@ use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use aya::Ebpf;
 #[expect(deprecated, reason = "its successor CGRP_STORAGE cannot be used on the packet path")]
 use aya::maps::CgroupStorage;
 use aya::maps::cgroup_storage::CgroupStorageKey;
@@ -30,14 +29,14 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// Takes the maps out of the loaded object.
-    pub fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+    /// Opens the maps.
+    pub fn open(pins: &Pins) -> Result<Self, KernelError> {
         Ok(Self {
-            storage: take(ebpf, "CG")?,
-            counters: take(ebpf, "COUNTERS")?,
-            flows: take(ebpf, "FLOWS")?,
-            flow_counts: words(ebpf, "FLOW_COUNTS", SLOTS)?,
-            event_states: take(ebpf, "EVENT_STATES")?,
+            storage: pinned(pins, "CG")?,
+            counters: pinned(pins, "COUNTERS")?,
+            flows: pinned(pins, "FLOWS")?,
+            flow_counts: words(pins, "FLOW_COUNTS", SLOTS)?,
+            event_states: pinned(pins, "EVENT_STATES")?,
         })
     }
 
@@ -115,7 +114,7 @@ pub struct Readers {
 }
 
 impl Readers {
-    /// Opens the pinned maps a second time.
+    /// Opens the maps a second time.
     pub fn open(pins: &Pins) -> Result<Self, KernelError> {
         Ok(Self { counters: pinned(pins, "COUNTERS")?, cpus: cpus()?, flows: pinned(pins, "FLOWS")? })
     }
@@ -152,9 +151,9 @@ impl Readers {
 pub struct Namespaces(Mutex<HashMap<MapData, u64, abi::Place>>);
 
 impl Namespaces {
-    /// Takes the map out of the loaded object, and an earlier controller's places away.
-    pub fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
-        let mut map: HashMap<_, u64, abi::Place> = take(ebpf, "NAMESPACES")?;
+    /// Opens the map, and takes an earlier controller's places away.
+    pub fn open(pins: &Pins) -> Result<Self, KernelError> {
+        let mut map: HashMap<_, u64, abi::Place> = pinned(pins, "NAMESPACES")?;
         let clear = |error: MapError| refused("cannot clear the network namespaces", &error);
         let cookies: Vec<u64> = map.keys().collect::<Result<_, _>>().map_err(clear)?;
         for cookie in cookies {
@@ -178,24 +177,15 @@ impl Namespaces {
     }
 }
 
-/// Takes a map out of the loaded object.
-pub fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<M, KernelError> {
-    let map = ebpf.take_map(name).ok_or_else(|| KernelError::Unsupported {
-        what: format!("the embedded object has no map {name}"),
-        hint: "this build is broken: build it again".to_owned(),
-    })?;
-    M::try_from(map).map_err(|error| refused(&format!("cannot use the map {name}"), &error))
-}
-
-/// Takes an array of words out of the loaded object, mapped.
-pub fn words(ebpf: &mut Ebpf, name: &str, count: u32) -> Result<Words, KernelError> {
-    let map = take::<Array<MapData, u64>>(ebpf, name)?;
+/// Opens an array of words, mapped.
+pub fn words(pins: &Pins, name: &str, count: u32) -> Result<Words, KernelError> {
+    let map = pinned::<Array<MapData, u64>>(pins, name)?;
     Words::map(map.map().fd().as_fd(), count)
         .map_err(|source| KernelError::Io { what: format!("cannot map {name}"), source })
 }
 
-/// Opens a pinned map a second time.
-fn pinned<M: TryFrom<Map, Error = MapError>>(pins: &Pins, name: &str) -> Result<M, KernelError> {
+/// Opens a pinned map.
+pub fn pinned<M: TryFrom<Map, Error = MapError>>(pins: &Pins, name: &str) -> Result<M, KernelError> {
     let map = MapData::from_pin(pins.root().join(name)).and_then(Map::from_map_data).and_then(M::try_from);
     map.map_err(|error| refused(&format!("cannot open the map {name}"), &error))
 }

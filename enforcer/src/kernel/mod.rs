@@ -11,6 +11,7 @@ pub mod loader;
 mod maps;
 pub mod pins;
 pub mod probe;
+mod programs;
 mod refusal;
 mod shapes;
 pub mod sock_diag;
@@ -78,6 +79,8 @@ pub struct Pinned {
     pub cgroup_id: u64,
     /// How the map says cut; `None`: open.
     pub cut: Option<Face>,
+    /// As [`Guard::mute`].
+    pub mute: bool,
 }
 
 /// What a bottle's entry is to hold besides the verdict.
@@ -103,6 +106,8 @@ pub struct Guard {
     /// Whether these are the refusal lane's own sockets: while open, they speak from the lane's address and port to
     /// loopback, and nothing else.
     pub is_lane: bool,
+    /// Whether every cut is a silent one, whatever its face.
+    pub mute: bool,
 }
 
 impl Guard {
@@ -119,6 +124,7 @@ impl Guard {
             redirect: true,
             lockdown: false,
             is_lane: false,
+            mute: false,
         }
     }
 }
@@ -181,11 +187,12 @@ pub trait Kernel: Send + Sync {
     /// See [`KernelError`].
     fn attach(&self, name: &str, cgroup: &Cgroup, guard: Guard) -> Result<(), KernelError>;
 
-    /// Points a guard's entry at the meter's current listener, with redirect and lockdown as the guard says, and
-    /// leaves the verdict as it is.
+    /// Points a guard's entry at the meter's current listener, with what else the guard says, and leaves the verdict as
+    /// it is.
     fn refresh(&self, guard: Guard);
 
-    /// Takes the hooks away and clears the slot.
+    /// Takes the hooks away and clears the slot. Sockets that have outlived the guard's cgroup are free of the slot and
+    /// cut for as long as there are any.
     ///
     /// # Errors
     /// When a pin cannot be removed; the slot's entry is dropped to "not live" first, so nothing opens by failure.

@@ -1,12 +1,14 @@
-//! What is pinned on bpffs and where: `<root>/<MAP>`, `<root>/progs/<program>`, `<root>/bottles/<name>/<hook>`.
+//! What is pinned on bpffs and where: `<root>/<MAP>`, `<root>/progs/<program>`, `<root>/bottles/<name>/<hook>`, and
+//! `<root>/outlived/<cgroup id>/<hook>` of bottles that were let go when their cgroup was gone and sockets of it were not.
 //!
-//! Two facts that no kernel object holds are links beside them: `<root>/abi` points to the version, and
-//! `<root>/bottles/<name>/slot` to the slot. This file lists and removes; what a pin means is `loader`'s.
+//! Three facts that no kernel object holds are links beside them: `<root>/abi` points to the version, `<root>/build`
+//! to the build whose programs every link runs, and `<root>/bottles/<name>/slot` to the slot. This file lists and
+//! removes; what a pin means is `loader`'s and `programs`'.
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, symlink};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use enforcer_ebpf::ABI_VERSION;
@@ -19,6 +21,8 @@ use crate::lane::is_own_guard;
 
 /// Where bpffs is mounted.
 pub const BPFFS: &str = "/sys/fs/bpf";
+/// Directory of what was set aside.
+const OUTLIVED: &str = "outlived";
 /// Length of a name that bpffs takes, bytes.
 const NAME_MAX: usize = 255;
 
@@ -62,8 +66,9 @@ impl Pins {
         let version = self.root.join("abi");
         let fresh =
             !version.is_symlink() && !self.root.join("BOTTLES").exists() && self.bottles()?.is_empty();
-        for directory in [self.root.clone(), self.root.join("progs"), self.root.join("bottles")] {
-            make_directory(&directory).map_err(|source| failed("cannot make", &directory, source))?;
+        let inside = ["progs", "bottles", OUTLIVED].map(|name| self.root.join(name));
+        for directory in std::iter::once(&self.root).chain(&inside) {
+            make_directory(directory)?;
         }
         if fresh {
             let made = symlink(ABI_VERSION.to_string(), &version);
@@ -80,6 +85,22 @@ impl Pins {
             }),
             Err(error) => Err(KernelError::Pins { path: version, what: error.to_string() }),
         }
+    }
+
+    /// The build whose programs are pinned and run by every link; `None` when that is not known.
+    pub fn build(&self) -> Option<String> {
+        fs::read_link(self.root.join("build")).ok()?.into_os_string().into_string().ok()
+    }
+
+    /// Says which build it is, or, with `None`, that it is not known: then the next controller loads its own.
+    ///
+    /// # Errors
+    /// When that cannot be pinned.
+    pub fn set_build(&self, build: Option<&str>) -> Result<(), KernelError> {
+        let link = self.root.join("build");
+        remove_pin(&link)?;
+        let Some(build) = build else { return Ok(()) };
+        symlink(build, &link).map_err(|source| failed("cannot pin", &link, source))
     }
 
     /// Makes a bottle's directory and writes its slot there.
@@ -133,6 +154,27 @@ impl Pins {
         remove_links(&self.bottle(name))
     }
 
+    /// Keeps a bottle's hooks where they are, under no bottle's name, for as long as [`Self::sweep`] finds them on.
+    pub fn set_aside(&self, name: &str, cgroup_id: u64) -> Result<(), KernelError> {
+        let (from, to) = (self.bottle(name), self.root.join(OUTLIVED).join(cgroup_id.to_string()));
+        fs::rename(&from, &to).map_err(|source| failed("cannot set aside", &from, source))
+    }
+
+    /// Removes what was set aside and is on nothing any more: the last socket of that cgroup was closed.
+    pub fn sweep(&self) -> Result<(), KernelError> {
+        for directory in list(&self.root.join(OUTLIVED))? {
+            let mut is_on = false;
+            for path in list(&directory)?.iter().filter(|path| !path.is_symlink()) {
+                let info = sys::open_pin(path).and_then(|link| sys::link_info(link.as_fd()));
+                is_on |= info.map_err(|source| failed("cannot read", path, source))?.cgroup_id != 0;
+            }
+            if !is_on {
+                remove_links(&directory)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes everything; returns how many bottles were pinned. Not being there is no error.
     pub fn remove_all(&self) -> Result<usize, KernelError> {
         let bottles = self.root.join("bottles");
@@ -166,6 +208,14 @@ pub fn mount_bpffs() -> Result<(), KernelError> {
     })
 }
 
+/// Removes a pin; what it names stays where it is in use. Not being there is no error.
+pub fn remove_pin(path: &Path) -> Result<(), KernelError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("cannot remove", path, error)),
+        _ => Ok(()),
+    }
+}
+
 /// Detaches every link of a directory, then removes the directory.
 fn remove_links(directory: &Path) -> Result<(), KernelError> {
     let mut paths = list(directory)?;
@@ -196,11 +246,20 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, KernelError> {
     paths.map_err(|source| failed("cannot read", directory, source))
 }
 
-fn make_directory(path: &Path) -> io::Result<()> {
+/// Makes a directory of root's own, or refuses one that is there and is not: what is pinned there is trusted.
+fn make_directory(path: &Path) -> Result<(), KernelError> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        result => result,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        result => return result.map_err(|source| failed("cannot make", path, source)),
     }
+    let there = fs::symlink_metadata(path).map_err(|source| failed("cannot read", path, source))?;
+    if there.is_dir() && there.uid() == 0 && there.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(KernelError::Pins {
+        path: path.to_owned(),
+        what: "is not a directory of root's own, mode 0700".to_owned(),
+    })
 }
 
 /// A name as bpffs takes it: it refuses dots, so every byte but letters, digits, `-` and `_` becomes `%XX`.

@@ -3,8 +3,8 @@
 //! What is in them is `maps`' and `table`'s.
 use aya::maps::{MapInfo, MapType};
 use enforcer_ebpf::{
-    ALLOW, AllowKey, AllowPorts, Bottle, Counters, EVENT_BYTES, EventState, FLOWS, Flow, FlowKey, NAMESPACES,
-    Original, Place, SLOTS,
+    ALLOW, ASKERS, AllowKey, AllowPorts, Asker, Bottle, Counters, EVENT_BYTES, EventState, FLOWS, Flow,
+    FlowKey, NAMESPACES, Original, Place, SLOTS,
 };
 
 use super::KernelError;
@@ -37,11 +37,12 @@ pub const ORIGINALS: &str = "ORIGINALS";
 /// As above.
 pub const HOMES: &str = "HOMES";
 
-const SHAPES: [Shape; 13] = [
+const SHAPES: [Shape; 14] = [
     shape("CG", MapType::CgroupStorage, STORAGE_KEY, size_of::<u32>(), 0, 0),
     shape("BOTTLES", MapType::Array, size_of::<u32>(), size_of::<Bottle>(), SLOTS, MMAPABLE),
     shape("COUNTERS", MapType::PerCpuArray, size_of::<u32>(), size_of::<Counters>(), SLOTS, 0),
     shape("FLOWS", MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>(), FLOWS, 0),
+    shape("ASKERS", MapType::LruHash, size_of::<Asker>(), size_of::<u32>(), ASKERS, 0),
     shape("FLOW_COUNTS", MapType::Array, size_of::<u32>(), size_of::<u64>(), SLOTS, MMAPABLE),
     shape("NAMESPACES", MapType::Hash, size_of::<u64>(), size_of::<Place>(), NAMESPACES, 0),
     shape("HEART", MapType::Array, size_of::<u32>(), size_of::<u64>(), 1, MMAPABLE),
@@ -85,6 +86,11 @@ pub fn check_shapes(pins: &Pins) -> Result<(), KernelError> {
         }
     }
     Ok(())
+}
+
+/// Whether every map is pinned.
+pub fn all_pinned(pins: &Pins) -> bool {
+    SHAPES.iter().all(|shape| pins.root().join(shape.name).exists())
 }
 
 impl Shape {

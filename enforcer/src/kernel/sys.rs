@@ -4,7 +4,7 @@
 //! Field offsets are those of `union bpf_attr` in the kernel's `linux/bpf.h`. Nothing here decides anything.
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::ptr::{self, NonNull};
@@ -224,20 +224,34 @@ pub fn open_cgroup(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Name of a loaded program; `None` when there is none of this id any more.
-pub fn program_name(id: u32) -> io::Result<Option<String>> {
-    let program = match Attributes::new([id]).open(PROG_GET_FD_BY_ID) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        program => program?,
-    };
-    // `struct bpf_prog_info`: sixteen words, then the name
+/// Opens a loaded program; `None` when there is none of this id any more.
+pub fn open_program(id: u32) -> io::Result<Option<OwnedFd>> {
+    match Attributes::new([id]).open(PROG_GET_FD_BY_ID) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        program => program.map(Some),
+    }
+}
+
+/// What the kernel says of a loaded program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProgramInfo {
+    /// Its id, given to no other until the machine restarts.
+    pub id: u32,
+    /// The kernel's digest of its instructions, as two words.
+    pub tag: [u32; 2],
+    /// Its name.
+    pub name: String,
+}
+
+/// What a program is.
+pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+    // `struct bpf_prog_info`: type, id, tag (two words), twelve other words, the name
     let mut info = [0u32; 20];
-    Attributes::new([word(program.as_fd()), 4 * 20])
-        .address(2, info.as_mut_ptr())
-        .call(OBJ_GET_INFO_BY_FD)?;
+    Attributes::new([word(program), 4 * 20]).address(2, info.as_mut_ptr()).call(OBJ_GET_INFO_BY_FD)?;
     let name: Vec<u8> =
         info[16..].iter().flat_map(|word| word.to_ne_bytes()).take_while(|byte| *byte != 0).collect();
-    Ok(Some(String::from_utf8_lossy(&name).into_owned()))
+    let name = String::from_utf8_lossy(&name).into_owned();
+    Ok(ProgramInfo { id: info[1], tag: [info[2], info[3]], name })
 }
 
 fn word(fd: BorrowedFd<'_>) -> u32 {

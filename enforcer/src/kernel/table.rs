@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use enforcer_ebpf::{
     self as abi, Bottle, CUT, Endpoint, FACE_ANSWERED, FACE_SILENT, FLAG_LANE, FLAG_LIVE, FLAG_LOCKDOWN,
-    FLAG_REDIRECT, FlowKey, MAPPED, OPEN, SLOTS,
+    FLAG_MUTE, FLAG_REDIRECT, FlowKey, MAPPED, OPEN, SLOTS,
 };
 
 use super::sys::Mapping;
@@ -39,7 +39,7 @@ impl Table {
         self.set_meter(guard);
     }
 
-    /// Points the slot at the meter and the lane, and turns redirect and lockdown on or off.
+    /// Points the slot at the meter and the lane, and turns on or off what else the guard says.
     pub fn set_meter(&self, guard: &Guard) {
         let bottle = self.entry(guard.slot);
         // SAFETY: see `word` and `entry`; the same for each field.
@@ -51,6 +51,7 @@ impl Table {
                 (FLAG_REDIRECT, guard.redirect),
                 (FLAG_LOCKDOWN, guard.lockdown),
                 (FLAG_LANE, guard.is_lane),
+                (FLAG_MUTE, guard.mute),
             ];
             for (flag, on) in flags_of {
                 if on {
@@ -133,6 +134,12 @@ impl Table {
     pub fn is_live(&self, slot: u32) -> bool {
         // SAFETY: see `word` and `entry`.
         unsafe { word(&raw mut (*self.entry(slot)).flags) }.load(Ordering::SeqCst) & FLAG_LIVE != 0
+    }
+
+    /// Whether the slot's cuts are silent ones, whatever their face.
+    pub fn is_mute(&self, slot: u32) -> bool {
+        // SAFETY: see `word` and `entry`.
+        unsafe { word(&raw mut (*self.entry(slot)).flags) }.load(Ordering::SeqCst) & FLAG_MUTE != 0
     }
 
     /// The slot's generation.

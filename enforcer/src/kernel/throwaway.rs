@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::KernelError;
 use super::loader::{Loader, unpin_all};
-use super::pins::BPFFS;
+use super::pins::{BPFFS, Pins};
 use crate::bottle::cgroup::{self, Cgroup, CgroupError};
 
 /// How long ended processes may take to leave a cgroup.
@@ -51,11 +51,12 @@ impl Throwaway {
         }
     }
 
-    /// Loads the programs once more, as a controller does that takes over.
+    /// Loads the programs once more, as a controller of another build does that takes over.
     ///
     /// # Errors
     /// See [`Loader::open`].
     pub fn reload(&self) -> Result<Loader, KernelError> {
+        Pins::of(Some(&self.instance)).set_build(None)?;
         Loader::open(Some(&self.instance))
     }
 }

@@ -227,7 +227,8 @@ impl Helper for Part {
         false
     }
 
-    /// The kernel forgets it first: nothing more is sent there.
+    /// The kernel forgets it soon after, by way of the queue of who keeps the namespaces. What is sent there meanwhile
+    /// waits in the sockets, which are the controller's, and is answered by the next lane or by nobody.
     fn lost(&self, epoch: u64) {
         self.namespaces.lane(false);
         *self.link() = None;

@@ -1,11 +1,11 @@
-//! The lane's listening sockets. A connection is of the cgroup that its listener was made in, so they are made by a
-//! child that first joins the lane's cgroup, and enters the network namespace that they are for; it hands them over and
-//! ends.
+//! The lane's sockets: for connections and, at the same port, for DNS queries. A connection is of the cgroup that its
+//! listener was made in, so they are made by a child that first joins the lane's cgroup, and enters the network
+//! namespace that they are for; it hands them over and ends.
 //!
-//! Not here: who takes connections from them.
+//! Not here: who takes connections and queries from them.
 use std::fs::OpenOptions;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -18,21 +18,22 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use serde::{Deserialize, Serialize};
 
 use super::LaneError;
-use crate::bottle::netns::{NamespaceError, bind};
+use crate::bottle::netns::{NamespaceError, bind, bind_datagrams};
 use crate::core::LaneAddress;
 
 /// The hidden verb that the child runs.
 pub const VERB: &str = "lane-sockets";
-/// How many ports are tried where any will do, until one is free for both families.
+/// How many ports are tried where any will do, until one is free for both families and both protocols.
 const TRIES: u32 = 64;
 /// How long the child may take.
 const CHILD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the child says beside the sockets: the IPv4 one first, then the other if there is one.
+/// What the child says beside the sockets, those of IPv4 first.
 #[derive(Debug, Serialize, Deserialize)]
 struct Made {
     port: u16,
-    /// Why there is none of IPv6, where IPv6 is not just absent.
+    has_ip6: bool,
+    /// Why there are none of IPv6, where IPv6 is not just absent.
     without_ip6: Option<String>,
 }
 
@@ -81,7 +82,7 @@ fn inside(made: Made, sockets: Vec<OwnedFd>) -> Result<Inside, LaneError> {
         tracing::warn!(why, "sockets that take IPv6 alone cannot reach the lane");
     }
     let ip4 = SocketAddr::from((Ipv4Addr::LOCALHOST, made.port));
-    let ip6 = (sockets.len() > 1).then_some(Ipv6Addr::LOCALHOST);
+    let ip6 = made.has_ip6.then_some(Ipv6Addr::LOCALHOST);
     Ok(Inside { address: LaneAddress { ip4, ip6 }, sockets })
 }
 
@@ -99,33 +100,74 @@ pub fn hand_over(port: u16) -> io::Result<()> {
     protocol::send(io::stdin().as_fd(), &said, &sockets).map_err(io::Error::other)
 }
 
-fn listen(port: u16) -> Result<(Made, Vec<TcpListener>), NamespaceError> {
+/// All sockets at one port. Where another has taken it in any form there are none: what a cut bottle sends to the lane's
+/// address and port is let through.
+fn listen(port: u16) -> Result<(Made, Vec<OwnedFd>), NamespaceError> {
     let mut tries = if port == 0 { TRIES } else { 1 };
     loop {
         tries -= 1;
-        let first = bind((Ipv4Addr::LOCALHOST, port).into())?;
-        let port = first.local_addr().map_err(NamespaceError::Enter)?.port();
-        let made = |without_ip6| Made { port, without_ip6 };
-        match bind((Ipv6Addr::LOCALHOST, port).into()) {
-            Ok(second) => return Ok((made(None), vec![first, second])),
-            // any port will do: another may be free for both
+        match listen_at(port) {
+            // any port will do: another may be free for all
             Err(NamespaceError::Taken(_)) if tries > 0 => {}
-            Err(error) if error.is_without_ip6() => return Ok((made(None), vec![first])),
-            Err(error) => return Ok((made(Some(error.to_string())), vec![first])),
+            made => return made,
         }
     }
 }
 
+fn listen_at(port: u16) -> Result<(Made, Vec<OwnedFd>), NamespaceError> {
+    let first = bind((Ipv4Addr::LOCALHOST, port).into())?;
+    let port = first.local_addr().map_err(NamespaceError::Enter)?.port();
+    let mut sockets: Vec<OwnedFd> =
+        vec![first.into(), bind_datagrams((Ipv4Addr::LOCALHOST, port).into())?.into()];
+    let mut made = Made { port, has_ip6: false, without_ip6: None };
+    match both(Ipv6Addr::LOCALHOST.into(), port) {
+        Ok(others) => {
+            sockets.extend(others);
+            made.has_ip6 = true;
+        }
+        Err(error) if error.is_without_ip6() => {}
+        Err(error @ NamespaceError::Taken(_)) => return Err(error),
+        Err(error) => made.without_ip6 = Some(error.to_string()),
+    }
+    Ok((made, sockets))
+}
+
+/// For connections and for queries.
+fn both(ip: IpAddr, port: u16) -> Result<[OwnedFd; 2], NamespaceError> {
+    let address = (ip, port).into();
+    Ok([bind(address)?.into(), bind_datagrams(address)?.into()])
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::{TcpListener, UdpSocket};
+
+    use rustix::net::{SocketType, getsockname, sockopt};
+
     use super::*;
 
     #[test]
-    fn both_families_listen_at_one_port() {
+    fn both_families_and_both_protocols_are_at_one_port() {
         let (made, sockets) = listen(0).unwrap();
-        let ports: Vec<u16> = sockets.iter().map(|socket| socket.local_addr().unwrap().port()).collect();
-        assert_eq!(ports, [made.port, made.port]);
-        let taken = listen(made.port).unwrap_err();
-        assert!(matches!(taken, NamespaceError::Taken(_)), "{taken}");
+        let mut found: Vec<(SocketType, IpAddr)> = Vec::new();
+        for socket in &sockets {
+            let address = SocketAddr::try_from(getsockname(socket).unwrap()).unwrap();
+            assert_eq!(address.port(), made.port);
+            found.push((sockopt::socket_type(socket).unwrap(), address.ip()));
+        }
+        let of = |ip: IpAddr| [(SocketType::STREAM, ip), (SocketType::DGRAM, ip)];
+        assert_eq!(found, [of(Ipv4Addr::LOCALHOST.into()), of(Ipv6Addr::LOCALHOST.into())].concat());
+    }
+
+    #[test]
+    fn a_port_that_another_has_in_any_form_is_none() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let stream = TcpListener::bind(address).unwrap();
+            let datagrams = UdpSocket::bind(address).unwrap();
+            for taken in [stream.local_addr().unwrap(), datagrams.local_addr().unwrap()] {
+                let refused = listen(taken.port()).unwrap_err();
+                assert!(matches!(refused, NamespaceError::Taken(there) if there == taken), "{refused}");
+            }
+        }
     }
 }

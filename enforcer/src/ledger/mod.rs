@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::audit::Action;
 use crate::bottle::engine::Container;
+use crate::budget::weights::Weights;
+use crate::budget::window::Hour;
+use crate::budget::{Statement, Warned};
 use crate::settings::{Egress, Policy};
 
 /// What can go wrong in the ledger.
@@ -100,8 +103,8 @@ pub struct Reservation {
     pub model: Option<String>,
     /// Reserved tokens.
     pub reserved_tokens: u64,
-    /// Window the exchange counts in (`total`).
-    pub window: String,
+    /// The hour that windows stand at.
+    pub hour: Hour,
     /// Start.
     pub started_at: UnixMs,
 }
@@ -123,6 +126,8 @@ pub struct Settlement {
     pub model: Option<String>,
     /// The provider's own usage JSON.
     pub raw: Option<String>,
+    /// The hour that it counts in: the one that windows stood at, which never go back as the clock may.
+    pub hour: Hour,
     /// End.
     pub ended_at: UnixMs,
 }
@@ -139,6 +144,21 @@ pub enum Owner {
     Bottle(String),
     /// The host.
     Global,
+}
+
+/// What an operator said of a budget.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stated {
+    /// Whose budget.
+    pub owner: Owner,
+    /// Which provider's.
+    pub provider: String,
+    /// What was said.
+    pub statement: Statement,
+    /// The hour that windows stood at.
+    pub hour: Hour,
+    /// When.
+    pub at: UnixMs,
 }
 
 /// What a bottle is allowed, and why not.
@@ -173,16 +193,18 @@ pub enum Entry {
     },
     /// An exchange ended. A second settlement of the same exchange changes nothing.
     Settle(Settlement),
-    /// Tokens were added to a budget by the operator.
-    AddTokens {
+    /// An operator said something of a budget.
+    State(Stated),
+    /// Windows have reached this hour; a later one that was reached before stands.
+    Reached(Hour),
+    /// A percentage of a budget was warned of.
+    Warned {
         /// Whose budget.
         owner: Owner,
         /// Which provider's.
         provider: String,
-        /// How many.
-        tokens: u64,
-        /// When.
-        at: UnixMs,
+        /// What was warned of.
+        warned: Warned,
     },
     /// A bottle was cut or opened.
     Verdict(Verdict),
@@ -201,10 +223,23 @@ pub struct Sum {
     pub provider: String,
     /// Settled figures by class.
     pub tokens: Tokens,
-    /// The part of the total that is not `reported`.
-    pub estimated: u64,
+    /// The part of them that is not `reported`; its reasoning is not told apart.
+    pub estimated: Tokens,
     /// Exchanges.
     pub flows: u64,
+}
+
+/// Figures that one account settled in one hour.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HourSum {
+    /// The account.
+    pub owner: Owner,
+    /// The provider.
+    pub provider: String,
+    /// The hour.
+    pub hour: Hour,
+    /// Settled figures by class.
+    pub tokens: Tokens,
 }
 
 /// Everything that a new controller must know before it decides anything.
@@ -219,8 +254,14 @@ pub struct Snapshot {
     /// Settled sums of each bottle by name, without its descendants' (`status` shows them); `owner` is
     /// [`Owner::Bottle`].
     pub own: Vec<Sum>,
-    /// Tokens added by the operator, summed.
-    pub added: Vec<(Owner, String, u64)>,
+    /// The latest hour that windows have reached; `None` in a ledger that knew of none.
+    pub reached: Option<Hour>,
+    /// Parts of `sums` that were settled in windows that have not ended, by hour.
+    pub hours: Vec<HourSum>,
+    /// What operators said of budgets, oldest first.
+    pub stated: Vec<Stated>,
+    /// The last warning of each budget.
+    pub warned: Vec<(Owner, String, Warned)>,
     /// Highest ids given out so far.
     pub last_exchange: ExchangeId,
     /// Highest attachment id given out so far.
@@ -286,10 +327,14 @@ pub struct UsageRow {
     pub output: u64,
     /// Reasoning.
     pub reasoning: u64,
-    /// Sum of input, cache_write, cache_read and output.
+    /// Sum of input, cache_write, cache_read and output, by weight.
     pub total: u64,
     /// The part of total that is not `reported`.
     pub estimated: u64,
+    /// The budget that the bottle feels first for this provider now (`parent:base`), where the row is of one bottle
+    /// that is attached and of one provider.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub governs: Option<String>,
 }
 
 /// One exchange, for `usage --flows`.
@@ -339,17 +384,17 @@ pub trait Ledger: Send {
 
 /// Queries; never blocks a writer.
 pub trait Reader: Send {
-    /// Sums of settled exchanges.
+    /// Sums of settled exchanges; totals by these weights.
     ///
     /// # Errors
     /// When the database refuses.
-    fn usage(&mut self, query: &UsageQuery) -> Result<Vec<UsageRow>, LedgerError>;
+    fn usage(&mut self, query: &UsageQuery, weights: &Weights) -> Result<Vec<UsageRow>, LedgerError>;
 
     /// Exchanges, newest last, those under way included.
     ///
     /// # Errors
     /// When the database refuses.
-    fn flows(&mut self, query: &UsageQuery) -> Result<Vec<FlowRow>, LedgerError>;
+    fn flows(&mut self, query: &UsageQuery, weights: &Weights) -> Result<Vec<FlowRow>, LedgerError>;
 
     /// Id of the newest row of the audit; 0 for none.
     ///

@@ -104,8 +104,11 @@ mod tests {
     use std::sync::mpsc::Receiver;
 
     use super::*;
+    use crate::budget::Statement;
+    use crate::budget::weights::Weights;
+    use crate::budget::window::Hour;
     use crate::ledger::sqlite::{FILE, SqliteLedger};
-    use crate::ledger::{Owner, Reader, Snapshot, UsageQuery};
+    use crate::ledger::{Owner, Reader, Snapshot, Stated, UsageQuery};
 
     /// Notes each commit's tokens; refuses a commit that holds the bad number. Each says that it has begun and
     /// waits for the gate, until the test drops its ends of both.
@@ -142,12 +145,13 @@ mod tests {
     }
 
     fn added(tokens: u64) -> Entry {
-        Entry::AddTokens { owner: Owner::Global, provider: "claude".to_owned(), tokens, at: 0 }
+        let (provider, statement) = ("claude".to_owned(), Statement::Add(tokens));
+        Entry::State(Stated { owner: Owner::Global, provider, statement, hour: Hour::default(), at: 0 })
     }
 
     fn tokens(entry: &Entry) -> u64 {
         match entry {
-            Entry::AddTokens { tokens, .. } => *tokens,
+            Entry::State(Stated { statement: Statement::Add(tokens), .. }) => *tokens,
             other => panic!("{other:?}"),
         }
     }
@@ -233,7 +237,7 @@ mod tests {
         }
         drop(writer);
         thread.join().unwrap();
-        assert_eq!(reader.usage(&UsageQuery::default()).unwrap(), []);
+        assert_eq!(reader.usage(&UsageQuery::default(), &Weights::default()).unwrap(), []);
         assert_eq!(added_tokens(dir), (1..=last).sum::<u64>());
     }
 
@@ -262,6 +266,6 @@ mod tests {
 
     fn added_tokens(dir: &Path) -> u64 {
         let snapshot = SqliteLedger::open(&dir.join(FILE)).unwrap().load().unwrap();
-        snapshot.added.iter().map(|(_, _, tokens)| tokens).sum()
+        snapshot.stated.into_iter().map(|stated| tokens(&Entry::State(stated))).sum()
     }
 }

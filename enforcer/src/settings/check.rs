@@ -8,16 +8,18 @@ use std::time::Duration;
 use meter_proxy::egress::{EgressRule, RuleError};
 use meter_proxy::protocol::{Dialect, Provider};
 
+use super::figures::WeightsEntry;
 use super::file::{
-    AgentEntry, BottleEntry, Budget, DialectWord, DlpMode, File, GateWord, Lease, ProviderEntry, Reopen,
-    SnapshotEntry, SnapshotWord, nearest,
+    AgentEntry, BottleEntry, Budget as BudgetEntries, DialectWord, DlpMode, File, GateWord, Lease,
+    ProviderEntry, SnapshotEntry, SnapshotWord, nearest,
 };
 use super::values::{Span, check_cidr, check_host, check_name, check_upstream, hosts_overlap};
 use super::yaml::{Fault, Places};
 use super::{
-    AgentSettings, BottleSettings, Budgets, Gate, MAX_PORTS, MAX_RESOLVERS, MAX_RULES, ScopeRule, Settings,
+    AgentSettings, BottleSettings, Budget, Budgets, Gate, MAX_PORTS, MAX_RESOLVERS, MAX_RULES, Settings,
     Snapshot, Window, built_in_providers,
 };
+use crate::budget::weights::Weights;
 use crate::hooks::Occasion;
 use crate::hooks::words::{PLACEHOLDERS, unknown_placeholder};
 
@@ -37,8 +39,14 @@ pub(super) fn settings(file: File, places: &Places, cgroup_mount: Option<&Path>)
     refuse_unsupported(&file, places)?;
     let default = Settings::default();
     let providers = providers(file.providers.unwrap_or_default(), places)?;
-    let check = Check { places, providers, cgroup_mount };
+    let window = file.window.unwrap_or(default.window);
+    let check = Check { places, providers, cgroup_mount, window };
     let settings = Settings {
+        window,
+        scope_rule: file.scope_rule.unwrap_or(default.scope_rule),
+        reopen: file.reopen.unwrap_or(default.reopen),
+        warn_at: check.percentages(file.warn_at.unwrap_or_default())?,
+        weights: check.weights(file.weights.unwrap_or_default())?,
         budget: check.budgets(file.budget, &["budget"])?,
         shutdown: file.shutdown.unwrap_or(default.shutdown),
         hooks: check.hooks(file.hooks.unwrap_or_default())?,
@@ -68,21 +76,14 @@ pub(super) fn settings(file: File, places: &Places, cgroup_mount: Option<&Path>)
             .map(|path| check.extra_roots(&path))
             .transpose()?,
         providers: check.providers,
-        ..default
     };
     Ok(settings)
 }
 
 /// Refuses each value that the schema knows and that would do nothing yet.
 fn refuse_unsupported(file: &File, places: &Places) -> Result<(), Fault> {
-    let weighed = |weights: &BTreeMap<String, f64>| weights.values().any(|&weight| weight != 1.0);
-    let unsupported: [(bool, &[&str], &str); 7] = [
-        (other(file.window, Window::Total), &["window"], "total"),
-        (other(file.scope_rule, ScopeRule::Nearest), &["scope_rule"], "nearest"),
+    let unsupported: [(bool, &[&str], &str); 2] = [
         (file.gate == Some(GateWord::Exact), &["gate"], "estimate or off"),
-        (other(file.reopen, Reopen::Auto), &["reopen"], "auto"),
-        (filled(file.warn_at.as_ref()), &["warn_at"], "[]"),
-        (file.weights.as_ref().is_some_and(weighed), &["weights"], "1 for every class"),
         (
             file.dlp.as_ref().and_then(|dlp| dlp.mode).is_some_and(|mode| mode != DlpMode::Off),
             &["dlp", "mode"],
@@ -95,10 +96,6 @@ fn refuse_unsupported(file: &File, places: &Places) -> Result<(), Fault> {
         }
     }
     Ok(())
-}
-
-fn other<T: PartialEq>(value: Option<T>, only: T) -> bool {
-    value.is_some_and(|value| value != only)
 }
 
 fn filled<T>(list: Option<&Vec<T>>) -> bool {
@@ -202,17 +199,51 @@ struct Check<'a> {
     providers: Vec<Provider>,
     /// Where the host has its cgroup v2 file system; `None`: it is not known.
     cgroup_mount: Option<&'a Path>,
+    /// Of budgets that do not say theirs.
+    window: Window,
 }
 
 impl Check<'_> {
-    fn budgets(&self, budget: Option<Budget>, path: &[&str]) -> Result<Budgets, Fault> {
+    fn budgets(&self, budget: Option<BudgetEntries>, path: &[&str]) -> Result<Budgets, Fault> {
         let mut budgets = Budgets::new();
-        for (provider, tokens) in budget.unwrap_or_default() {
+        for (provider, entry) in budget.unwrap_or_default() {
             let path = [path, &[provider.as_str()]].concat();
             self.check_provider(&provider, &path)?;
-            budgets.insert(provider, tokens.0);
+            let window = entry.window.unwrap_or(self.window);
+            budgets.insert(provider, Budget { tokens: entry.tokens.0, window });
         }
         Ok(budgets)
+    }
+
+    fn percentages(&self, written: Vec<u64>) -> Result<Vec<u8>, Fault> {
+        let read = |(index, percent): (usize, u64)| {
+            u8::try_from(percent).ok().filter(|percent| (1..=100).contains(percent)).ok_or_else(|| {
+                let at = self.places.value(&["warn_at", &index.to_string()]);
+                Fault::new(at, format!("{percent} is no percentage to warn at"))
+                    .hint("1 to 100 are, as in [50, 80, 95]")
+            })
+        };
+        let percentages: BTreeSet<u8> =
+            written.into_iter().enumerate().map(read).collect::<Result<_, _>>()?;
+        Ok(percentages.into_iter().collect())
+    }
+
+    fn weights(&self, entry: WeightsEntry) -> Result<Weights, Fault> {
+        let weights = Weights {
+            input: entry.input.0,
+            cache_write: entry.cache_write.0,
+            cache_read: entry.cache_read.0,
+            output: entry.output.0,
+        };
+        if weights.are_all_zero() {
+            let at = self.places.value(&["weights"]);
+            return Err(Fault::new(
+                at,
+                "no class of token weighs anything, so no budget would ever be used up",
+            )
+            .hint("give at least one class a weight above 0"));
+        }
+        Ok(weights)
     }
 
     fn check_provider(&self, provider: &str, path: &[&str]) -> Result<(), Fault> {

@@ -9,9 +9,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
-use super::values::{Span, TokensError, parse_tokens};
+use super::figures::{BUDGET_KEYS, BudgetEntry, WeightsEntry};
+use super::values::Span;
 use super::yaml::{Fault, Places, START};
-use super::{Egress, Face, Place, Policy, ScopeRule, Unattached, Window};
+use super::{Egress, Face, Place, Policy, Reopen, ScopeRule, Unattached, Window};
 use crate::hooks::Occasion;
 
 /// The whole file; what is absent is `None`.
@@ -28,8 +29,8 @@ pub(super) struct File {
     pub(super) hold: Option<Span>,
     pub(super) lease: Option<Lease>,
     pub(super) reopen: Option<Reopen>,
-    pub(super) warn_at: Option<Vec<u8>>,
-    pub(super) weights: Option<BTreeMap<String, f64>>,
+    pub(super) warn_at: Option<Vec<u64>>,
+    pub(super) weights: Option<WeightsEntry>,
     pub(super) egress: Option<Egress>,
     pub(super) allow: Option<Vec<String>>,
     pub(super) unattached: Option<Unattached>,
@@ -73,8 +74,8 @@ pub(super) const TOP_KEYS: &[&str] = &[
     "dlp",
 ];
 
-/// Tokens by provider.
-pub(super) type Budget = BTreeMap<String, TokenCount>;
+/// Budgets by provider.
+pub(super) type Budget = BTreeMap<String, BudgetEntry>;
 
 /// `providers: NAME:`; over a built-in one of that name, each key by itself.
 #[derive(Debug, Default, Deserialize)]
@@ -154,13 +155,6 @@ pub(super) enum GateWord {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Reopen {
-    Auto,
-    Manual,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
 pub(super) enum DlpMode {
     Off,
     Warn,
@@ -198,6 +192,7 @@ fn known_keys(path: &[String]) -> Option<&'static [&'static str]> {
         ["tls"] => Some(TLS_KEYS),
         ["dlp"] => Some(DLP_KEYS),
         ["weights"] => Some(WEIGHT_KEYS),
+        ["budget", _] | ["bottles" | "agents", _, "budget", _] => Some(BUDGET_KEYS),
         ["hooks"] => Some(HOOK_KEYS),
         ["providers", _] => Some(PROVIDER_KEYS),
         ["bottles", _] => Some(BOTTLE_KEYS),
@@ -228,53 +223,6 @@ pub(super) fn nearest(word: &str, known: &[&str]) -> String {
     match known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))) {
         Some(best) if likeness(&best) > 0.75 => format!("did you mean {best:?}?"),
         _ => format!("known are {}", known.join(", ")),
-    }
-}
-
-/// `5000000`, `5_000_000`, `500k`, `2M`.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct TokenCount(pub(super) u64);
-
-impl<'de> Deserialize<'de> for TokenCount {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(TokenVisitor)
-    }
-}
-
-struct TokenVisitor;
-
-impl Visitor<'_> for TokenVisitor {
-    type Value = TokenCount;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a whole number of tokens, such as 5000000, 500k or 2M")
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<TokenCount, E> {
-        parse_tokens(text).map(TokenCount).map_err(E::custom)
-    }
-
-    fn visit_u64<E: de::Error>(self, tokens: u64) -> Result<TokenCount, E> {
-        self.visit_str(&tokens.to_string())
-    }
-
-    fn visit_i64<E: de::Error>(self, tokens: i64) -> Result<TokenCount, E> {
-        self.visit_str(&tokens.to_string())
-    }
-
-    fn visit_u128<E: de::Error>(self, tokens: u128) -> Result<TokenCount, E> {
-        self.visit_str(&tokens.to_string())
-    }
-
-    fn visit_i128<E: de::Error>(self, tokens: i128) -> Result<TokenCount, E> {
-        self.visit_str(&tokens.to_string())
-    }
-
-    fn visit_f64<E: de::Error>(self, tokens: f64) -> Result<TokenCount, E> {
-        // a whole number beyond 128 bits reaches here too
-        let error =
-            if tokens.fract() == 0.0 && tokens > 0.0 { TokensError::TooMany } else { TokensError::Fraction };
-        Err(E::custom(error))
     }
 }
 

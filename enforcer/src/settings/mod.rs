@@ -1,12 +1,14 @@
 //! The settings file: what it may say, its defaults, and one placed error for anything else.
 //!
 //! Pure but for [`Settings::load`], which reads one file and where cgroups are mounted. `yaml` refuses what is no plain YAML and knows where
-//! each key stands, `file` is the schema as written, `check` turns it into [`Settings`], `values` reads tokens,
+//! each key stands, `file` is the schema as written (`figures` its budgets and weights), `check` turns it into [`Settings`], `values` reads tokens,
 //! durations, hosts and the like. Nothing here acts on a setting.
 mod check;
 mod diff;
+mod figures;
 mod file;
 mod values;
+mod warnings;
 mod yaml;
 
 #[cfg(test)]
@@ -36,6 +38,9 @@ pub use values::{NameError, TokensError, check_name, check_tokens, is_dns_name, 
 use yaml::Fault;
 
 use crate::bottle::cgroup;
+use crate::budget::weights::Weights;
+pub use crate::budget::window::Window;
+pub use crate::budget::{Budget, ScopeRule};
 use crate::hooks::Occasion;
 pub use crate::kernel::Face;
 
@@ -52,20 +57,26 @@ pub const MAX_RESOLVERS: usize = 8;
 /// The settings as they stand, and word of their changes.
 pub type Live = watch::Receiver<Arc<Settings>>;
 
-/// Tokens by provider.
-pub type Budgets = BTreeMap<String, u64>;
+/// Budgets by provider.
+pub type Budgets = BTreeMap<String, Budget>;
 
 /// What the operator wants. Every value in it has its effect in this version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Budgets of the host, tokens by provider.
+    /// Budgets of the host, by provider.
     pub budget: Budgets,
     /// What a crossed budget does.
     pub shutdown: Policy,
-    /// When a budget starts anew.
+    /// When a budget starts anew that does not say it itself.
     pub window: Window,
-    /// Which of several budgets governs.
+    /// Which of several budgets binds.
     pub scope_rule: ScopeRule,
+    /// Whether a bottle that a budget cut opens when its window begins anew.
+    pub reopen: Reopen,
+    /// Percentages of a budget that are warned of, once in each window; ascending, 1 to 100.
+    pub warn_at: Vec<u8>,
+    /// What a token of each class counts for.
+    pub weights: Weights,
     /// How a request's reservation is found.
     pub gate: Gate,
     /// Whether a running stream is cut when its count crosses.
@@ -107,7 +118,7 @@ pub struct Settings {
 pub struct BottleSettings {
     /// Its parent.
     pub extends: Option<String>,
-    /// Its budgets, tokens by provider.
+    /// Its budgets, by provider.
     pub budget: Budgets,
     /// Its policy, instead of [`Settings::shutdown`].
     pub shutdown: Option<Policy>,
@@ -132,7 +143,7 @@ pub enum Snapshot {
 /// Settings of one agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AgentSettings {
-    /// Its budgets, tokens by provider.
+    /// Its budgets, by provider.
     pub budget: Budgets,
 }
 
@@ -178,30 +189,12 @@ words! {
 }
 
 words! {
-    /// When a budget starts anew. Only `total` in this version.
-    Window {
-        /// Never.
-        Total = "total",
-        /// Each hour, UTC.
-        Hourly = "hourly",
-        /// Each day, UTC.
-        Daily = "daily",
-        /// Each week, UTC.
-        Weekly = "weekly",
-        /// Each month, UTC.
-        Monthly = "monthly",
-    }
-}
-
-words! {
-    /// Which of several budgets governs. Only `nearest` in this version.
-    ScopeRule {
-        /// The first of launch, agent, bottle, parent, global that is defined.
-        Nearest = "nearest",
-        /// That one, and the global one always.
-        Ceiling = "ceiling",
-        /// The one with the least left.
-        Strictest = "strictest",
+    /// Whether a bottle that a budget cut opens by itself when its window begins anew.
+    Reopen {
+        /// It does.
+        Auto = "auto",
+        /// An operator restores it.
+        Manual = "manual",
     }
 }
 
@@ -232,6 +225,9 @@ impl Default for Settings {
             shutdown: Policy::Cutoff,
             window: Window::Total,
             scope_rule: ScopeRule::Nearest,
+            reopen: Reopen::Auto,
+            warn_at: Vec::new(),
+            weights: Weights::default(),
             gate: Gate::Estimate,
             midstream: true,
             cut: Face::Answered,

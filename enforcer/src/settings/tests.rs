@@ -18,10 +18,17 @@ fn refused(text: &str) -> String {
     }
 }
 
+/// Tokens by provider, in the window of the default.
+fn budgets(pairs: &[(&str, u64)]) -> Budgets {
+    let budget =
+        |&(provider, tokens): &(&str, u64)| (provider.to_owned(), Budget { tokens, window: Window::Total });
+    pairs.iter().map(budget).collect()
+}
+
 #[test]
 fn the_short_form_is_a_whole_file() {
     let settings = parse("budget:\n  claude: 5000000\n  codex: 2M\nshutdown: cutoff\n").unwrap();
-    let budget = Budgets::from([("claude".to_owned(), 5_000_000), ("codex".to_owned(), 2_000_000)]);
+    let budget = budgets(&[("claude", 5_000_000), ("codex", 2_000_000)]);
     assert_eq!(settings, Settings { budget, ..Settings::default() });
 }
 
@@ -72,10 +79,7 @@ dlp: { mode: off }
 #[test]
 fn every_supported_value_arrives() {
     let settings = parse(EVERYTHING).unwrap();
-    let budget = |pairs: &[(&str, u64)]| -> Budgets {
-        pairs.iter().map(|&(provider, tokens)| (provider.to_owned(), tokens)).collect()
-    };
-    assert_eq!(settings.budget, budget(&[("claude", 5_000_000), ("codex", 500_000), ("local", 7)]));
+    assert_eq!(settings.budget, budgets(&[("claude", 5_000_000), ("codex", 500_000), ("local", 7)]));
     assert_eq!(settings.gate, Gate::Off);
     assert!(!settings.midstream);
     assert_eq!((settings.cut, parse("").unwrap().cut), (Face::Silent, Face::Answered));
@@ -93,7 +97,7 @@ fn every_supported_value_arrives() {
         settings.bottles["reviewer"],
         BottleSettings {
             extends: Some("base".to_owned()),
-            budget: budget(&[("claude", 300_000)]),
+            budget: budgets(&[("claude", 300_000)]),
             snapshot: Some(Snapshot::Engine),
             ..BottleSettings::default()
         }
@@ -114,18 +118,13 @@ fn every_supported_value_arrives() {
     assert_eq!(rules, ["github.com:443", "10.0.0.0/8:5432", "[fd00::1/128]"]);
     let resolvers: [IpAddr; 2] = ["10.0.0.53".parse().unwrap(), "fd00::53".parse().unwrap()];
     assert_eq!(settings.resolvers, resolvers);
-    assert_eq!(settings.agents["implementer"].budget, budget(&[("claude", 100_000)]));
+    assert_eq!(settings.agents["implementer"].budget, budgets(&[("claude", 100_000)]));
 }
 
 #[test]
 fn what_has_no_effect_yet_is_refused_with_its_place() {
     for (text, place, key) in [
-        ("window: daily", "1:9", "window"),
-        ("scope_rule: ceiling", "1:13", "scope_rule"),
         ("gate: exact", "1:7", "gate"),
-        ("reopen: manual", "1:9", "reopen"),
-        ("warn_at: [50]", "1:10", "warn_at"),
-        ("weights: { output: 5 }", "1:10", "weights"),
         ("dlp: { mode: block }", "1:14", "dlp.mode"),
         ("providers:\n  g: { dialect: gemini, hosts: [g.example] }", "2:17", "providers.g.dialect"),
     ] {
@@ -138,6 +137,47 @@ fn what_has_no_effect_yet_is_refused_with_its_place() {
         words,
         "s.yml:2:3: a budget for gemini is not yet supported in this version [supported are claude, codex]"
     );
+}
+
+#[test]
+fn budgets_have_windows_rules_weights_and_warnings() {
+    let text = "window: weekly\nscope_rule: ceiling\nreopen: manual\nwarn_at: [95, 50, 95]\n\
+        weights: { cache_read: 0.1, output: 5 }\nbudget: { claude: 5, codex: { tokens: 2M, window: daily } }\n\
+        agents: { a: { budget: { claude: { tokens: 7 } } } }";
+    let settings = parse(text).unwrap();
+    let budget = |tokens, window| Budget { tokens, window };
+    assert_eq!(settings.budget["claude"], budget(5, Window::Weekly));
+    assert_eq!(settings.budget["codex"], budget(2_000_000, Window::Daily));
+    assert_eq!(settings.agents["a"].budget["claude"], budget(7, Window::Weekly));
+    assert_eq!((settings.scope_rule, settings.reopen), (ScopeRule::Ceiling, Reopen::Manual));
+    assert_eq!(settings.warn_at, [50, 95]);
+    let weights = settings.weights;
+    let shown =
+        [weights.input, weights.cache_write, weights.cache_read, weights.output].map(|w| w.to_string());
+    assert_eq!(shown, ["1", "1", "0.1", "5"]);
+}
+
+#[test]
+fn overrides_that_may_exceed_the_global_budget_are_warned_of() {
+    let overrides =
+        "bottles: { b: { budget: { claude: 30 } } }\nagents: { a: { budget: { claude: 20, codex: 1 } } }";
+    let warnings = |before: &str| parse(&format!("{before}\n{overrides}")).unwrap().warnings();
+    assert_eq!(
+        warnings("budget: { claude: 100 }"),
+        [
+            "claude: the global budget of 100 tokens total does not hold back those that override it (bottle:b 30 tokens \
+          total, agent:a 20 tokens total): up to 150 tokens total can be used; scope_rule: ceiling holds all of them \
+          under the global one"
+        ]
+    );
+    let windows_differ = &warnings("budget: { claude: { tokens: 100, window: monthly } }")[0];
+    assert!(windows_differ.contains("their windows differ, so there is no sum to it"), "{windows_differ}");
+    for quiet in
+        ["", "budget: { claude: 100 }\nscope_rule: ceiling", "budget: { claude: 100 }\nscope_rule: strictest"]
+    {
+        assert_eq!(warnings(quiet), [""; 0], "{quiet}");
+    }
+    assert_eq!(parse("budget: { claude: 100 }").unwrap().warnings(), [""; 0]);
 }
 
 #[test]
@@ -196,6 +236,22 @@ fn errors_name_line_and_column_and_what_to_do() {
         "budget:\n  claude: true",
         "budget:\n  claude: [1]",
         "budget:\n  claude:",
+        "budget:\n  claude: { tokens: 5, windw: daily }",
+        "budget:\n  claude: { window: daily }",
+        "bottles:\n  b: { budget: { claude: { tokens: 5, window: yearly } } }",
+        "window: day",
+        "scope_rule: closest",
+        "reopen: later",
+        "warn_at: [50, 101]",
+        "warn_at: [0]",
+        "warn_at: [300]",
+        "warn_at: 50",
+        "weights: { input: -1 }",
+        "weights: { input: 1e9 }",
+        "weights: { input: 0.0001 }",
+        "weights: { input: .nan }",
+        "weights: { inptu: 1 }",
+        "weights: { input: 0, cache_write: 0, cache_read: 0, output: 0 }",
         "shutdown: cut",
         "midstream: sometimes",
         "hold: 60",
@@ -315,13 +371,48 @@ fn errors_name_line_and_column_and_what_to_do() {
       => s.yml:2:11: budget.claude: more tokens than can be counted (at most 9223372036854775807)
     budget:
       claude: true
-      => s.yml:2:11: budget.claude: invalid type: boolean `true`, expected a whole number of tokens, such as 5000000, 500k or 2M
+      => s.yml:2:11: budget.claude: invalid type: boolean `true`, expected a whole number of tokens, such as 5000000, 500k or 2M, or { tokens: 500k, window: daily }
     budget:
       claude: [1]
-      => s.yml:2:11: budget.claude: invalid type: sequence, expected a whole number of tokens, such as 5000000, 500k or 2M
+      => s.yml:2:11: budget.claude: invalid type: sequence, expected a whole number of tokens, such as 5000000, 500k or 2M, or { tokens: 500k, window: daily }
     budget:
       claude:
-      => s.yml:2:10: budget.claude: invalid type: unit value, expected a whole number of tokens, such as 5000000, 500k or 2M
+      => s.yml:2:10: budget.claude: invalid type: unit value, expected a whole number of tokens, such as 5000000, 500k or 2M, or { tokens: 500k, window: daily }
+    budget:
+      claude: { tokens: 5, windw: daily }
+      => s.yml:2:24: unknown key "windw" [did you mean "window"?]
+    budget:
+      claude: { window: daily }
+      => s.yml:2:11: budget.claude: missing field `tokens`
+    bottles:
+      b: { budget: { claude: { tokens: 5, window: yearly } } }
+      => s.yml:2:47: bottles.b.budget.claude.window: unknown variant `yearly`, expected one of `total`, `hourly`, `daily`, `weekly`, `monthly`
+    window: day
+      => s.yml:1:9: window: unknown variant `day`, expected one of `total`, `hourly`, `daily`, `weekly`, `monthly`
+    scope_rule: closest
+      => s.yml:1:13: scope_rule: unknown variant `closest`, expected one of `nearest`, `ceiling`, `strictest`
+    reopen: later
+      => s.yml:1:9: reopen: unknown variant `later`, expected `auto` or `manual`
+    warn_at: [50, 101]
+      => s.yml:1:15: 101 is no percentage to warn at [1 to 100 are, as in [50, 80, 95]]
+    warn_at: [0]
+      => s.yml:1:11: 0 is no percentage to warn at [1 to 100 are, as in [50, 80, 95]]
+    warn_at: [300]
+      => s.yml:1:11: 300 is no percentage to warn at [1 to 100 are, as in [50, 80, 95]]
+    warn_at: 50
+      => s.yml:1:10: warn_at: invalid type: integer `50`, expected a sequence
+    weights: { input: -1 }
+      => s.yml:1:19: weights.input: a weight cannot be negative
+    weights: { input: 1e9 }
+      => s.yml:1:19: weights.input: a weight is at most 1000
+    weights: { input: 0.0001 }
+      => s.yml:1:19: weights.input: a weight has at most three decimals
+    weights: { input: .nan }
+      => s.yml:1:19: weights.input: a weight is a number (0, 0.1 and 1.25 are)
+    weights: { inptu: 1 }
+      => s.yml:1:12: unknown key "inptu" [did you mean "input"?]
+    weights: { input: 0, cache_write: 0, cache_read: 0, output: 0 }
+      => s.yml:1:10: no class of token weighs anything, so no budget would ever be used up [give at least one class a weight above 0]
     shutdown: cut
       => s.yml:1:11: shutdown: unknown variant `cut`, expected one of `cutoff`, `freeze`, `kill`
     midstream: sometimes

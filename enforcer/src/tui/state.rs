@@ -192,8 +192,7 @@ mod tests {
             window: "total".into(),
             limit,
             used,
-            reserved: 0,
-            remaining: 0,
+            ..api::Budget::default()
         };
         for (used, limit, percent) in
             [(0, 10, 0), (9, 10, 90), (15, 10, 150), (0, 0, 100), (u64::MAX, 1, u64::MAX), (1, u64::MAX, 0)]

@@ -19,8 +19,8 @@ fn budget(scope: &str, owner: &str, limit: u64, used: u64) -> api::Budget {
         window: "total".into(),
         limit,
         used,
-        reserved: 0,
         remaining: limit.saturating_sub(used),
+        ..api::Budget::default()
     }
 }
 
@@ -40,6 +40,7 @@ fn bottle(name: &str, total: u64, budget: api::Budget) -> api::Bottle {
         egress: "open".into(),
         usage: BTreeMap::from([("claude".into(), usage)]),
         budget: BTreeMap::from([("claude".into(), budget)]),
+        chain: BTreeMap::new(),
         kernel: api::Packets { passed_packets: 48_210, dropped_packets: 0, ..Default::default() },
     }
 }
@@ -52,10 +53,13 @@ fn budget_cause() -> Cause {
         owner: Some("reviewer".into()),
         limit: Some(300_000),
         used: Some(305_112),
+        window: Some("total".into()),
+        rule: Some("nearest".into()),
         flow: Some(812),
         at: "2026-01-31T12:00:00.000Z".into(),
         by: "controller".into(),
         reason: None,
+        held: false,
         face: crate::kernel::Face::Silent,
         policy: crate::settings::Policy::Cutoff,
         processes: crate::audit::Processes::Running,

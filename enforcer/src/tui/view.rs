@@ -247,11 +247,19 @@ fn fill_style(percent: u64) -> Style {
 }
 
 /// `bottle reviewer`; `global` alone, as it has one owner.
-fn whose(budget: &Budget) -> String {
+fn owner_words(budget: &Budget) -> String {
     if budget.scope == "global" {
         return "global".to_owned();
     }
     format!("{} {}", scrub(&budget.scope), scrub(&budget.owner))
+}
+
+/// The same with the window, where it ends: `bottle reviewer daily`.
+fn whose(budget: &Budget) -> String {
+    match budget.window.as_str() {
+        "total" => owner_words(budget),
+        window => format!("{} {}", owner_words(budget), scrub(window)),
+    }
 }
 
 /// All there is to say of one bottle; the cause of a cut first.
@@ -301,10 +309,12 @@ fn cause_words(cause: &Cause) -> String {
 }
 
 fn budget_words(provider: &str, budget: &Budget) -> String {
+    let until = budget.until.as_deref().map(|until| format!(" until {}", scrub(until))).unwrap_or_default();
+    let why = if budget.why.is_empty() { String::new() } else { format!("; {}", scrub(&budget.why)) };
     format!(
-        "{} budget ({}, window {}): used {} of {}, reserved {}, remaining {}",
+        "{} budget ({}, window {}{until}): used {} of {}, reserved {}, remaining {}{why}",
         scrub(provider),
-        whose(budget),
+        owner_words(budget),
         scrub(&budget.window),
         grouped(budget.used),
         grouped(budget.limit),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use enforcer::bottle::cgroup::{self, Cgroup, CgroupError};
 use enforcer::kernel::loader::{Loader, unpin_all};
+use enforcer::kernel::pins::Pins;
 use enforcer::kernel::{Guard, Kernel as _, Place, namespace_cookie};
 
 /// The slot of the test's bottle.
@@ -34,6 +35,13 @@ impl Host {
     /// Loads the programs, or adopts what is pinned.
     pub fn load(&self) -> Loader {
         Loader::open(Some(&self.instance)).unwrap()
+    }
+
+    /// As [`Self::load`], by a controller of another build than the one before: it loads its programs, and puts them
+    /// in place of that one's in every bottle.
+    pub fn upgrade(&self) -> Loader {
+        Pins::of(Some(&self.instance)).set_build(None).unwrap();
+        self.load()
     }
 
     /// The cgroup.

@@ -5,6 +5,7 @@
 pub mod host;
 pub mod meter;
 pub mod network;
+pub mod packets;
 pub mod sender;
 pub mod streams;
 

@@ -8,13 +8,13 @@ use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use enforcer::escape::network::switch_lo_on;
 use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode;
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sockopt};
 
-use super::network::switch_lo_on;
 use super::streams::Streaming;
 
 /// Long enough for a packet over loopback, on a busy machine.
@@ -115,6 +115,7 @@ struct Held {
 /// - `listen ADDR` makes a TCP listener and answers its address;
 /// - `udp ADDR` sends a datagram, `bind ADDR` makes a socket that `receive` takes one from, `towards ADDR` connects
 ///   it and `send` uses it;
+/// - `ask ADDR` sends a datagram from it, `answered` says whom the next one is from, `far-end` what it is connected to;
 /// - `stream-udp ADDR` and `stream-tcp ADDR` send from now on; `figures` says how that went (see `streams`);
 /// - `enter DIRECTORY` goes to another cgroup;
 /// - `raw ADDR HEX` sends a packet with its headers; `hold-raw 4` (or 6) keeps a socket for that, `send-raw ADDR HEX`
@@ -221,6 +222,9 @@ fn obey(order: &str, rest: &str, held: &mut Held) -> std::io::Result<String> {
         "towards" => held.socket.as_ref().unwrap().connect(rest)?,
         "send" => drop(held.socket.as_ref().unwrap().send(b"x")?),
         "receive" => drop(held.socket.as_ref().unwrap().recv(&mut [0; 8])?),
+        "ask" => drop(held.socket.as_ref().unwrap().send_to(b"x", rest)?),
+        "answered" => return Ok(held.socket.as_ref().unwrap().recv_from(&mut [0; 8])?.1.to_string()),
+        "far-end" => return Ok(held.socket.as_ref().unwrap().peer_addr()?.to_string()),
         "stream-udp" => held.streaming = Some(Streaming::udp(rest.parse().unwrap())?),
         "stream-tcp" => held.streaming = Some(Streaming::tcp(rest.parse().unwrap())?),
         "figures" => return Ok(held.streaming.as_ref().unwrap().figures()),

@@ -124,6 +124,11 @@ impl Lane {
         Self { name, sender, socket, part: Vec::new(), latest: 0 }
     }
 
+    /// Whether it is datagrams: what is refused then is lost, and its sender told.
+    pub fn is_udp(&self) -> bool {
+        matches!(self.socket, Socket::Udp(_))
+    }
+
     /// Reads all that has come; bytes.
     pub fn drain(&mut self) -> usize {
         let (mut all, mut buffer) = (0, [0; 4096]);

@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn places_follow_the_descriptors() {
         for (descriptors, places) in
-            [(0, 1), (256, 128), (1_024, 608), (20_608, 1_024), (1_048_576, 1_024), (usize::MAX, 1_024)]
+            [(0, 1), (256, 96), (1_024, 480), (20_608, 1_024), (1_048_576, 1_024), (usize::MAX, 1_024)]
         {
             assert_eq!(places_within(descriptors), places, "{descriptors}");
         }

@@ -1,4 +1,5 @@
-//! The refusal lane: where the connections of a bottle go that was cut and is to hear why.
+//! The refusal lane: where the connections of a bottle go that was cut and is to hear why, and its DNS queries, so that
+//! an agent that resolves names gets that far.
 //!
 //! [`run`] is its life; `conversation` is that of a connection: why → what it speaks → one answer → the end. The lane
 //! connects to nobody: there is no code here that dials, and from [`seccomp`] on the kernel would not let it.
@@ -23,6 +24,7 @@ use self::guests::Guests;
 use self::listening::Listening;
 use self::seccomp::SeccompError;
 use crate::certs::Certs;
+use crate::framing::ALPN_HTTP1;
 use crate::link::{ControllerError, Socket};
 use crate::lock::lock;
 use crate::protocol::ProtocolError;
@@ -98,7 +100,7 @@ pub async fn run(socket: OwnedFd) -> Result<Infallible, LaneError> {
         silence: Warning::default(),
         unsigned: Warning::default(),
         providers: Mutex::new(Arc::new(providers)),
-        certs: Certs::default(),
+        certs: Certs::offering(&[ALPN_HTTP1]),
         guests: Guests::default(),
     });
     for (id, sockets) in sockets {

@@ -1,7 +1,7 @@
 //! A UDP socket that DNS queries come to: answered one by one, at a bounded rate, each to where it came from.
 //!
-//! What cannot be sent at once is dropped, as is everything that is no query. No hook sends a cut bottle here yet, and
-//! the controller hands no UDP socket over. Not here: the answers (`dns`).
+//! What cannot be sent at once is dropped, as is everything that is no query; the kernel lets one answer to each out.
+//! Whose a query is nobody asks: only bottles that are cut and answered are sent here. Not here: the answers (`dns`).
 use std::convert::Infallible;
 use std::time::Duration;
 

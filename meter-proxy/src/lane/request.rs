@@ -13,19 +13,16 @@ use http::request::Parts;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
+use hyper::server::conn::http1::Parts as Left;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
+use crate::framing::http1;
 use crate::hosts::Authority;
 use crate::refuse;
 
-/// Most headers of a request.
-const MAX_HEADERS: usize = 128;
-/// Longest head of a request, and most of it that waits in the lane, bytes.
-const MAX_BUFFER_BYTES: usize = 32 * 1024;
 /// Longest wait for the head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest that a body is read away before the answer, and most of it, bytes. Many clients read nothing before all
@@ -70,8 +67,10 @@ where
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         Ok(answer)
     });
-    let served = http1().serve_connection(TokioIo::new(stream), service).without_shutdown().await;
-    let http1::Parts { io, read_buf, .. } = served.map_err(io::Error::other)?;
+    // A client that has said all it will say hears the answer too.
+    let connection = http1(HEAD_TIMEOUT).half_close(true).serve_connection(TokioIo::new(stream), service);
+    let served = connection.without_shutdown().await;
+    let Left { io, read_buf, .. } = served.map_err(io::Error::other)?;
     Ok(Spoken { stream: io.into_inner(), unread: read_buf, connect: connect.into_inner() })
 }
 
@@ -95,18 +94,4 @@ async fn read_away(mut body: Incoming) {
     if timeout(MAX_BODY_TIME, until_its_end).await.is_err() {
         tracing::debug!("a body does not end");
     }
-}
-
-/// HTTP/1.1 for one request, with every bound set. A client that has said all it will say hears the answer too.
-fn http1() -> http1::Builder {
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_headers(MAX_HEADERS)
-        .max_header_size(MAX_BUFFER_BYTES)
-        .max_buf_size(MAX_BUFFER_BYTES)
-        .half_close(true)
-        .auto_date_header(false);
-    builder
 }

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{BottleRef, Leaf, Provider, Refusal};
 
-/// Most sockets of one id: a TCP listener of IPv4, one of IPv6, and a UDP socket that DNS queries come to.
-pub const MAX_LANE_SOCKETS: usize = 3;
+/// Most sockets of one id: of IPv4 and of IPv6 a TCP listener, and a UDP socket that DNS queries come to.
+pub const MAX_LANE_SOCKETS: usize = 4;
 
 /// What the lane needs to know; pushed at start and after each change, replacing what was before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

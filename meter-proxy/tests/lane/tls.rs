@@ -1,10 +1,14 @@
 //! TLS: for metered names, by the name that is asked for; nobody else's.
 use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 
-use meter_proxy::protocol::{LaneConfig, LaneToController, ToLane};
+use meter_proxy::protocol::{LaneConfig, LaneToController, Leaf, ToLane};
 use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, ServerConfig, ServerConnection, StreamOwned};
+use rustls_pki_types::CertificateDer;
 
-use crate::rig::{ACCESS_DENIED, Answer, Rig, client_tls, client_tls_of, config, rest_of};
+use crate::rig::{ACCESS_DENIED, Answer, Rig, client_tls, client_tls_of, config, curl, rest_of};
 
 const ASK: &[u8] = b"POST /v1/messages HTTP/1.1\r\nHost: api.anthropic.com\r\nContent-Length: 2\r\n\r\n{}";
 
@@ -34,12 +38,67 @@ fn root_redirected_tls_is_answered_by_the_name_it_asks_for() {
 #[test]
 fn root_http_2_is_not_offered() {
     let rig = Rig::start();
-    let mut tls = (*client_tls(vec![rig.root()])).clone();
-    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let mut stream = rig.secure_by(tls.into(), rig.connect(), "api.openai.com");
+    let mut stream = rig.secure_by(prefers_http2(&rig), rig.connect(), "api.openai.com");
     stream.write_all(ASK).unwrap();
     assert_eq!(Answer::read(&mut stream).unwrap().status(), 429);
     assert_eq!(stream.conn.alpn_protocol(), Some(&b"http/1.1"[..]));
+}
+
+/// A client that speaks HTTP/2 where it can.
+fn prefers_http2(rig: &Rig) -> Arc<ClientConfig> {
+    let mut tls = (*client_tls(vec![rig.root()])).clone();
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Arc::new(tls)
+}
+
+/// A server that offers HTTP/2 and lets a session be resumed; it says one byte and ends.
+fn http2_server(rig: &Rig, name: &str) -> SocketAddr {
+    let Leaf { chain, key } = rig.leaf(name);
+    let builder = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let chain = chain.into_iter().map(CertificateDer::from).collect();
+    let mut tls = builder.with_single_cert(chain, key.try_into().unwrap()).unwrap();
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut stream = StreamOwned::new(ServerConnection::new(Arc::new(tls)).unwrap(), stream);
+        stream.write_all(b"x").unwrap();
+        stream.conn.send_close_notify();
+        stream.flush().unwrap();
+    });
+    address
+}
+
+#[test]
+fn root_a_client_that_spoke_http2_before_its_cut_is_answered() {
+    const NAME: &str = "api.anthropic.com";
+    let rig = Rig::start();
+    let tls = prefers_http2(&rig);
+    let before = TcpStream::connect(http2_server(&rig, NAME)).unwrap();
+    let mut before = rig.secure_by(Arc::clone(&tls), before, NAME);
+    before.read_exact(&mut [0]).unwrap();
+    assert_eq!(before.conn.alpn_protocol(), Some(&b"h2"[..]));
+    for stream in [rig.connect(), rig.through("api.anthropic.com:443")] {
+        let mut after = rig.secure_by(Arc::clone(&tls), stream, NAME);
+        after.write_all(ASK).unwrap();
+        assert_eq!(Answer::read(&mut after).unwrap().status(), 402);
+        assert_eq!(after.conn.alpn_protocol(), Some(&b"http/1.1"[..]));
+    }
+}
+
+#[test]
+fn root_curl_that_asks_for_http2_is_answered() {
+    let rig = Rig::start();
+    let there = format!("api.openai.com:443:{}", rig.address);
+    let lane = format!("http://{}", rig.address);
+    for way in [["--connect-to", &there], ["--proxy", &lane]] {
+        let common = ["--http2", "--data", "{}", "--write-out", "%{http_version} %{http_code}"];
+        let url = ["https://api.openai.com/v1/responses"];
+        let Some(printed) = curl(rig.root_pem(), &[&common[..], &way, &url].concat()) else { return };
+        assert!(printed.ends_with("1.1 429") && printed.contains("usage_limit_reached"), "{printed}");
+    }
 }
 
 #[test]

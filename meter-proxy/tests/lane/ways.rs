@@ -7,7 +7,7 @@ use crate::rig::{Answer, Rig, budget, post, rest_of};
 
 /// What the agent's user reads of the budget that the rig tells of.
 const WORDS: &str = "Enforcer: bottle b1 has used 100417 of 100000 claude tokens (budget of scope agent, owner \
-                     implementer, window daily). The operator can add tokens or restore the bottle.";
+                     implementer, window daily, scope rule nearest). The operator can add tokens or restore the bottle.";
 
 fn anthropic() -> (u16, serde_json::Value) {
     (402, serde_json::json!({"type": "error", "error": {"type": "billing_error", "message": WORDS}}))

@@ -63,6 +63,7 @@ fn root_refusals_come_in_the_shape_of_the_provider() {
             used: 11,
             reserved: 0,
             window: "total".into(),
+            rule: "nearest".into(),
         });
     });
     let claude = rig.ask(&post(MESSAGES, ASK));

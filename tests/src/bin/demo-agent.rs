@@ -20,6 +20,12 @@ struct Args {
     /// How many requests; 0: until refused.
     #[arg(long, default_value_t = 1)]
     requests: usize,
+    /// So many requests at once instead, on one connection of HTTP/2; prints an answer a line.
+    #[arg(long, requires_all = ["http2", "json"])]
+    together: Option<usize>,
+    /// Every other one of them is taken back when it is not answered after so many milliseconds.
+    #[arg(long, requires = "together")]
+    take_back_ms: Option<u64>,
     /// Pause between requests, the connection kept open, in milliseconds.
     #[arg(long, default_value_t = 0)]
     keep_alive_idle_ms: u64,
@@ -39,6 +45,12 @@ async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
     let mut dump = args.dump.as_ref().map(File::create).transpose().context("cannot write the dump")?;
     let mut agent = Agent::new(args.options.clone())?;
+    if let Some(many) = args.together {
+        let take_back_after = args.take_back_ms.map(Duration::from_millis);
+        let answers = agent.ask_together(many, take_back_after).await?;
+        answers.iter().flatten().for_each(|answer| println!("{}", json!(answer)));
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut asked = 0;
     while args.requests == 0 || asked < args.requests {
         if asked > 0 {

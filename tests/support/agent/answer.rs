@@ -26,6 +26,8 @@ pub enum Ended {
 pub struct Answer {
     /// Status.
     pub status: u16,
+    /// Whether it came by HTTP/2.
+    pub http2: bool,
     /// Response headers, names in lower case.
     pub headers: Vec<(String, String)>,
     /// The body as received: content-coded, without chunk framing.
@@ -93,6 +95,7 @@ pub(super) async fn receive(
     let headers = headers.map(|(n, v)| (n.to_string(), String::from_utf8_lossy(v.as_bytes()).into_owned()));
     Ok(Answer {
         status: head.status.as_u16(),
+        http2: head.version == http::Version::HTTP_2,
         headers: headers.collect(),
         body_bytes: body.len(),
         body_sha256: sha256_hex(&body),

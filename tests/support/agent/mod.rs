@@ -5,14 +5,16 @@ mod answer;
 mod way;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
 use clap::ValueEnum;
-use http::{Request, header};
+use http::{Request, Response, header};
 use http_body_util::Full;
-use hyper::client::conn::http1::SendRequest;
-use hyper_util::rt::TokioIo;
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -21,6 +23,8 @@ use tokio::net::TcpStream;
 use answer::receive;
 pub use answer::{Answer, Ended, text_in};
 use way::{Way, api_of, ask_connect};
+
+use crate::tls;
 
 /// Whose client it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -73,6 +77,9 @@ pub struct Options {
     /// Accept gzip.
     #[arg(long)]
     pub gzip: bool,
+    /// Speak HTTP/2: as agreed in TLS, without TLS unasked.
+    #[arg(long)]
+    pub http2: bool,
     /// Extra request header, `name=value`; may be repeated.
     #[arg(long = "header", value_parser = header_pair)]
     pub headers: Vec<(String, String)>,
@@ -108,7 +115,7 @@ fn header_pair(text: &str) -> Result<(String, String), String> {
 pub struct Agent {
     options: Options,
     way: Way,
-    sender: Option<SendRequest<Full<Bytes>>>,
+    sender: Option<Sender>,
     connections: usize,
 }
 
@@ -128,14 +135,50 @@ impl Agent {
     /// Nothing was answered: no connection, no TLS, a refused CONNECT. What broke later is in [`Answer::ended`].
     pub async fn ask(&mut self, mut on_event: impl FnMut(&str)) -> anyhow::Result<Answer> {
         let request = self.request()?;
+        let origin = self.origin();
         let sender = self.connected().await?;
-        let response = sender.send_request(request).await.context("no answer to the request")?;
+        let response = sender.send(request, &origin).await.context("no answer to the request")?;
         let connection = self.connections;
         let answer = receive(response, connection, &mut on_event).await?;
         if answer.ended != Ended::Complete {
             self.sender = None;
         }
         Ok(answer)
+    }
+
+    /// Asks so many times at once, on one connection of HTTP/2. With `take_back_after` every other question is taken back
+    /// when it is not answered by then: `None` in its place.
+    ///
+    /// # Errors
+    /// There is no such connection, or a question gets no answer.
+    pub async fn ask_together(
+        &mut self,
+        many: usize,
+        take_back_after: Option<Duration>,
+    ) -> anyhow::Result<Vec<Option<Answer>>> {
+        let origin = self.origin();
+        let requests: Vec<_> = (0..many).map(|_| self.request()).collect::<anyhow::Result<_>>()?;
+        let Sender::Http2(sender) = self.connected().await? else { anyhow::bail!("this is not HTTP/2") };
+        let sender = sender.clone();
+        let ask = |(nth, request): (usize, Request<Full<Bytes>>)| {
+            let (mut sender, origin) = (Sender::Http2(sender.clone()), origin.clone());
+            let patience = take_back_after.filter(|_| nth % 2 == 1).unwrap_or(Duration::MAX);
+            let answer =
+                async move { receive(sender.send(request, &origin).await?, 1, &mut |_: &str| ()).await };
+            tokio::spawn(tokio::time::timeout(patience, answer))
+        };
+        let under_way: Vec<_> = requests.into_iter().enumerate().map(ask).collect();
+        let mut answers = Vec::new();
+        for answer in under_way {
+            answers.push(answer.await?.ok().transpose()?);
+        }
+        Ok(answers)
+    }
+
+    /// Scheme and authority of what is asked.
+    fn origin(&self) -> String {
+        let scheme = if self.way.tls_name.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.way.host_header)
     }
 
     fn api(&self) -> Api {
@@ -179,7 +222,7 @@ impl Agent {
         question
     }
 
-    async fn connected(&mut self) -> anyhow::Result<&mut SendRequest<Full<Bytes>>> {
+    async fn connected(&mut self) -> anyhow::Result<&mut Sender> {
         let kept = match self.sender.take() {
             Some(mut sender) => sender.ready().await.is_ok().then_some(sender),
             None => None,
@@ -194,7 +237,7 @@ impl Agent {
         Ok(self.sender.insert(sender))
     }
 
-    async fn dial(&self) -> anyhow::Result<SendRequest<Full<Bytes>>> {
+    async fn dial(&self) -> anyhow::Result<Sender> {
         let hop = &self.way.first_hop;
         let mut stream = TcpStream::connect(hop).await.with_context(|| format!("cannot connect to {hop}"))?;
         stream.set_nodelay(true)?;
@@ -202,21 +245,63 @@ impl Agent {
             ask_connect(&mut stream, authority).await?;
         }
         let Some(name) = &self.way.tls_name else {
-            return speak_http(stream).await;
+            return Sender::over(stream, self.options.http2).await;
         };
         let ca_file = self.options.ca_file.as_deref().context("TLS needs --ca-file or SSL_CERT_FILE")?;
-        let connector = tokio_rustls::TlsConnector::from(crate::tls::client_trusting(ca_file)?);
+        let protocols = if self.options.http2 { tls::ANY_HTTP } else { tls::HTTP1 };
+        let connector = tokio_rustls::TlsConnector::from(tls::client_trusting(ca_file, protocols)?);
         let name = ServerName::try_from(name.clone())?;
-        speak_http(connector.connect(name, stream).await.context("TLS handshake")?).await
+        let stream = connector.connect(name, stream).await.context("TLS handshake")?;
+        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        Sender::over(stream, http2).await
     }
 }
 
-async fn speak_http<S>(stream: S) -> anyhow::Result<SendRequest<Full<Bytes>>>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    // its errors come out of the request or the body that they break
-    drop(tokio::spawn(connection));
-    Ok(sender)
+/// A connection in either protocol.
+enum Sender {
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
+}
+
+impl Sender {
+    /// Begins on a stream. Its errors come out of the request or the body that they break.
+    async fn over<S>(stream: S, http2: bool) -> anyhow::Result<Self>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let stream = TokioIo::new(stream);
+        Ok(if http2 {
+            let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await?;
+            drop(tokio::spawn(connection));
+            Self::Http2(sender)
+        } else {
+            let (sender, connection) = http1::handshake(stream).await?;
+            drop(tokio::spawn(connection));
+            Self::Http1(sender)
+        })
+    }
+
+    /// Waits until one more request may be sent.
+    async fn ready(&mut self) -> hyper::Result<()> {
+        match self {
+            Self::Http1(sender) => sender.ready().await,
+            Self::Http2(sender) => sender.ready().await,
+        }
+    }
+
+    /// Sends a request whose address is a path, and whose `Host` says the rest, to `origin`.
+    async fn send(
+        &mut self,
+        mut request: Request<Full<Bytes>>,
+        origin: &str,
+    ) -> anyhow::Result<Response<Incoming>> {
+        Ok(match self {
+            Self::Http1(sender) => sender.send_request(request).await?,
+            Self::Http2(sender) => {
+                *request.uri_mut() = format!("{origin}{}", request.uri()).parse()?;
+                request.headers_mut().remove(header::HOST);
+                sender.send_request(request).await?
+            }
+        })
+    }
 }

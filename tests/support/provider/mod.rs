@@ -20,7 +20,7 @@ pub use record::{Billed, End, Record, sha256_hex};
 pub use script::{Asked, Finish, Framing, Reply, Script};
 
 use crate::clock::wait_until;
-use crate::tls::TestCa;
+use crate::tls::{self, TestCa};
 use record::Book;
 
 /// Names that the provider's TLS certificate is good for.
@@ -62,9 +62,11 @@ impl Provider {
         let ca_dir =
             tempfile::Builder::new().prefix("mock-provider-").tempdir().expect("a directory for the CA file");
         std::fs::write(ca_dir.path().join("ca.pem"), ca.pem()).expect("the CA file can be written");
-        let tls = tokio_rustls::TlsAcceptor::from(ca.server_config(&TLS_NAMES));
+        let script = script.into();
+        let protocols = if script.http2 { tls::ANY_HTTP } else { tls::HTTP1 };
+        let acceptor = tokio_rustls::TlsAcceptor::from(ca.server_config(&TLS_NAMES, protocols));
         let book = Arc::new(Book::default());
-        let server = server::Server::new(script.into(), Arc::clone(&book));
+        let server = server::Server::new(script, Arc::clone(&book));
 
         let entered = runtime.enter();
         let open = |ip: std::net::IpAddr, tls: Option<&tokio_rustls::TlsAcceptor>| {
@@ -75,9 +77,9 @@ impl Provider {
         };
         let addresses = Addresses {
             http: open(Ipv4Addr::LOCALHOST.into(), None).expect("a port on 127.0.0.1"),
-            https: open(Ipv4Addr::LOCALHOST.into(), Some(&tls)).expect("a port on 127.0.0.1"),
+            https: open(Ipv4Addr::LOCALHOST.into(), Some(&acceptor)).expect("a port on 127.0.0.1"),
             http_v6: open(Ipv6Addr::LOCALHOST.into(), None),
-            https_v6: open(Ipv6Addr::LOCALHOST.into(), Some(&tls)),
+            https_v6: open(Ipv6Addr::LOCALHOST.into(), Some(&acceptor)),
         };
         drop(entered);
         Self { addresses, book, ca_dir, runtime: Some(runtime) }

@@ -58,10 +58,12 @@ pub struct Record {
     pub method: String,
     /// Path and query as received.
     pub path: String,
-    /// `Host` header.
+    /// `Host` header; by HTTP/2 `:authority`.
     pub host: Option<String>,
     /// Whether it came over TLS.
     pub tls: bool,
+    /// Whether it came by HTTP/2.
+    pub http2: bool,
     /// All request headers, names in lower case, in order.
     pub headers: Vec<(String, String)>,
     /// Length of the request body.
@@ -130,13 +132,15 @@ impl Book {
         let headers = head.headers.iter();
         let headers = headers
             .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()));
+        let host = head.headers.get(http::header::HOST).and_then(|h| h.to_str().ok()).map(str::to_owned);
         let mut entries = self.entries.lock().unwrap();
         let record = Record {
             id: entries.len(),
             method: head.method.to_string(),
             path: head.uri.path_and_query().map_or_else(String::new, ToString::to_string),
-            host: head.headers.get(http::header::HOST).and_then(|h| h.to_str().ok()).map(str::to_owned),
+            host: host.or_else(|| head.uri.authority().map(ToString::to_string)),
             tls,
+            http2: head.version == http::Version::HTTP_2,
             headers: headers.collect(),
             request_bytes: 0,
             request_sha256: String::new(),

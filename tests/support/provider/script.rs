@@ -224,6 +224,7 @@ pub struct Script {
     choose: Choose,
     asked: AtomicUsize,
     pub(super) forget_bodies: bool,
+    pub(super) http2: bool,
 }
 
 impl Script {
@@ -243,13 +244,19 @@ impl Script {
     /// By a function.
     #[must_use]
     pub fn by(choose: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
-        Self { choose: Box::new(choose), asked: AtomicUsize::new(0), forget_bodies: false }
+        Self { choose: Box::new(choose), asked: AtomicUsize::new(0), forget_bodies: false, http2: false }
     }
 
     /// Keeps only length and hash of what is sent: for long runs.
     #[must_use]
     pub fn forgetting_bodies(self) -> Self {
         Self { forget_bodies: true, ..self }
+    }
+
+    /// Offers HTTP/2 by TLS, before HTTP/1.1.
+    #[must_use]
+    pub fn offering_http2(self) -> Self {
+        Self { http2: true, ..self }
     }
 
     pub(super) fn reply(&self, path: &str, model: &str, stream: bool) -> Reply {

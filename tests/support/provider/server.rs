@@ -8,7 +8,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, header, request};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -72,22 +72,31 @@ impl Server {
     async fn handshake(self: Arc<Self>, stream: TcpStream, tls: Option<TlsAcceptor>) {
         stream.set_nodelay(true).expect("a TCP socket takes TCP_NODELAY");
         match tls {
-            None => self.connection(stream, false).await,
+            None => self.connection(stream, false, false).await,
             Some(tls) => match tls.accept(stream).await {
-                Ok(stream) => self.connection(stream, true).await,
+                Ok(stream) => {
+                    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                    self.connection(stream, true, http2).await;
+                }
                 Err(error) => eprintln!("mock provider: TLS handshake: {error}"),
             },
         }
     }
 
     /// Serves one connection. Its errors are its client's hang-ups and scripted breaks: the book has them.
-    async fn connection(self: Arc<Self>, io: impl AsyncRead + AsyncWrite + Unpin, tls: bool) {
+    async fn connection(self: Arc<Self>, io: impl AsyncRead + AsyncWrite + Unpin, tls: bool, http2: bool) {
         let service = service_fn(|request| {
             let server = Arc::clone(&self);
             async move { Ok::<_, Infallible>(server.answer(request, tls).await) }
         });
-        let mut http = hyper::server::conn::http1::Builder::new();
-        let served = http.timer(TokioTimer::new()).serve_connection(TokioIo::new(io), service).await;
+        let io = TokioIo::new(io);
+        let served = if http2 {
+            let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            http.timer(TokioTimer::new()).serve_connection(io, service).await
+        } else {
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new()).serve_connection(io, service).await
+        };
         drop(served);
     }
 

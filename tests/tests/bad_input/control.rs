@@ -81,7 +81,15 @@ fn root_what_is_no_request_of_the_api_is_refused_in_json() {
         ("GET", "/v1/usage?since=x", "", 400),
         ("GET", "/v1/audit?limit=-1", "", 400),
         ("GET", "/v1/audit?after=x", "", 400),
-        ("PUT", "/v1/budgets/global", "{}", 501),
+        ("PUT", "/v1/budgets/global", "{}", 404),
+        ("PUT", "/v1/budgets/global/claude", "{}", 400),
+        ("PUT", "/v1/budgets/global/claude", r#"{"tokens": 9223372036854775808}"#, 400),
+        ("PUT", "/v1/budgets/global/claude", r#"{"tokens": 1, "window": "yearly"}"#, 400),
+        ("PUT", "/v1/budgets/global/cluade", r#"{"tokens": 1}"#, 400),
+        ("PUT", "/v1/budgets/bottle:../claude", r#"{"tokens": 1}"#, 400),
+        ("PUT", "/v1/budgets/launch:b1/claude", r#"{"tokens": 1}"#, 400),
+        ("POST", "/v1/budgets/global/claude", r#"{"tokens": 1}"#, 400),
+        ("DELETE", "/v1/budgets/global/claude", "", 400),
     ] {
         let (found, document) = request(&daemon, method, path, body);
         let start: String = body.chars().take(80).collect();

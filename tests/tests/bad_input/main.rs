@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed expectation should stop the test where it stands")]
 mod attach;
 mod control;
+mod cuts;
 mod ledger;
 mod listener;
 mod settings;

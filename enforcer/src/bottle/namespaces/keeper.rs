@@ -81,8 +81,8 @@ impl Keeper {
     }
 
     fn new(parts: Parts) -> io::Result<Self> {
-        // here there are the meter's sockets and as many of the lane's
-        let most = namespaces_within(raise_descriptor_limit()? / 2);
+        // here there are the meter's sockets and twice as many of the lane's
+        let most = namespaces_within(raise_descriptor_limit()? / 3);
         Ok(Self {
             own: NamespaceId::own()?,
             bottles: BTreeMap::new(),

@@ -9,7 +9,7 @@ use crate::audit;
 use crate::bottle::cgroup;
 use crate::control::api::{self, Problem};
 use crate::control::{Controller, Event, env};
-use crate::core::Message;
+use crate::core::{BudgetOrder, Message};
 use crate::ledger::{FlowRow, UsageQuery, UsageRow};
 
 impl Controller for Registry {
@@ -127,12 +127,23 @@ impl Controller for Registry {
         Ok(api::Environment { variables: env::variables(listener.address, ca_certificate, ca_bundle) })
     }
 
+    async fn budgets(&self) -> Result<Vec<api::BudgetRow>, Problem> {
+        Ok(self.parts.core.ask(|reply| Message::Budgets { reply }).await?)
+    }
+
+    async fn state_budget(&self, order: BudgetOrder, by: &str) -> Result<Option<api::BudgetRow>, Problem> {
+        self.stated(order, by).await
+    }
+
     async fn usage(&self, query: UsageQuery) -> Result<Vec<UsageRow>, Problem> {
-        self.query(move |reader| reader.usage(&query)).await
+        let weights = self.parts.settings.borrow().weights;
+        let rows = self.query(move |reader| reader.usage(&query, &weights)).await?;
+        self.name_governing(rows).await
     }
 
     async fn flows(&self, query: UsageQuery) -> Result<Vec<FlowRow>, Problem> {
-        self.query(move |reader| reader.flows(&query)).await
+        let weights = self.parts.settings.borrow().weights;
+        self.query(move |reader| reader.flows(&query, &weights)).await
     }
 
     async fn audit(&self, after: i64, limit: u32) -> Result<Vec<audit::Row>, Problem> {

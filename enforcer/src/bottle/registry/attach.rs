@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::asked::{check_names, check_tokens};
 use super::cgroups::{Found, named, remove_cgroup};
-use super::confine::check_sockets;
+use super::confine::{Judged, check_sockets};
 use super::{Registry, blocking, problem};
 use crate::bottle::cgroup::Cgroup;
 use crate::bottle::engine::Container;
@@ -14,6 +14,7 @@ use crate::control::Controller as _;
 use crate::control::api::{self, Problem};
 use crate::core::{Admission, Listener, Message};
 use crate::egress::Confined;
+use crate::kernel::Guard;
 use crate::ledger::Attachment;
 use crate::settings::Unattached;
 
@@ -26,10 +27,10 @@ impl Registry {
         attachment: &Attachment,
         cgroup: Cgroup,
         hard: bool,
-        unconfined: Option<String>,
+        judged: Judged,
         by: &str,
     ) -> Result<Vec<String>, Problem> {
-        let guard = attachment.guard(self.parts.listener);
+        let guard = Guard { mute: judged.mute, ..attachment.guard(self.parts.listener) };
         let (kernel, name) = (self.parts.kernel.clone(), attachment.name.clone());
         let forget = Message::Forget { attachment: attachment.id };
         let Listener { address, beside, .. } = self.parts.listener;
@@ -52,7 +53,7 @@ impl Registry {
         let recorded = match check_sockets(attachment, &sockets) {
             Ok(()) => {
                 let found =
-                    sockets.lines(&attachment.name).into_iter().chain(ended).chain(unconfined).collect();
+                    sockets.lines(&attachment.name).into_iter().chain(ended).chain(judged.warnings).collect();
                 self.complete(attachment, cgroup, found, by).await
             }
             Err(problem) => Err(problem),
@@ -96,6 +97,7 @@ impl Registry {
         attach: &api::Attach,
         cgroup: &Cgroup,
         container: Option<Container>,
+        mute: bool,
     ) -> Result<Attachment, Problem> {
         let admission = Admission {
             name: attach.name.clone(),
@@ -108,6 +110,7 @@ impl Registry {
             policy: self.policy(attach)?,
             egress: self.egress(attach)?,
             launch_budget: attach.budget.clone(),
+            mute,
         };
         self.ask(|reply| Message::Admit { admission, reply }).await
     }
@@ -122,14 +125,13 @@ impl Registry {
         let (registry, asked) = (self.clone(), attach.clone());
         let judged = blocking(move || {
             let pids = cgroup.pids().map_err(problem)?;
-            let unconfined = registry.check_confinement(&asked, &pids)?;
-            Ok::<_, Problem>((unconfined, cgroup))
+            Ok::<_, Problem>((registry.judge(&asked, &pids)?, cgroup))
         });
-        let (unconfined, cgroup) = judged.await??;
+        let (judged, cgroup) = judged.await??;
         // one that was there already may be another bottle's: it is left alone
         let made = made.then(|| cgroup.path().to_owned());
-        let outcome = match self.admit(&attach, &cgroup, container).await {
-            Ok(attachment) => self.guard(&attachment, cgroup, attach.hard, unconfined, by).await,
+        let outcome = match self.admit(&attach, &cgroup, container, judged.mute).await {
+            Ok(attachment) => self.guard(&attachment, cgroup, attach.hard, judged, by).await,
             Err(problem) => Err(problem),
         };
         let mut warnings = match outcome {

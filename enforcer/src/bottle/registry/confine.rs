@@ -6,18 +6,38 @@ use crate::egress::packets;
 use crate::ledger::Attachment;
 use crate::settings::Egress;
 
+/// What is known of a bottle's processes before it is one.
+#[derive(Debug, Default)]
+pub(super) struct Judged {
+    /// What the operator should know.
+    pub(super) warnings: Vec<String>,
+    /// Whether one of them rules over a network that leads out. To such a bottle the lane's address would be a way out
+    /// (by rules at a device, below the hooks), so its cuts are silent ones.
+    pub(super) mute: bool,
+}
+
 impl Registry {
+    /// Judges the processes that are there already. One that `run` starts has no capability to be judged.
+    pub(super) fn judge(&self, attach: &api::Attach, pids: &[u32]) -> Result<Judged, Problem> {
+        if attach.create {
+            return Ok(Judged::default());
+        }
+        let mut judged = Judged {
+            warnings: self.check_confinement(attach, pids)?.into_iter().collect(),
+            mute: packets::holder(pids, false).is_some(),
+        };
+        if judged.mute {
+            judged
+                .warnings
+                .push("a cut of it is always silent, as it could misuse the refusal lane's address".into());
+        }
+        Ok(judged)
+    }
+
     /// Refuses to confine processes that could send past every hook; warns of what cannot be known, and of those
     /// processes where nothing is confined.
-    pub(super) fn check_confinement(
-        &self,
-        attach: &api::Attach,
-        pids: &[u32],
-    ) -> Result<Option<String>, Problem> {
+    fn check_confinement(&self, attach: &api::Attach, pids: &[u32]) -> Result<Option<String>, Problem> {
         let mode = self.egress(attach)?;
-        if attach.create {
-            return Ok(None);
-        }
         // in mode open nothing refuses packet sockets
         let packets = mode == Egress::Open || !self.parts.kernel.refuses_packet_sockets();
         let (name, holder) = (&attach.name, packets::holder(pids, packets));

@@ -7,6 +7,7 @@
 mod answers;
 mod asked;
 mod attach;
+mod budgets;
 mod cgroups;
 mod confine;
 mod show;

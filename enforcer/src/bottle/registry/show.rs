@@ -41,7 +41,7 @@ impl Registry {
 
 /// One bottle as `status` shows it.
 fn show(kernel: &dyn Kernel, model: BottleModel) -> api::Bottle {
-    let BottleModel { attachment, cause, face, processes: held, usage, budget } = model;
+    let BottleModel { attachment, cause, face, processes: held, usage, budget, chain } = model;
     let processes = cgroup::count(Path::new(&attachment.cgroup), attachment.cgroup_id);
     let state = match (held, processes, &cause) {
         (Processes::Killed, ..) => api::State::Killed,
@@ -67,6 +67,7 @@ fn show(kernel: &dyn Kernel, model: BottleModel) -> api::Bottle {
         egress: attachment.egress.as_str().into(),
         usage,
         budget,
+        chain,
         kernel: api::Packets {
             passed_packets: packets.passed_packets,
             passed_bytes: packets.passed_bytes,

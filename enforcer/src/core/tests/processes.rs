@@ -62,19 +62,6 @@ impl Bench {
         self.ask(message).unwrap_err()
     }
 
-    /// The `count` rows of this action, once there are so many.
-    fn rows(&mut self, action: &str, count: usize) -> Vec<crate::audit::Row> {
-        let deadline = Instant::now() + SOON;
-        loop {
-            let rows: Vec<_> = self.actions().into_iter().filter(|row| row.action == action).collect();
-            if rows.len() >= count {
-                return rows;
-            }
-            assert!(Instant::now() < deadline, "{count} rows of {action}: {rows:?}");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-
     fn attach_with(&self, name: &str, policy: Policy) -> BottleRef {
         let attachment = self.admit_as(name, &format!("/sys/fs/cgroup/{name}"), &[], policy);
         self.guarded(attachment.id);
@@ -119,7 +106,7 @@ fn a_freeze_cuts_first_and_holds_upstream_and_its_thaw_opens() {
     answer.blocking_recv().unwrap().unwrap();
     let view = bench.view("b1");
     assert_eq!((view.processes, view.face), (Processes::Frozen, Some(Face::Silent)));
-    let row = bench.rows("freeze", 1).pop().unwrap();
+    let row = bench.awaited_rows("freeze", 1).pop().unwrap();
     assert_eq!((row.by.as_str(), row.outcome.as_str(), row.took_us), ("uid:7", "done", Some(7)));
     assert_eq!(row.cause.unwrap().reason.as_deref(), Some("tea"));
 
@@ -127,7 +114,7 @@ fn a_freeze_cuts_first_and_holds_upstream_and_its_thaw_opens() {
     assert!(bench.kernel.is_open(bottle.slot));
     assert_eq!(bench.order(), ToMeter::Open { bottle });
     assert_eq!(bench.view("b1").cause, None);
-    bench.rows("thaw", 1);
+    bench.awaited_rows("thaw", 1);
     let problem = bench.refused(thaw("b1"));
     assert_eq!((problem.error.as_str(), problem.exit_code), ("b1 is not frozen", 4));
 }
@@ -143,7 +130,7 @@ fn a_freeze_that_fails_is_told_and_the_bottle_stays_cut() {
     );
     assert_eq!(failed.unwrap_err().error, "b1: freeze: process 7 waits for a disk");
     assert!(!bench.kernel.is_open(bottle.slot));
-    assert_eq!(bench.rows("freeze", 1).pop().unwrap().outcome, "failed");
+    assert_eq!(bench.awaited_rows("freeze", 1).pop().unwrap().outcome, "failed");
 }
 
 #[test]
@@ -199,7 +186,10 @@ fn killed_is_final() {
     assert_eq!(bench.order(), ToMeter::Cut { bottle, upstream: Upstream::Close });
     assert_eq!(bench.aborts.recv_timeout(SOON).unwrap().which, Which::All);
     assert_eq!(bench.view("b1").processes, Processes::Killed);
-    assert_eq!(bench.rows("kill", 1).pop().unwrap().detail.unwrap(), "9 processes ended, 0 survivors");
+    assert_eq!(
+        bench.awaited_rows("kill", 1).pop().unwrap().detail.unwrap(),
+        "9 processes ended, 0 survivors"
+    );
     for problem in
         [bench.restore("b1", &[], true).unwrap_err(), bench.refused(thaw("b1")), bench.refused(freeze("b1"))]
     {
@@ -256,7 +246,7 @@ fn processes_are_ended_only_after_their_snapshot() {
     bench.by_order(freeze("b1"), act.clone(), Ok(String::new())).unwrap();
     bench.core.tell(taken(1, Err("no room".into())));
     bench.nothing_held();
-    assert_eq!(bench.rows("snapshot", 1).pop().unwrap().outcome, "failed");
+    assert_eq!(bench.awaited_rows("snapshot", 1).pop().unwrap().outcome, "failed");
     assert_eq!(bench.view("b1").processes, Processes::Frozen);
 
     bench.by_order(freeze("b1"), act.clone(), Ok(String::new())).unwrap();
@@ -271,7 +261,7 @@ fn processes_are_ended_only_after_their_snapshot() {
     bench.thaw("b1").unwrap();
     bench.core.tell(taken(4, Ok("image 8".into())));
     bench.nothing_held();
-    let row = bench.rows("snapshot", 4).pop().unwrap();
+    let row = bench.awaited_rows("snapshot", 4).pop().unwrap();
     assert!(row.detail.unwrap().contains("something else was ordered meanwhile"));
 }
 
@@ -287,7 +277,7 @@ fn a_new_controller_freezes_and_kills_again_what_was() {
     let (reply, _answer) = oneshot::channel();
     bench.core.tell(kill("b2")(reply));
     bench.held();
-    bench.rows("cut", 2);
+    bench.awaited_rows("cut", 2);
     let pinned = ["b1", "b2"].map(|name| pinned(&bench.view(name).attachment, true)).to_vec();
     let mut bench = bench.restart(SNAPSHOT, pinned);
     let mut orders = [bench.held(), bench.held()];

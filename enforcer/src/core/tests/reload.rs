@@ -8,13 +8,6 @@ impl Bench {
             Message::Reload(Reloading { settings, changed: "something".into(), by: "uid:7".into(), reply })
         })
     }
-
-    fn spend(&self, exchange: u64, bottle: BottleRef, tokens: u64) {
-        self.reserve(exchange, bottle, 10);
-        while self.order() != (ToMeter::Permit { exchange }) {}
-        self.settle(exchange, tokens);
-        while self.order() != (ToMeter::Settled { exchange }) {}
-    }
 }
 
 #[test]
@@ -36,7 +29,7 @@ fn a_lower_budget_cuts_at_once_and_a_higher_one_opens_nothing_by_itself() {
     // the raised budget cuts when it is crossed in its turn
     bench.spend(2, bottle, 400);
     assert!(!bench.kernel.is_open(bottle.slot));
-    let rows: Vec<_> = bench.actions().into_iter().filter(|row| row.action == "settings").collect();
+    let rows = bench.rows("settings");
     assert_eq!(rows.len(), 2);
     assert_eq!((rows[0].by.as_str(), rows[0].detail.as_deref()), ("uid:7", Some("something")));
 }

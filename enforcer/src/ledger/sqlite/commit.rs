@@ -5,7 +5,9 @@ use rusqlite::{Transaction, params};
 use super::rollup;
 use crate::audit::Action;
 use crate::bottle::engine::Container;
-use crate::ledger::{Attachment, Entry, Owner, Reservation, Settlement, Verdict};
+use crate::budget::window::Hour;
+use crate::budget::{Statement, Warned};
+use crate::ledger::{Attachment, Entry, Owner, Reservation, Settlement, Stated, Verdict};
 
 /// A figure beyond this is recorded as this: a thousand times what any provider can bill in one exchange, and
 /// small enough that SQL sums of two million such rows do not overflow.
@@ -29,9 +31,9 @@ pub(super) fn entry(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), 
         Entry::Reserve(reservation) => reserve(transaction, reservation),
         Entry::Progress { exchange, seen } => progress(transaction, *exchange, seen),
         Entry::Settle(settlement) => settle(transaction, settlement),
-        Entry::AddTokens { owner, provider, tokens, at } => {
-            add_tokens(transaction, owner, provider, *tokens, *at)
-        }
+        Entry::State(stated) => state(transaction, stated),
+        Entry::Reached(hour) => reach(transaction, *hour),
+        Entry::Warned { owner, provider, warned } => record_warning(transaction, owner, provider, warned),
         Entry::Verdict(verdict) => record_verdict(transaction, verdict),
         Entry::Action(action) => record_action(transaction, action),
         Entry::RollUp(day) => Ok(rollup::roll_up(transaction, day)?),
@@ -86,7 +88,7 @@ fn reserve(transaction: &Transaction<'_>, reservation: &Reservation) -> Result<(
         reservation.endpoint,
         reservation.model,
         figure(reservation.reserved_tokens),
-        reservation.window,
+        reservation.hour.to_string(),
         reservation.started_at,
     ])?;
     Ok(())
@@ -107,7 +109,7 @@ fn settle(transaction: &Transaction<'_>, settlement: &Settlement) -> Result<(), 
     let mut update = transaction.prepare_cached(
         "UPDATE exchanges SET input_tokens = ?2, cache_write_tokens = ?3, cache_read_tokens = ?4, \
          output_tokens = ?5, reasoning_tokens = ?6, provenance = ?7, ending = ?8, http_status = ?9, \
-         model_answered = ?10, usage_raw = ?11, ended_at_ms = ?12 \
+         model_answered = ?10, usage_raw = ?11, window_key = ?12, ended_at_ms = ?13 \
          WHERE id = ?1 AND ended_at_ms IS NULL",
     )?;
     let settled = update.execute(params![
@@ -122,6 +124,7 @@ fn settle(transaction: &Transaction<'_>, settlement: &Settlement) -> Result<(), 
         settlement.http_status,
         settlement.model,
         settlement.raw,
+        settlement.hour.to_string(),
         settlement.ended_at,
     ])?;
     if settled == 1 {
@@ -132,23 +135,52 @@ fn settle(transaction: &Transaction<'_>, settlement: &Settlement) -> Result<(), 
     must_exist(find.exists([settlement.id])?.into(), "exchange", settlement.id)
 }
 
-fn add_tokens(
-    transaction: &Transaction<'_>,
-    owner: &Owner,
-    provider: &str,
-    tokens: u64,
-    at_ms: i64,
-) -> Result<(), Refusal> {
-    let (kind, owner) = match owner {
+/// An owner as the tables write it.
+fn written(owner: &Owner) -> (&'static str, String) {
+    match owner {
         Owner::Launch(attachment) => ("launch", attachment.to_string()),
         Owner::Agent(name) => ("agent", name.clone()),
         Owner::Bottle(name) => ("bottle", name.clone()),
         Owner::Global => ("global", String::new()),
+    }
+}
+
+fn state(transaction: &Transaction<'_>, stated: &Stated) -> Result<(), Refusal> {
+    let (kind, owner) = written(&stated.owner);
+    let (statement, tokens, window) = match stated.statement {
+        Statement::Set(budget) => ("set", Some(clamped(budget.tokens)), Some(budget.window.as_str())),
+        Statement::Add(tokens) => ("add", Some(clamped(tokens)), None),
+        Statement::Clear => ("clear", None, None),
     };
     let mut insert = transaction.prepare_cached(
-        "INSERT INTO budgets (owner_kind, owner, provider, added_tokens, added_at_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
+        "INSERT INTO statements (owner_kind, owner, provider, statement, tokens, window, window_key, at_ms) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )?;
-    insert.execute(params![kind, owner, provider, clamped(tokens), at_ms])?;
+    let hour = stated.hour.to_string();
+    insert.execute(params![kind, owner, stated.provider, statement, tokens, window, hour, stated.at])?;
+    Ok(())
+}
+
+fn reach(transaction: &Transaction<'_>, hour: Hour) -> Result<(), Refusal> {
+    let mut upsert = transaction.prepare_cached(
+        "INSERT INTO reached VALUES (1, ?1) \
+         ON CONFLICT DO UPDATE SET window_key = max(window_key, excluded.window_key)",
+    )?;
+    upsert.execute([hour.to_string()])?;
+    Ok(())
+}
+
+fn record_warning(
+    transaction: &Transaction<'_>,
+    owner: &Owner,
+    provider: &str,
+    warned: &Warned,
+) -> Result<(), Refusal> {
+    let (kind, owner) = written(owner);
+    let mut replace =
+        transaction.prepare_cached("INSERT OR REPLACE INTO warnings VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
+    let (window, since) = (warned.window.as_str(), warned.since.to_string());
+    replace.execute(params![kind, owner, provider, window, since, warned.percent])?;
     Ok(())
 }
 

@@ -7,11 +7,14 @@ use rusqlite::{Connection, Row};
 use super::{count, json, optional_json, rollup, unreadable};
 use crate::audit::Cause;
 use crate::bottle::engine::Container;
-use crate::ledger::{Attachment, Owner, Reservation, Snapshot, Sum};
+use crate::budget::window::{Hour, Window};
+use crate::budget::{Budget, Statement, Warned};
+use crate::ledger::{Attachment, HourSum, Owner, Reservation, Snapshot, Stated, Sum};
 use crate::settings::{Egress, Policy};
 
 pub(super) fn snapshot(connection: &Connection) -> rusqlite::Result<Snapshot> {
     let sums = sums(connection)?;
+    let reached = reached(connection)?;
     let (last_attachment, last_generation) = connection.query_row(
         "SELECT coalesce(max(id), 0), coalesce(max(generation), 0) FROM bottles",
         [],
@@ -23,7 +26,10 @@ pub(super) fn snapshot(connection: &Connection) -> rusqlite::Result<Snapshot> {
         orphans: orphans(connection)?,
         sums: sums.accounts.into_values().collect(),
         own: sums.own.into_values().collect(),
-        added: added(connection)?,
+        hours: reached.map(|hour| hours(connection, hour)).transpose()?.unwrap_or_default(),
+        reached,
+        stated: stated(connection)?,
+        warned: warned(connection)?,
         last_exchange,
         last_attachment,
         last_generation,
@@ -90,7 +96,7 @@ fn reservation(row: &Row<'_>) -> rusqlite::Result<Reservation> {
         endpoint: row.get("endpoint")?,
         model: row.get("model_asked")?,
         reserved_tokens: count(row, "reserved_tokens")?,
-        window: row.get("window_key")?,
+        hour: hour(row)?,
         started_at: row.get("started_at_ms")?,
     })
 }
@@ -102,18 +108,17 @@ struct Sums {
     own: BTreeMap<(Owner, String), Sum>,
 }
 
-/// One pass over the settled exchanges: SQL sums those of the same whereabouts, and each such row is then
-/// added to every account it counts in.
+/// SQL sums the hours of the same whereabouts, and each such row is then added to every account it counts in.
 fn sums(connection: &Connection) -> rusqlite::Result<Sums> {
     let mut select = connection.prepare(
-        "SELECT attachment_id, bottle, agent, ancestors_json, provider, \
+        "SELECT attachment_id, bottle, agent, ancestors_json, provider, sum(flows) AS flows, \
            sum(input_tokens) AS input, sum(cache_write_tokens) AS cache_write, \
            sum(cache_read_tokens) AS cache_read, sum(output_tokens) AS output, \
-           sum(reasoning_tokens) AS reasoning, sum(flows) AS flows, \
-           sum(estimated_input_tokens + estimated_cache_write_tokens + estimated_cache_read_tokens \
-               + estimated_output_tokens) AS estimated \
-         FROM settled \
-         GROUP BY attachment_id, bottle, agent, ancestors_json, provider",
+           sum(reasoning_tokens) AS reasoning, sum(estimated_input_tokens) AS estimated_input, \
+           sum(estimated_cache_write_tokens) AS estimated_cache_write, \
+           sum(estimated_cache_read_tokens) AS estimated_cache_read, \
+           sum(estimated_output_tokens) AS estimated_output \
+         FROM sums GROUP BY attachment_id, bottle, agent, ancestors_json, provider",
     )?;
     let mut rows = select.query([])?;
     let mut sums = Sums::default();
@@ -123,7 +128,7 @@ fn sums(connection: &Connection) -> rusqlite::Result<Sums> {
             owner: Owner::Bottle(bottle.clone()),
             provider: row.get("provider")?,
             tokens: tokens(row)?,
-            estimated: count(row, "estimated")?,
+            estimated: estimated(row)?,
             flows: count(row, "flows")?,
         };
         for owner in owners(row, bottle)? {
@@ -134,15 +139,60 @@ fn sums(connection: &Connection) -> rusqlite::Result<Sums> {
     Ok(sums)
 }
 
+/// The latest hour that windows have reached. A settlement cannot be of a later one, but for one of a time before this
+/// was kept.
+fn reached(connection: &Connection) -> rusqlite::Result<Option<Hour>> {
+    let latest: Option<String> = connection.query_row(
+        "SELECT max(window_key) FROM (SELECT window_key FROM reached UNION ALL SELECT max(window_key) FROM sums)",
+        [],
+        |row| row.get(0),
+    )?;
+    latest.map(|text| parsed("window_key", &text)).transpose()
+}
+
+/// Settled figures of the hours that count in a window that has not ended: the longest are a month and a week, and the
+/// week may have begun in the month before.
+fn hours(connection: &Connection, now: Hour) -> rusqlite::Result<Vec<HourSum>> {
+    let since = Window::Monthly.start(now).min(Window::Weekly.start(now)).to_string();
+    let mut select = connection.prepare(
+        "SELECT attachment_id, bottle, agent, ancestors_json, provider, window_key, input_tokens AS input, \
+           cache_write_tokens AS cache_write, cache_read_tokens AS cache_read, output_tokens AS output, \
+           reasoning_tokens AS reasoning \
+         FROM sums WHERE window_key >= ?1",
+    )?;
+    let mut rows = select.query([since])?;
+    let mut hours = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (provider, hour, tokens): (String, _, _) = (row.get("provider")?, hour(row)?, tokens(row)?);
+        let owners = owners(row, row.get("bottle")?)?;
+        hours.extend(owners.into_iter().map(|owner| HourSum {
+            owner,
+            provider: provider.clone(),
+            hour,
+            tokens,
+        }));
+    }
+    Ok(hours)
+}
+
+fn hour(row: &Row<'_>) -> rusqlite::Result<Hour> {
+    let text: String = row.get("window_key")?;
+    parsed("window_key", &text)
+}
+
+fn parsed(column: &str, text: &str) -> rusqlite::Result<Hour> {
+    text.parse().map_err(|error| unreadable(column, format!("{error}")))
+}
+
 /// Every account an exchange counts in, each once.
 fn owners(row: &Row<'_>, bottle: String) -> rusqlite::Result<BTreeSet<Owner>> {
     let ancestors: Vec<String> = json(row, "ancestors_json")?;
-    let attachment: Option<i64> = row.get("attachment_id")?;
-    let agent: Option<String> = row.get("agent")?;
+    let attachment: i64 = row.get("attachment_id")?;
+    let agent: String = row.get("agent")?;
     let mut owners = BTreeSet::from([Owner::Global, Owner::Bottle(bottle)]);
     owners.extend(ancestors.into_iter().map(Owner::Bottle));
-    owners.extend(attachment.map(Owner::Launch));
-    owners.extend(agent.map(Owner::Agent));
+    owners.extend((attachment != 0).then_some(Owner::Launch(attachment)));
+    owners.extend((!agent.is_empty()).then_some(Owner::Agent(agent)));
     Ok(owners)
 }
 
@@ -151,11 +201,11 @@ fn add(accounts: &mut BTreeMap<(Owner, String), Sum>, owner: Owner, sum: &Sum) {
         owner,
         provider: sum.provider.clone(),
         tokens: Tokens::default(),
-        estimated: 0,
+        estimated: Tokens::default(),
         flows: 0,
     });
     account.tokens = account.tokens.saturating_add(&sum.tokens);
-    account.estimated = account.estimated.saturating_add(sum.estimated);
+    account.estimated = account.estimated.saturating_add(&sum.estimated);
     account.flows = account.flows.saturating_add(sum.flows);
 }
 
@@ -170,16 +220,51 @@ pub(super) fn tokens(row: &Row<'_>) -> rusqlite::Result<Tokens> {
     })
 }
 
-/// Summed here and not in SQL, whose sum fails where it overflows.
-fn added(connection: &Connection) -> rusqlite::Result<Vec<(Owner, String, u64)>> {
-    let mut select = connection.prepare("SELECT owner_kind, owner, provider, added_tokens FROM budgets")?;
-    let mut rows = select.query([])?;
-    let mut added: BTreeMap<(Owner, String), u64> = BTreeMap::new();
-    while let Some(row) = rows.next()? {
-        let total = added.entry((owner(row)?, row.get("provider")?)).or_default();
-        *total = total.saturating_add(count(row, "added_tokens")?);
-    }
-    Ok(added.into_iter().map(|((owner, provider), tokens)| (owner, provider, tokens)).collect())
+/// The columns `estimated_input` and so on.
+pub(super) fn estimated(row: &Row<'_>) -> rusqlite::Result<Tokens> {
+    Ok(Tokens {
+        input: count(row, "estimated_input")?,
+        cache_write: count(row, "estimated_cache_write")?,
+        cache_read: count(row, "estimated_cache_read")?,
+        output: count(row, "estimated_output")?,
+        reasoning: 0,
+    })
+}
+
+fn stated(connection: &Connection) -> rusqlite::Result<Vec<Stated>> {
+    let mut select = connection.prepare("SELECT * FROM statements ORDER BY id")?;
+    select.query_map([], statement)?.collect()
+}
+
+fn statement(row: &Row<'_>) -> rusqlite::Result<Stated> {
+    let word: String = row.get("statement")?;
+    let tokens = count(row, "tokens")?;
+    Ok(Stated {
+        owner: owner(row)?,
+        provider: row.get("provider")?,
+        statement: match word.as_str() {
+            "set" => Statement::Set(Budget { tokens, window: window(row)? }),
+            "add" => Statement::Add(tokens),
+            "clear" => Statement::Clear,
+            _ => return Err(unreadable("statement", format!("{word:?}"))),
+        },
+        hour: hour(row)?,
+        at: row.get("at_ms")?,
+    })
+}
+
+fn warned(connection: &Connection) -> rusqlite::Result<Vec<(Owner, String, Warned)>> {
+    let mut select = connection.prepare("SELECT * FROM warnings")?;
+    let warning = |row: &Row<'_>| {
+        let warned = Warned { window: window(row)?, since: hour(row)?, percent: row.get("percent")? };
+        Ok((owner(row)?, row.get("provider")?, warned))
+    };
+    select.query_map([], warning)?.collect()
+}
+
+fn window(row: &Row<'_>) -> rusqlite::Result<Window> {
+    let word: String = row.get("window")?;
+    Window::from_word(&word).ok_or_else(|| unreadable("window", format!("{word:?}")))
 }
 
 fn owner(row: &Row<'_>) -> rusqlite::Result<Owner> {

@@ -18,7 +18,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Statements kept prepared; more than `commit` and `queries` have.
 const STATEMENTS: usize = 40;
 
-mod schema {
+/// The steps of the schema.
+pub(super) mod schema {
     refinery::embed_migrations!("../migrations");
 }
 
@@ -153,17 +154,6 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), LedgerError> 
             _ => LedgerError::Database { path: shown(path), what: error.to_string() },
         }),
     }
-}
-
-/// A ledger as a version of this program left it that knew the schema's first steps alone.
-#[cfg(test)]
-pub(super) fn writable_as_of(path: &Path, step: u32) -> Connection {
-    make_or_check(path).unwrap();
-    let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap();
-    keep_durably(&connection, path).unwrap();
-    let target = refinery::Target::Version(step.try_into().unwrap());
-    schema::migrations::runner().set_grouped(true).set_target(target).run(&mut connection).unwrap();
-    connection
 }
 
 fn unusable(path: &Path, what: String, hint: &str) -> LedgerError {

@@ -6,6 +6,7 @@ use rusqlite::{Connection, Row, params_from_iter};
 
 use super::{count, database, load, optional_json, rollup};
 use crate::audit;
+use crate::budget::weights::Weights;
 use crate::clock::rfc3339;
 use crate::ledger::{FlowRow, GroupBy, LedgerError, Reader, UnixMs, UsageQuery, UsageRow};
 
@@ -27,12 +28,12 @@ impl SqliteReader {
 }
 
 impl Reader for SqliteReader {
-    fn usage(&mut self, query: &UsageQuery) -> Result<Vec<UsageRow>, LedgerError> {
-        usage(&self.connection, query).map_err(|error| database(&self.path, &error))
+    fn usage(&mut self, query: &UsageQuery, weights: &Weights) -> Result<Vec<UsageRow>, LedgerError> {
+        usage(&self.connection, query, weights).map_err(|error| database(&self.path, &error))
     }
 
-    fn flows(&mut self, query: &UsageQuery) -> Result<Vec<FlowRow>, LedgerError> {
-        flows(&self.connection, query).map_err(|error| database(&self.path, &error))
+    fn flows(&mut self, query: &UsageQuery, weights: &Weights) -> Result<Vec<FlowRow>, LedgerError> {
+        flows(&self.connection, query, weights).map_err(|error| database(&self.path, &error))
     }
 
     fn newest_audit_row(&mut self) -> Result<i64, LedgerError> {
@@ -50,20 +51,22 @@ impl Reader for SqliteReader {
     }
 }
 
-fn usage(connection: &Connection, query: &UsageQuery) -> rusqlite::Result<Vec<UsageRow>> {
+fn usage(connection: &Connection, query: &UsageQuery, weights: &Weights) -> rusqlite::Result<Vec<UsageRow>> {
     let (condition, values) = conditions(query);
     let keys = keys(query.by);
     let sql = format!(
         "SELECT {keys}, sum(flows) AS flows, sum(input_tokens) AS input, sum(cache_write_tokens) AS cache_write, \
            sum(cache_read_tokens) AS cache_read, sum(output_tokens) AS output, \
            sum(reasoning_tokens) AS reasoning, \
-           sum(estimated_input_tokens + estimated_cache_write_tokens + estimated_cache_read_tokens \
-               + estimated_output_tokens) AS estimated \
+           sum(estimated_input_tokens) AS estimated_input, \
+           sum(estimated_cache_write_tokens) AS estimated_cache_write, \
+           sum(estimated_cache_read_tokens) AS estimated_cache_read, \
+           sum(estimated_output_tokens) AS estimated_output \
          FROM settled WHERE true{condition} \
          GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5"
     );
     let mut select = connection.prepare_cached(&sql)?;
-    select.query_map(params_from_iter(values), usage_row)?.collect()
+    select.query_map(params_from_iter(values), |row| usage_row(row, weights))?.collect()
 }
 
 /// The five columns that a row of usage may be grouped by; those that are not are NULL.
@@ -107,7 +110,7 @@ fn conditions(query: &UsageQuery) -> (String, Vec<&dyn ToSql>) {
     (condition, values)
 }
 
-fn usage_row(row: &Row<'_>) -> rusqlite::Result<UsageRow> {
+fn usage_row(row: &Row<'_>, weights: &Weights) -> rusqlite::Result<UsageRow> {
     let tokens = load::tokens(row)?;
     Ok(UsageRow {
         bottle: row.get("by_bottle")?,
@@ -121,27 +124,30 @@ fn usage_row(row: &Row<'_>) -> rusqlite::Result<UsageRow> {
         cache_read: tokens.cache_read,
         output: tokens.output,
         reasoning: tokens.reasoning,
-        total: tokens.total(),
-        estimated: count(row, "estimated")?,
+        total: weights.total(&tokens),
+        estimated: weights.total(&load::estimated(row)?),
+        governs: None,
     })
 }
 
-fn flows(connection: &Connection, query: &UsageQuery) -> rusqlite::Result<Vec<FlowRow>> {
+fn flows(connection: &Connection, query: &UsageQuery, weights: &Weights) -> rusqlite::Result<Vec<FlowRow>> {
     let (condition, values) = conditions(query);
     let sql = format!(
         "SELECT id, started_at_ms, ended_at_ms, ending, provenance, endpoint, http_status, reserved_tokens, \
            bottle AS by_bottle, agent AS by_agent, provider AS by_provider, {MODEL} AS by_model, NULL AS by_day, \
            1 AS flows, input_tokens AS input, cache_write_tokens AS cache_write, \
            cache_read_tokens AS cache_read, output_tokens AS output, reasoning_tokens AS reasoning, \
-           CASE WHEN provenance <> 'reported' \
-             THEN input_tokens + cache_write_tokens + cache_read_tokens + output_tokens END AS estimated \
+           iif(provenance = 'reported', 0, input_tokens) AS estimated_input, \
+           iif(provenance = 'reported', 0, cache_write_tokens) AS estimated_cache_write, \
+           iif(provenance = 'reported', 0, cache_read_tokens) AS estimated_cache_read, \
+           iif(provenance = 'reported', 0, output_tokens) AS estimated_output \
          FROM exchanges WHERE true{condition} ORDER BY started_at_ms, id"
     );
     let mut select = connection.prepare_cached(&sql)?;
-    select.query_map(params_from_iter(values), flow_row)?.collect()
+    select.query_map(params_from_iter(values), |row| flow_row(row, weights))?.collect()
 }
 
-fn flow_row(row: &Row<'_>) -> rusqlite::Result<FlowRow> {
+fn flow_row(row: &Row<'_>, weights: &Weights) -> rusqlite::Result<FlowRow> {
     let ended: Option<i64> = row.get("ended_at_ms")?;
     let ending: Option<String> = row.get("ending")?;
     Ok(FlowRow {
@@ -153,7 +159,7 @@ fn flow_row(row: &Row<'_>) -> rusqlite::Result<FlowRow> {
         endpoint: row.get("endpoint")?,
         http_status: row.get("http_status")?,
         reserved: count(row, "reserved_tokens")?,
-        usage: usage_row(row)?,
+        usage: usage_row(row, weights)?,
     })
 }
 

@@ -8,7 +8,10 @@ use tempfile::TempDir;
 use super::*;
 use crate::audit::{Action, ActionKind, Cause, CauseKind};
 use crate::bottle::engine::Container;
-use crate::ledger::{Attachment, GroupBy, Owner, Reservation, Settlement, Sum, UsageQuery, Verdict};
+use crate::budget::weights::Weights;
+use crate::budget::window::{Hour, Window};
+use crate::budget::{Budget, Statement, Warned};
+use crate::ledger::{Attachment, GroupBy, Owner, Reservation, Settlement, Stated, Sum, UsageQuery, Verdict};
 
 /// A ledger in a directory that is removed with it.
 struct Fixture {
@@ -38,6 +41,16 @@ impl Fixture {
         let ledger = SqliteLedger::open(&dir.path().join(FILE)).unwrap();
         Self { dir, ledger }
     }
+}
+
+const HOUR: &str = "2026-01-31T12";
+
+fn hour(text: &str) -> Hour {
+    text.parse().unwrap()
+}
+
+fn stated(owner: Owner, provider: &str, statement: Statement) -> Stated {
+    Stated { owner, provider: provider.to_owned(), statement, hour: hour(HOUR), at: 1 }
 }
 
 fn attachment(id: i64, name: &str, ancestors: &[&str]) -> Attachment {
@@ -71,7 +84,7 @@ fn reservation(id: i64, of: &Attachment) -> Reservation {
         endpoint: "/v1/messages".to_owned(),
         model: Some("asked".to_owned()),
         reserved_tokens: 900,
-        window: "total".to_owned(),
+        hour: hour(HOUR),
         started_at: 2_000 + id,
     }
 }
@@ -85,6 +98,7 @@ fn settlement(id: i64, output: u64, provenance: Provenance) -> Settlement {
         http_status: Some(200),
         model: Some("answered".to_owned()),
         raw: Some("{\"not\": json".to_owned()),
+        hour: hour(HOUR),
         ended_at: 5_000 + id,
     }
 }
@@ -97,10 +111,13 @@ fn cause() -> Cause {
         owner: Some("global".to_owned()),
         limit: Some(100),
         used: Some(101),
+        window: Some("daily until 2026-02-01T00:00Z".to_owned()),
+        rule: Some("nearest".to_owned()),
         flow: Some(1),
         at: "2026-01-31T12:00:00.000Z".to_owned(),
         by: "controller".to_owned(),
         reason: None,
+        held: true,
         face: crate::kernel::Face::Answered,
         policy: crate::settings::Policy::Cutoff,
         processes: crate::audit::Processes::Running,
@@ -124,6 +141,15 @@ fn a_new_controller_finds_what_was_committed() {
     let mut fixture = Fixture::new();
     let (open, gone) = (attachment(3, "child", &["mid", "top"]), attachment(4, "gone", &[]));
     let orphan = reservation(8, &open);
+    let most = Budget { tokens: i64::MAX.unsigned_abs(), window: Window::Monthly };
+    let said = [
+        stated(Owner::Global, "claude", Statement::Set(most)),
+        stated(Owner::Global, "claude", Statement::Add(0)),
+        stated(Owner::Agent("coder".to_owned()), "codex", Statement::Clear),
+        stated(Owner::Launch(3), "codex", Statement::Add(7)),
+    ];
+    let since = Window::Monthly.start(hour(HOUR));
+    let warned = |percent| Warned { window: Window::Monthly, since, percent };
     fixture.commit(&[
         Entry::Attach(open.clone()),
         Entry::Attach(gone.clone()),
@@ -135,20 +161,21 @@ fn a_new_controller_finds_what_was_committed() {
             seen: Tokens { input: 10, cache_read: 30, output: 600, ..Tokens::default() },
         },
         Entry::Verdict(Verdict { attachment: 3, cause: Some(cause()) }),
-        Entry::AddTokens { owner: Owner::Global, provider: "claude".to_owned(), tokens: 5, at: 1 },
-        Entry::AddTokens { owner: Owner::Global, provider: "claude".to_owned(), tokens: u64::MAX, at: 2 },
-        Entry::AddTokens { owner: Owner::Launch(3), provider: "codex".to_owned(), tokens: 7, at: 3 },
+        Entry::State(said[0].clone()),
+        Entry::State(said[1].clone()),
+        Entry::State(said[2].clone()),
+        Entry::State(said[3].clone()),
+        Entry::Warned { owner: Owner::Global, provider: "claude".to_owned(), warned: warned(50) },
+        Entry::Warned { owner: Owner::Global, provider: "claude".to_owned(), warned: warned(80) },
+        Entry::Reached(hour("2026-01-31T13")),
+        Entry::Reached(hour(HOUR)),
     ]);
     let snapshot = fixture.reopened().ledger.load().unwrap();
     assert_eq!(snapshot.attachments, [(open, Some(cause()))]);
     assert_eq!(snapshot.orphans, [(orphan, Tokens { input: 40, output: 600, ..Tokens::default() })]);
-    assert_eq!(
-        snapshot.added,
-        [
-            (Owner::Launch(3), "codex".to_owned(), 7),
-            (Owner::Global, "claude".to_owned(), i64::MAX.unsigned_abs() + 5)
-        ]
-    );
+    assert_eq!(snapshot.stated, said);
+    assert_eq!(snapshot.warned, [(Owner::Global, "claude".to_owned(), warned(80))], "the last one");
+    assert_eq!(snapshot.reached, Some(hour("2026-01-31T13")), "it never goes back");
     assert_eq!((snapshot.last_exchange, snapshot.last_attachment, snapshot.last_generation), (8, 4, 7));
     assert_eq!((snapshot.sums, snapshot.own), (vec![], vec![]));
 }
@@ -165,19 +192,70 @@ fn opening_twice_migrates_once() {
     assert_eq!(steps, i64::try_from(files.count()).unwrap());
 }
 
-#[test]
-fn what_was_attached_before_there_were_modes_reaches_everything() {
+/// A ledger as an earlier version left it, with these rows.
+fn left_by(version: i32, rows: &str) -> Fixture {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join(FILE);
-    open::writable_as_of(&path, 1)
-        .execute(
-            "INSERT INTO bottles (id, name, ancestors_json, cgroup, cgroup_id, owns_cgroup, slot, generation, policy, \
-             launch_budget_json, attached_at_ms) VALUES (1, 'old', '[]', '/c', 7, 0, 1, 1, 'cutoff', '[]', 0)",
-            [],
-        )
-        .unwrap();
-    let snapshot = SqliteLedger::open(&path).unwrap().load().unwrap();
+    let mut connection = Connection::open(&path).unwrap();
+    let target = refinery::Target::Version(version);
+    open::schema::migrations::runner().set_target(target).run(&mut connection).unwrap();
+    connection.execute_batch(rows).unwrap();
+    drop(connection);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    Fixture { ledger: SqliteLedger::open(&path).unwrap(), dir }
+}
+
+const OLD_BOTTLE: &str = "INSERT INTO bottles (id, name, ancestors_json, cgroup, cgroup_id, owns_cgroup, slot, \
+    generation, policy, launch_budget_json, attached_at_ms) VALUES (1, 'old', '[]', '/c', 7, 0, 1, 1, 'cutoff', '[]', 0);";
+
+#[test]
+fn what_was_attached_before_there_were_modes_reaches_everything() {
+    let snapshot = left_by(1, OLD_BOTTLE).ledger.load().unwrap();
     assert_eq!(snapshot.attachments[0].0.egress, crate::settings::Egress::Open);
+}
+
+#[test]
+fn what_was_used_and_added_before_there_were_windows_counts_in_them() {
+    let exchange = |id: i64, ended: &str| {
+        format!(
+            "INSERT INTO exchanges (id, attachment_id, bottle, ancestors_json, provider, endpoint, reserved_tokens, \
+             window_key, started_at_ms, input_tokens, cache_write_tokens, cache_read_tokens, output_tokens, \
+             reasoning_tokens, provenance, ending, ended_at_ms) \
+             VALUES ({id}, 1, 'old', '[]', 'claude', '/', 9, 'total', 0, 10, 2, 3, 100, 1, 'reported', 'completed', \
+             unixepoch('{ended}') * 1000);"
+        )
+    };
+    let rows = [
+        OLD_BOTTLE.to_owned(),
+        exchange(1, "2026-01-30 23:59:59"),
+        exchange(2, "2026-01-31 12:00:00"),
+        exchange(3, "2026-01-31 12:59:59"),
+        "INSERT INTO budgets VALUES (1, 'global', '', 'claude', 70, unixepoch('2026-01-31 12:30:00') * 1000);".into(),
+    ];
+    let snapshot = left_by(2, &rows.concat()).ledger.load().unwrap();
+    assert_eq!(snapshot.reached, Some(hour(HOUR)));
+    assert_eq!(snapshot.stated.len(), 1);
+    assert_eq!((snapshot.stated[0].statement, snapshot.stated[0].hour), (Statement::Add(70), hour(HOUR)));
+    assert_eq!(sum(&snapshot.sums, &Owner::Global).unwrap().flows, 3);
+    let global: Vec<_> = snapshot.hours.iter().filter(|sum| sum.owner == Owner::Global).collect();
+    let shown: Vec<_> = global.iter().map(|sum| (sum.hour.to_string(), sum.tokens.output)).collect();
+    assert_eq!(shown, [("2026-01-30T23".to_owned(), 100), (HOUR.to_owned(), 200)]);
+}
+
+#[test]
+fn sums_are_of_the_hour_that_was_said_and_not_of_the_clock() {
+    let mut fixture = Fixture::new();
+    let bottle = attachment(1, "b", &[]);
+    fixture.commit(&[Entry::Attach(bottle.clone())]);
+    for (id, at) in (1..).zip(["2025-11-30T23", "2026-01-30T23", HOUR, HOUR]) {
+        let settled = Settlement { hour: hour(at), ..settlement(id, 100, Provenance::Reported) };
+        fixture.commit(&[Entry::Reserve(reservation(id, &bottle)), Entry::Settle(settled)]);
+    }
+    let snapshot = fixture.reopened().ledger.load().unwrap();
+    let global: Vec<_> = snapshot.hours.iter().filter(|sum| sum.owner == Owner::Global).collect();
+    let shown: Vec<_> = global.iter().map(|sum| (sum.hour.to_string(), sum.tokens.output)).collect();
+    assert_eq!(shown, [("2026-01-30T23".to_owned(), 100), (HOUR.to_owned(), 200)], "the present month alone");
+    assert_eq!(sum(&snapshot.sums, &Owner::Global).unwrap().tokens.output, 400, "the total is all of it");
 }
 
 #[test]
@@ -212,7 +290,8 @@ fn each_account_counts_an_exchange_once() {
         (Owner::Global, 3, 600, 530),
     ] {
         let sum = sum(&snapshot.sums, &owner).unwrap();
-        assert_eq!((sum.flows, sum.tokens.output, sum.estimated), (flows, output, estimated), "{owner:?}");
+        let found = (sum.flows, sum.tokens.output, sum.estimated.total());
+        assert_eq!(found, (flows, output, estimated), "{owner:?}");
         assert_eq!(sum.tokens.total(), output + flows * 15, "{owner:?}");
     }
     assert_eq!(snapshot.sums.len(), 8);
@@ -291,14 +370,16 @@ fn usage_is_grouped_and_filtered() {
         Entry::Settle(settlement(3, 300, Provenance::Reported)),
     ]);
     let mut reader = fixture.ledger.reader().unwrap();
+    let weights = Weights::default();
 
-    let all = reader.usage(&UsageQuery::default()).unwrap();
+    let all = reader.usage(&UsageQuery::default(), &weights).unwrap();
     let shown: Vec<_> = all.iter().map(|row| (row.bottle.as_deref(), row.total, row.estimated)).collect();
     assert_eq!(shown, [(Some("a"), 115, 0), (Some("b"), 530, 215)]);
     assert_eq!(all[0].model.as_deref(), Some("answered"));
     assert_eq!(all[0].day, None);
 
-    let by_day = reader.usage(&UsageQuery { by: Some(GroupBy::Day), ..UsageQuery::default() }).unwrap();
+    let by_day =
+        reader.usage(&UsageQuery { by: Some(GroupBy::Day), ..UsageQuery::default() }, &weights).unwrap();
     let shown: Vec<_> =
         by_day.iter().map(|row| (row.day.as_deref(), row.bottle.as_deref(), row.flows)).collect();
     assert_eq!(shown, [(Some("1970-01-01"), None, 2), (Some("1970-01-02"), None, 1)]);
@@ -309,11 +390,11 @@ fn usage_is_grouped_and_filtered() {
         (UsageQuery { provider: Some("claude".to_owned()), ..UsageQuery::default() }, 3),
         (UsageQuery { since: Some(86_400_000), ..UsageQuery::default() }, 1),
     ] {
-        let found: u64 = reader.usage(&query).unwrap().iter().map(|row| row.flows).sum();
+        let found: u64 = reader.usage(&query, &weights).unwrap().iter().map(|row| row.flows).sum();
         assert_eq!(found, flows, "{query:?}");
     }
 
-    let flows = reader.flows(&UsageQuery::default()).unwrap();
+    let flows = reader.flows(&UsageQuery::default(), &weights).unwrap();
     let ids: Vec<_> = flows.iter().map(|flow| (flow.id, flow.status.as_str(), flow.usage.total)).collect();
     assert_eq!(ids, [(1, "completed", 115), (2, "completed", 215), (4, "open", 0), (3, "completed", 315)]);
     assert_eq!(flows[2].usage.model.as_deref(), Some("only asked"));
@@ -335,17 +416,19 @@ fn what_is_rolled_up_counts_as_before_and_gives_no_id_again() {
         }
     }
     let mut reader = fixture.ledger.reader().unwrap();
+    let weights = Weights::default();
     let by_model = UsageQuery { by: Some(GroupBy::Model), ..UsageQuery::default() };
-    let before = (fixture.ledger.load().unwrap(), reader.usage(&UsageQuery::default()).unwrap());
-    let models = reader.usage(&by_model).unwrap();
+    let before = (fixture.ledger.load().unwrap(), reader.usage(&UsageQuery::default(), &weights).unwrap());
+    let models = reader.usage(&by_model, &weights).unwrap();
     assert_eq!(reader.oldest_settled().unwrap(), Some(1_000));
 
     fixture.commit(&[Entry::RollUp(0..2_001)]);
     fixture.commit(&[Entry::RollUp(2_001..7_000)]);
-    let after = (fixture.ledger.load().unwrap(), reader.usage(&UsageQuery::default()).unwrap());
+    let after = (fixture.ledger.load().unwrap(), reader.usage(&UsageQuery::default(), &weights).unwrap());
     assert_eq!(after, before);
-    assert_eq!(reader.usage(&by_model).unwrap(), models);
-    let kept: Vec<i64> = reader.flows(&UsageQuery::default()).unwrap().iter().map(|flow| flow.id).collect();
+    assert_eq!(reader.usage(&by_model, &weights).unwrap(), models);
+    let kept: Vec<i64> =
+        reader.flows(&UsageQuery::default(), &weights).unwrap().iter().map(|flow| flow.id).collect();
     assert_eq!(kept, [3], "what has not ended is kept");
     assert_eq!(reader.oldest_settled().unwrap(), None);
     let deleted = fixture.ledger.connection.execute("DELETE FROM exchanges", []).unwrap_err().to_string();

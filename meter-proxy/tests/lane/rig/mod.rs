@@ -2,6 +2,8 @@
 //!
 //! Real sockets on loopback; no part of the lane is linked in but the protocol. Everything ends with the values that
 //! hold it, also after a panic.
+#[path = "../../meter/rig/programs.rs"]
+mod programs;
 #[allow(dead_code, reason = "shared with the meter's tests, which use the rest")]
 #[path = "../../meter/rig/tls.rs"]
 mod tls;
@@ -20,6 +22,7 @@ use meter_proxy::protocol::{
     self, BottleRef, Dialect, LaneAnswer, LaneConfig, LaneToController, Leaf, OWN_LISTENER, Provider,
     Refusal, ToLane,
 };
+pub use programs::curl;
 use rustls::{ClientConnection, StreamOwned};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tls::Authority;
@@ -79,6 +82,7 @@ pub fn budget() -> Refusal {
         used: 100_417,
         reserved: 0,
         window: "daily".into(),
+        rule: "nearest".into(),
     }
 }
 
@@ -223,6 +227,16 @@ impl Rig {
 
     pub fn root(&self) -> CertificateDer<'static> {
         self.shared.authority.certificate.clone()
+    }
+
+    /// The same as a file holds it.
+    pub fn root_pem(&self) -> &str {
+        &self.shared.authority.certificate_pem
+    }
+
+    /// A certificate that clients of the lane trust for `host`.
+    pub fn leaf(&self, host: &str) -> Leaf {
+        self.shared.authority.sign(host)
     }
 
     /// Closes the controller's end and waits for the lane's exit.

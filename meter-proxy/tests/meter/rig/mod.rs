@@ -4,6 +4,9 @@
 //! protocol. Everything ends with the values that hold it, also after a panic.
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a failure here is a failed test")]
 mod config;
+pub mod frames;
+pub mod http2;
+mod programs;
 mod resolver;
 mod tls;
 mod upstream;
@@ -21,6 +24,7 @@ use meter_proxy::egress::EgressMode;
 use meter_proxy::protocol::{
     self, BottleRef, Config, Identity, Refusal, Reserve, Settle, ToController, ToMeter,
 };
+pub use programs::curl;
 pub use resolver::resolving;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tls::Authority;
@@ -173,6 +177,29 @@ impl Rig {
         }
     }
 
+    /// Waits until so many exchanges are settled, and gives them all.
+    pub fn exchanges(&self, many: usize) -> Vec<(Reserve, Settle)> {
+        let until = Instant::now() + SOON;
+        while self.count(|message| matches!(message, ToController::Settle(_))) < many {
+            assert!(Instant::now() < until, "{many} exchanges should be settled");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let heard = self.shared.heard.lock().unwrap();
+        let settled = heard.iter().filter_map(|message| match message {
+            ToController::Settle(settle) => Some(settle.clone()),
+            _ => None,
+        });
+        let reserve = |settle: &Settle| {
+            heard.iter().find_map(|message| match message {
+                ToController::Reserve(reserve) if reserve.exchange == settle.exchange => {
+                    Some(reserve.clone())
+                }
+                _ => None,
+            })
+        };
+        settled.map(|settle| (reserve(&settle).unwrap(), settle)).collect()
+    }
+
     /// A connection to the meter.
     pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
@@ -215,6 +242,11 @@ impl Rig {
         vec![self.shared.authority.certificate.clone()]
     }
 
+    /// The same as a file holds it.
+    pub fn root_pem(&self) -> &str {
+        &self.shared.authority.certificate_pem
+    }
+
     /// A connection that the kernel redirected from `original`.
     pub fn redirected(&self, original: SocketAddr) -> TcpStream {
         self.manner(|manner| manner.original = Some(original));
@@ -246,6 +278,12 @@ impl Rig {
     pub fn status_line(&self, key: &str) -> String {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned()
+    }
+
+    /// The meter's `/proc/PID/stat`, from its third field on.
+    pub fn stat(&self) -> String {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        stat.rsplit_once(") ").unwrap().1.to_owned()
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {

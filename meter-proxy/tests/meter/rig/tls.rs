@@ -17,6 +17,7 @@ use rustls_pki_types::{CertificateDer, EchConfigListBytes, ServerName, UnixTime}
 pub struct Authority {
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
     pub certificate: CertificateDer<'static>,
+    pub certificate_pem: String,
 }
 
 impl Authority {
@@ -24,8 +25,11 @@ impl Authority {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut parameters = rcgen::CertificateParams::default();
         parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let certificate = parameters.self_signed(&key).unwrap().der().clone();
-        Self { issuer: rcgen::Issuer::new(parameters, key), certificate }
+        // Another name than leaves have: what is signed by its own name is taken for self-signed.
+        parameters.distinguished_name.push(rcgen::DnType::CommonName, "authority of the tests");
+        let signed = parameters.self_signed(&key).unwrap();
+        let (certificate, certificate_pem) = (signed.der().clone(), signed.pem());
+        Self { issuer: rcgen::Issuer::new(parameters, key), certificate, certificate_pem }
     }
 
     pub fn sign(&self, host: &str) -> Leaf {

@@ -1,15 +1,11 @@
-//! How long after the beginning of a cut the last packet passes, by one store into the map.
+//! A sender at full speed in a cgroup, and how long after the beginning of a cut its last packet passes.
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use enforcer::bottle::cgroup::Cgroup;
-use enforcer::kernel::Kernel as _;
-
-use crate::figures::{median, now, report};
-use crate::inside::{Inside, shared};
-use crate::{Bench, guard};
+use super::figures::{median, now, report};
+use super::inside::{Inside, shared};
 
 /// The sender is at full speed again after this long.
 const RUN_UP: Duration = Duration::from_micros(500);
@@ -28,6 +24,7 @@ pub struct Sending {
 }
 
 impl Sending {
+    /// Starts it, and waits until it is at full speed.
     pub fn start(cgroup: &Path) -> Self {
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         let to: SocketAddr = receiver.local_addr().unwrap();
@@ -68,16 +65,4 @@ impl Sending {
         println!("{what}: sends that began after it was done, and passed: {leaked} of {rounds}");
         median
     }
-}
-
-/// The map's store; the median, nanoseconds.
-pub fn by_store(bench: &Bench, rounds: usize) -> f64 {
-    let loader = bench.open();
-    loader.attach("b", &Cgroup::open(&bench.cgroup).unwrap(), guard(1)).unwrap();
-    loader.open(1);
-    let sending = Sending::start(&bench.cgroup);
-    let median = sending.measure("cut by a store", rounds, || loader.open(1), || loader.cut(1));
-    drop(sending);
-    loader.detach("b", 1).unwrap();
-    median
 }

@@ -3,20 +3,22 @@
 //!
 //! Needs root. Nothing leaves the namespaces that a test makes.
 #![allow(clippy::unwrap_used, reason = "a test's helper says what it expects by unwrapping")]
+mod controllers;
+mod flood;
+mod nested;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::io::Read as _;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use enforcer::bottle::cgroup::Cgroup;
 use enforcer::kernel::loader::Loader;
 use enforcer::kernel::{Guard, Kernel as _, Place};
-use enforcer_ebpf::{EVENT_NAMESPACE, FLOWS_PER_BOTTLE, Flow, FlowKey, MAPPED};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use enforcer_ebpf::{EVENT_NAMESPACE, Flow, FlowKey, MAPPED};
 use support::eventually;
 use support::host::{Host, LISTENER, SLOT, here, place};
 use support::meter::{Meter, accept, accept_within, canonical, original};
@@ -276,76 +278,6 @@ fn root_a_connection_that_was_not_counted_goes_when_its_slot_is_given_away() {
 }
 
 #[test]
-fn root_a_new_controller_gives_a_listener_s_id_to_another_namespace() {
-    in_own_network(|| {
-        let host = Host::new("ids");
-        let meter = Meter::new();
-        let loader = host.opened(meter.guard());
-        let local = meter.ip4.local_addr().unwrap();
-        let old = Elsewhere::like(&meter, &loader, LISTENER + 1);
-        let mut earlier = old.network.inside(|| Sender::start(Some(&host.cgroup)));
-        let from = "127.0.0.1:45679";
-        assert_eq!(earlier.order(&format!("connect-from {from} {local}")), from);
-        drop(loader);
-
-        let loader = host.load();
-        let peer: SocketAddr = from.parse().unwrap();
-        assert_eq!(loader.flow(peer, local, LISTENER + 1), None);
-        assert_eq!(flow_counts(&host).get(&SLOT, 0).unwrap(), 0);
-        let new = Elsewhere::like(&meter, &loader, LISTENER + 1);
-        let mut later = new.network.inside(|| Sender::start(Some(&host.cgroup)));
-        assert_eq!(later.order(&format!("connect-from {from} {local}")), from);
-        assert!(loader.flow(peer, local, LISTENER + 1).is_some());
-        assert_eq!(earlier.order("close"), "ok");
-        drop(old);
-        std::thread::sleep(Duration::from_millis(50));
-        assert!(loader.flow(peer, local, LISTENER + 1).is_some(), "the end of the other one took it away");
-    });
-}
-
-#[test]
-fn root_a_connection_begun_under_an_earlier_controller_is_no_neighbour_s() {
-    in_own_network(|| {
-        let host = Host::new("begun");
-        let meter = Meter::new();
-        let loader = host.load();
-        let paths = [bottle(&host, &loader, "one", 1, &meter), bottle(&host, &loader, "two", 2, &meter)];
-        let local = meter.ip4.local_addr().unwrap();
-        let elsewhere = Elsewhere::like(&meter, &loader, LISTENER + 1);
-        // a client without a cookie for the server asks for none (see ip-sysctl)
-        elsewhere.network.inside(|| std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", "5").unwrap());
-        let froms = ["127.0.0.1:45680", "127.0.0.1:45681", "127.0.0.1:45682"];
-        let mut begun = froms.map(|from| {
-            let mut sender = elsewhere.network.inside(|| Sender::start(Some(&paths[0])));
-            assert_eq!(sender.order(&format!("begin-from {from} {local}")), from);
-            sender
-        });
-        let peers = froms.map(|from| from.parse::<SocketAddr>().unwrap());
-        let slot_of =
-            |loader: &Loader, peer, listener| loader.flow(peer, local, listener).map(|flow: Flow| flow.slot);
-        assert_eq!(slot_of(&loader, peers[0], LISTENER + 1), None, "it is not open yet");
-        assert_eq!(begun[0].order("write"), "ok");
-        assert_eq!(slot_of(&loader, peers[0], LISTENER + 1), Some(1), "opened in time, it is remembered");
-        drop(loader);
-
-        // the id goes to another namespace, and this one has no place, then a new one
-        let loader = host.load();
-        let neighbours = Elsewhere::like(&meter, &loader, LISTENER + 1);
-        begun[1].order("write");
-        loader.set_place(elsewhere.cookie(), &Place { listener: LISTENER + 2, ..elsewhere.place() }).unwrap();
-        begun[2].order("write");
-        let mut neighbour = neighbours.network.inside(|| Sender::start(Some(&paths[1])));
-        for (from, peer) in froms.into_iter().zip(peers) {
-            for listener in [LISTENER + 1, LISTENER + 2] {
-                assert_eq!(slot_of(&loader, peer, listener), None, "{from}: it is nobody's");
-            }
-            assert_eq!(neighbour.order(&format!("connect-from {from} {local}")), from);
-            assert_eq!(slot_of(&loader, peer, LISTENER + 1), Some(2), "the neighbour's is the neighbour's");
-        }
-    });
-}
-
-#[test]
 fn root_of_two_connections_that_claim_one_entry_neither_has_it() {
     in_own_network(|| {
         let host = Host::new("claimed");
@@ -366,160 +298,6 @@ fn root_of_two_connections_that_claim_one_entry_neither_has_it() {
         assert_eq!([1, 2].map(|slot| counts.get(&slot, 0).unwrap()), [0, 0]);
         drop(senders);
     });
-}
-
-#[test]
-fn root_ids_of_listeners_are_given_once_by_all_controllers_together() {
-    let host = Host::new("once");
-    let loader = host.load();
-    assert_eq!([(); 2].map(|()| loader.new_listener()), [Some(LISTENER + 1), Some(LISTENER + 2)]);
-    drop(loader);
-    let last = MapData::from_pin(host.pins().join("LAST_LISTENER")).unwrap();
-    let loader = host.load();
-    assert_eq!(loader.new_listener(), Some(LISTENER + 3));
-    let mut last: Array<_, u64> = Array::try_from(Map::Array(last)).unwrap();
-    last.set(0, u64::from(u32::MAX) - 1, 0).unwrap();
-    assert_eq!([(); 2].map(|()| loader.new_listener()), [Some(u32::MAX), None], "then there are no more");
-}
-
-#[test]
-fn root_of_ten_bottles_in_each_other_the_innermost_is_charged_and_each_one_s_verdict_holds() {
-    const DEPTH: u32 = 10;
-    in_own_network(|| {
-        let host = Host::new("depth");
-        let meter = Meter::new();
-        let loader = host.load();
-        loader.set_place(here(), &place(&meter.guard_with_ip6())).unwrap();
-        let mut path = host.cgroup.clone();
-        for slot in 1..=DEPTH {
-            path = path.join("in");
-            let cgroup = Cgroup::create(&path).unwrap();
-            loader.attach(&slot.to_string(), &cgroup, Guard { slot, ..meter.guard_with_ip6() }).unwrap();
-            loader.open(slot);
-        }
-        let mut sender = Sender::start(Some(&path));
-        for (asked, listener) in
-            [(format!("{PUBLIC4}:443"), &meter.ip4), (format!("[{PUBLIC6}]:443"), &meter.ip6)]
-        {
-            for cut in 1..=DEPTH {
-                loader.cut(cut);
-                assert_eq!(sender.order(&format!("connect {asked}")), "PermissionDenied", "{cut} is cut");
-                loader.open(cut);
-            }
-            sender.order(&format!("connect {asked}")).parse::<SocketAddr>().unwrap();
-            let (mut stream, flow) = accept(&loader, listener);
-            let flow = flow.unwrap();
-            assert_eq!((flow.slot, original(&flow)), (DEPTH, canonical(&asked)));
-            assert_eq!(sender.order("peer"), asked);
-            for cut in [1, DEPTH / 2, DEPTH] {
-                loader.cut(cut);
-                assert_eq!(sender.order("write"), "ok", "it is queued");
-                assert!(stream.read(&mut [0]).is_err(), "a byte passed though {cut} is cut");
-                loader.open(cut);
-                stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-                stream.read_exact(&mut [0]).unwrap();
-                stream.set_read_timeout(Some(ARRIVAL)).unwrap();
-            }
-            assert_eq!(sender.order("close"), "ok");
-        }
-        let counts = flow_counts(&host);
-        eventually(|| (1..=DEPTH).all(|slot| counts.get(&slot, 0).unwrap() == 0));
-    });
-}
-
-#[test]
-fn root_a_connection_that_the_inner_bottle_may_not_hold_is_not_the_outer_one_s() {
-    in_own_network(|| {
-        let host = Host::new("over");
-        let meter = Meter::new();
-        let loader = host.opened(meter.guard());
-        let inner = bottle(&host, &loader, "inner", 2, &meter);
-        let mut counts = flow_counts(&host);
-        counts.set(2, u64::from(FLOWS_PER_BOTTLE), 0).unwrap();
-        let mut sender = Sender::start(Some(&inner));
-        for asked in [format!("{PUBLIC4}:443"), meter.ip4.local_addr().unwrap().to_string()] {
-            assert_eq!(sender.order(&format!("connect {asked}")), "PermissionDenied", "{asked}");
-        }
-        assert_eq!(counts.get(&SLOT, 0).unwrap(), 0);
-        counts.set(2, 0, 0).unwrap();
-        sender.order(&format!("connect {PUBLIC4}:443")).parse::<SocketAddr>().unwrap();
-        assert_eq!(accept(&loader, &meter.ip4).1.unwrap().slot, 2);
-        assert_eq!((counts.get(&SLOT, 0).unwrap(), counts.get(&2, 0).unwrap()), (0, 1));
-    });
-}
-
-#[test]
-fn root_a_flood_of_connections_leaves_its_neighbour_working() {
-    in_own_network(|| {
-        let host = Host::new("flooding");
-        let meter = Meter::new();
-        let loader = host.load();
-        loader.set_place(here(), &place(&meter.guard())).unwrap();
-        let flood = bottle(&host, &loader, "flood", 1, &meter);
-        let neighbour = bottle(&host, &loader, "neighbour", 2, &meter);
-        let local = meter.ip4.local_addr().unwrap();
-        raise_descriptors();
-        // a listener's queue is all bottles', so it must not be what is full
-        rustix::net::listen(&meter.ip4, 4_096).unwrap();
-        let [flooded, drained, done] = [const { AtomicBool::new(false) }; 3];
-        std::thread::scope(|scope| {
-            let _end = Raised(&done);
-            scope.spawn(|| take_all(&meter.ip4, &drained, &done));
-            let flooding = scope.spawn(|| {
-                let mut sender = Sender::start(Some(&flood));
-                let made = sender.order(&format!("flood {} {PUBLIC4}:443", FLOWS_PER_BOTTLE + 500));
-                flooded.store(true, Ordering::SeqCst);
-                (sender, made)
-            });
-            let mut working = Sender::start(Some(&neighbour));
-            let mut slowest = Duration::ZERO;
-            let mut rounds = 0;
-            while rounds < 20 || !flooded.load(Ordering::SeqCst) {
-                let start = Instant::now();
-                let peer: SocketAddr = working.order(&format!("connect {PUBLIC4}:443")).parse().unwrap();
-                slowest = slowest.max(start.elapsed());
-                assert_eq!(loader.flow(peer, local, LISTENER).unwrap().slot, 2);
-                rounds += 1;
-            }
-            let (mut sender, made) = flooding.join().unwrap();
-            assert_eq!(made, FLOWS_PER_BOTTLE.to_string(), "the rest is refused");
-            assert!(slowest < Duration::from_secs(1), "{slowest:?}");
-            assert_eq!(sender.order("drain"), "ok");
-            drained.store(true, Ordering::SeqCst);
-            let counts = flow_counts(&host);
-            eventually(|| counts.get(&1, 0).unwrap() == 0);
-            sender.order(&format!("connect {PUBLIC4}:443")).parse::<SocketAddr>().unwrap();
-        });
-    });
-}
-
-/// As many descriptors as this process may have: both ends of a connection are its own or its child's.
-fn raise_descriptors() {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
-}
-
-/// A flag that is raised at the end, also after a panic.
-struct Raised<'a>(&'a AtomicBool);
-
-impl Drop for Raised<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
-
-/// Accepts whatever comes, and keeps it until what is there has been drained.
-fn take_all(listener: &TcpListener, drained: &AtomicBool, done: &AtomicBool) {
-    let mut held: Vec<TcpStream> = Vec::new();
-    while !done.load(Ordering::SeqCst) {
-        match listener.accept() {
-            Ok((stream, _)) => held.push(stream),
-            Err(_) => std::thread::sleep(Duration::from_millis(1)),
-        }
-        if drained.load(Ordering::SeqCst) {
-            held.clear();
-        }
-    }
 }
 
 #[test]

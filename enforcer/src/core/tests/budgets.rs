@@ -1,0 +1,254 @@
+//! What operators say of budgets: what closes is done before it is written, what opens after; the last word holds.
+use super::*;
+use crate::budget::window::Window;
+use crate::control::api::{BudgetRow, BudgetScope, SetBudget};
+
+fn order(scope: &str, verb: BudgetVerb) -> BudgetOrder {
+    let scope: BudgetScope = scope.parse().unwrap();
+    BudgetOrder { scope, provider: "claude".into(), verb }
+}
+
+fn set(tokens: u64) -> BudgetVerb {
+    BudgetVerb::Set(SetBudget { tokens, window: None })
+}
+
+impl Bench {
+    /// Orders without waiting for the answer.
+    fn say_budget(&self, scope: &str, verb: BudgetVerb, by: &str) -> oneshot::Receiver<Result<(), Problem>> {
+        let (reply, answer) = oneshot::channel();
+        let (order, received) = (order(scope, verb), Instant::now());
+        self.core.tell(Message::StateBudget { order, by: by.into(), received, reply });
+        answer
+    }
+
+    fn budget(&self, scope: &str, verb: BudgetVerb) -> Result<(), Problem> {
+        self.say_budget(scope, verb, "uid:7").blocking_recv().unwrap()
+    }
+
+    fn budgets(&self) -> Vec<BudgetRow> {
+        self.ask(|reply| Message::Budgets { reply })
+    }
+
+    /// `scope=limit/used` of every budget.
+    fn stand(&self) -> Vec<String> {
+        let rows = self.budgets().into_iter().filter(|row| row.provider == "claude");
+        rows.map(|row| format!("{}={}/{}", row.scope, row.used, row.limit)).collect()
+    }
+}
+
+#[test]
+fn a_budget_below_its_use_cuts_before_it_is_written() {
+    let mut bench = Bench::new("budget: { claude: 1000 }");
+    let (one, two) = (bench.attach("one"), bench.attach("two"));
+    bench.spend(1, one, 100);
+    bench.refusing.store(true, Ordering::SeqCst);
+    let answer = bench.say_budget("global", set(100), "uid:7");
+    let told = [bench.order(), bench.order()];
+    for bottle in [one, two] {
+        assert!(told.contains(&ToMeter::Cut { bottle, upstream: Upstream::Close }), "{told:?}");
+        assert!(!bench.kernel.is_open(bottle.slot), "although the ledger refuses");
+    }
+    let problem = answer.blocking_recv().unwrap().unwrap_err();
+    assert!(problem.error.starts_with("done, but not recorded yet"), "{problem:?}");
+    assert_eq!(bench.stand(), ["global=100/100"]);
+
+    bench.refusing.store(false, Ordering::SeqCst);
+    let until = Instant::now() + SOON;
+    while bench.rows("budget").is_empty() {
+        assert!(Instant::now() < until, "what is owed is never written");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let row = bench.rows("budget").remove(0);
+    assert_eq!((row.by.as_str(), row.outcome.as_str(), row.took_us.is_some()), ("uid:7", "done", true));
+    let words = "set global claude: 100 tokens total (before: 1000 tokens total)";
+    assert_eq!(row.detail.as_deref(), Some(words));
+    let cause = bench.view("two").cause.unwrap();
+    assert_eq!((cause.limit, cause.used, cause.owner.as_deref()), (Some(100), Some(100), Some("global")));
+}
+
+#[test]
+fn more_tokens_open_exactly_what_they_cover_and_after_they_are_written() {
+    let mut bench = Bench::new("budget: { claude: 100 }\nbottles: { own: { budget: { claude: 50 } } }");
+    let (one, two, own) = (bench.attach("one"), bench.attach("two"), bench.attach("own"));
+    bench.spend(1, own, 50);
+    bench.spend(2, one, 90);
+    for bottle in [one, two, own] {
+        assert!(!bench.kernel.is_open(bottle.slot));
+    }
+    bench.budget("global", BudgetVerb::Add(40)).unwrap();
+    assert!(!bench.kernel.is_open(one.slot), "140 of 140 are used");
+
+    bench.refusing.store(true, Ordering::SeqCst);
+    let problem = bench.budget("global", BudgetVerb::Add(1)).unwrap_err();
+    assert!(problem.error.starts_with("not recorded, so not done"), "{problem:?}");
+    assert!(!bench.kernel.is_open(one.slot));
+    bench.refusing.store(false, Ordering::SeqCst);
+
+    bench.budget("global", BudgetVerb::Add(1)).unwrap();
+    assert!(bench.kernel.is_open(one.slot) && bench.kernel.is_open(two.slot));
+    assert!(!bench.kernel.is_open(own.slot), "its own budget governs it");
+    assert_eq!(bench.view("one").budget["claude"].remaining, 1);
+    let restored: Vec<_> =
+        bench.rows("restore").into_iter().map(|row| (row.bottle.unwrap(), row.by)).collect();
+    assert_eq!(restored, [("one".into(), "uid:7".into()), ("two".into(), "uid:7".to_owned())]);
+    bench.budget("bottle:own", set(51)).unwrap();
+    assert!(bench.kernel.is_open(own.slot));
+}
+
+#[test]
+fn what_an_operator_cut_too_no_budget_opens() {
+    let bench = Bench::new("budget: { claude: 100 }");
+    let (one, two) = (bench.attach("one"), bench.attach("two"));
+    bench.spend(1, one, 100);
+    bench.cut("one").unwrap();
+    assert!(bench.view("one").cause.unwrap().held);
+    bench.budget("global", set(1_000)).unwrap();
+    assert!(!bench.kernel.is_open(one.slot), "an operator cut it, and no operator has restored it");
+    assert!(bench.kernel.is_open(two.slot));
+    bench.restore("one", &[], false).unwrap();
+    assert!(bench.kernel.is_open(one.slot));
+}
+
+#[test]
+fn of_two_operators_the_last_word_holds_and_both_are_written() {
+    let mut bench = Bench::new("budget: { claude: 100 }");
+    let bottle = bench.attach("b1");
+    bench.spend(1, bottle, 100);
+    for (first, second, limit, open) in [
+        (set(500), set(60), 60, false),
+        (set(60), set(500), 500, true),
+        (set(900), BudgetVerb::Add(5), 905, true),
+        (BudgetVerb::Add(5), set(100), 100, false),
+        (set(300), BudgetVerb::Clear, 100, false),
+    ] {
+        let before = bench.rows("budget").len();
+        // the disk is slow: the second is said before the first is written
+        bench.silent.store(true, Ordering::SeqCst);
+        let answers =
+            [bench.say_budget("global", first, "uid:1"), bench.say_budget("global", second, "uid:2")];
+        bench.ask(|reply| Message::UnderWay { reply });
+        bench.silent.store(false, Ordering::SeqCst);
+        let answers = answers.map(|answer| answer.blocking_recv().unwrap());
+        assert_eq!(answers, [Ok(()), Ok(())], "{first:?}, then {second:?}");
+        assert_eq!(bench.stand(), [format!("global=100/{limit}")], "{first:?}, then {second:?}");
+        let is_open = || bench.kernel.is_open(bottle.slot);
+        assert_eq!(is_open(), open, "{first:?}, then {second:?}");
+        let by: Vec<String> = bench.rows("budget").into_iter().skip(before).map(|row| row.by).collect();
+        assert_eq!(by, ["uid:1", "uid:2"]);
+    }
+}
+
+#[test]
+fn a_new_controller_finds_what_was_said() {
+    let yaml = "budget: { claude: 100 }\nwarn_at: [50]";
+    let mut bench = Bench::new(yaml);
+    let bottle = bench.attach("b1");
+    bench.budget("global", set(200)).unwrap();
+    bench.budget("global", BudgetVerb::Add(10)).unwrap();
+    bench.budget("agent:somebody", set(5)).unwrap();
+    bench.spend(1, bottle, 150);
+    assert_eq!(bench.rows("warn").len(), 1);
+    let held = pinned(&bench.view("b1").attachment, false);
+    let mut bench = bench.restart(yaml, vec![held.clone()]);
+    let expected = ["global=150/210", "agent:somebody=0/5"];
+    assert_eq!(bench.stand(), expected);
+    assert_eq!(bench.rows("warn").len(), 1, "and does not warn again");
+    // a settings file that says less does not change what an operator stated
+    let bench = bench.restart("budget: { claude: 1 }", vec![held.clone()]);
+    assert_eq!(bench.stand(), expected);
+    assert!(bench.view("b1").cause.is_none());
+    bench.budget("global", BudgetVerb::Clear).unwrap();
+    assert_eq!(bench.stand()[0], "global=150/1");
+    assert!(!bench.kernel.is_open(bottle.slot), "what the settings say stands again, and it is used up");
+    assert_eq!(bench.budgets()[0].source, "settings");
+}
+
+#[test]
+fn what_cannot_be_said_is_refused_with_a_hint() {
+    let bench = Bench::new("budget: { claude: 100 }");
+    let refused = |scope: &str, verb| {
+        let problem = bench.budget(scope, verb).unwrap_err();
+        assert_eq!(problem.exit_code, 2, "{problem:?}");
+        format!("{} [{}]", problem.error, problem.hint.unwrap())
+    };
+    assert_eq!(
+        refused("bottle:b1", BudgetVerb::Add(1)),
+        "there is no claude budget of scope bottle:b1 [state one first: enforcer budget set bottle:b1 claude=TOKENS]"
+    );
+    assert!(
+        refused("agent:a", BudgetVerb::Clear).starts_with("there is no claude budget of scope agent:a [")
+    );
+    assert!(refused("global", BudgetVerb::Clear).contains("stands in the settings; no command stated it ["));
+    let unknown = BudgetOrder { provider: "cluade".into(), ..order("global", set(1)) };
+    let (by, received) = ("uid:7".into(), Instant::now());
+    let problem =
+        bench.ask(|reply| Message::StateBudget { order: unknown, by, received, reply }).unwrap_err();
+    assert_eq!(problem.hint.as_deref(), Some("known providers: claude, codex"));
+}
+
+#[test]
+fn a_ceiling_cuts_what_a_nearer_budget_would_let_go_on() {
+    let yaml = "scope_rule: ceiling\nbudget: { claude: 100 }\nbottles: { own: { budget: { claude: 500 } } }";
+    let bench = Bench::new(yaml);
+    let (own, other) = (bench.attach("own"), bench.attach("other"));
+    bench.spend(1, own, 100);
+    assert!(!bench.kernel.is_open(own.slot) && !bench.kernel.is_open(other.slot));
+    let budget = &bench.view("own").budget["claude"];
+    assert_eq!((budget.scope.as_str(), budget.limit), ("global", 100));
+    assert_eq!(budget.why, "the global budget is a ceiling, and less of it is left");
+    assert_eq!(bench.view("own").cause.unwrap().rule.as_deref(), Some("ceiling"));
+    bench.restore("own", &[("claude", 401)], false).unwrap();
+    assert_eq!(bench.view("own").budget["claude"].scope, "bottle");
+}
+
+#[test]
+fn a_parent_s_budget_counts_its_subtree_and_outlives_its_detach() {
+    let yaml = "bottles: { base: { budget: { claude: 100 } }, a: { extends: base }, b: { extends: base } }";
+    let bench = Bench::new(yaml);
+    bench.attach("base");
+    let (a, b, outsider) = (bench.attach("a"), bench.attach("b"), bench.attach("outsider"));
+    let attachment = bench.release("base", false, false).unwrap();
+    bench.core.tell(Message::Forget { attachment: attachment.id });
+    assert!(matches!(bench.order(), ToMeter::Detached { .. }));
+    bench.spend(1, a, 60);
+    assert!(bench.kernel.is_open(b.slot));
+    bench.spend(2, b, 40);
+    assert!(!bench.kernel.is_open(a.slot) && !bench.kernel.is_open(b.slot));
+    assert!(bench.kernel.is_open(outsider.slot));
+    let cause = bench.view("a").cause.unwrap();
+    assert_eq!((cause.scope.as_deref(), cause.owner.as_deref()), (Some("parent"), Some("base")));
+    // the name is another's now, and what it used is not forgotten
+    let again = bench.attach("base");
+    assert!(!bench.kernel.is_open(again.slot));
+}
+
+#[test]
+fn each_warning_is_written_once_with_who_reached_it() {
+    let mut bench = Bench::new("budget: { claude: 100 }\nwarn_at: [50, 80]");
+    let bottle = bench.attach("b1");
+    bench.spend(1, bottle, 49);
+    assert_eq!(bench.rows("warn"), []);
+    bench.spend(2, bottle, 50);
+    let warnings = bench.rows("warn");
+    let details: Vec<_> = warnings.iter().filter_map(|row| row.detail.as_deref()).collect();
+    assert_eq!(details, ["50% of the budget are used", "80% of the budget are used"]);
+    let cause = warnings[0].cause.as_ref().unwrap();
+    assert_eq!((cause.used, cause.limit, warnings[0].bottle.as_deref()), (Some(99), Some(100), Some("b1")));
+    bench.budget("global", set(110)).unwrap();
+    assert_eq!(bench.rows("warn").len(), 2, "once in each window");
+}
+
+#[test]
+fn windows_are_said_and_kept() {
+    let bench = Bench::new("window: weekly\nbudget: { claude: 100 }");
+    bench.attach("b1");
+    let window = |bench: &Bench| bench.budgets()[0].window;
+    assert_eq!(window(&bench), Window::Weekly);
+    bench.budget("global", BudgetVerb::Set(SetBudget { tokens: 5, window: Some(Window::Hourly) })).unwrap();
+    assert_eq!(window(&bench), Window::Hourly);
+    bench.budget("global", set(6)).unwrap();
+    assert_eq!(window(&bench), Window::Hourly, "the one that it has");
+    assert!(bench.budgets()[0].until.is_some());
+    bench.budget("agent:a", set(6)).unwrap();
+    assert_eq!(bench.budgets()[1].window, Window::Weekly, "the settings'");
+}

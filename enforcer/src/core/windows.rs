@@ -1,0 +1,136 @@
+//! Windows that begin anew, and the bottles that open with them. The hour that windows stand at is the latest that the
+//! clock has shown and the ledger has recorded: a clock that is set back opens nothing and counts nothing again.
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use super::durable::{After, action};
+use super::processes::Asker;
+use super::{Change, Core, Stage, answer};
+use crate::audit::{ActionKind, CauseKind, Processes};
+use crate::budget::window::Hour;
+use crate::clock::now_ms;
+use crate::control::api::Problem;
+use crate::ledger::{AttachmentId, Entry, Verdict};
+use crate::settings::Reopen;
+
+/// How the clock stands to the hour that windows have reached.
+#[derive(Default)]
+pub(super) struct Turn {
+    /// The record of a later hour is being committed.
+    coming: bool,
+    /// The clock was found behind, and the audit says so.
+    behind: bool,
+}
+
+/// A bottle that is opened once its verdict is durable: its attachment, and the verdict's number when it was ordered.
+pub(super) type Opening = (AttachmentId, u64);
+
+impl Core {
+    /// Looks at the clock. A later hour is recorded before it counts: a new window opens what the old one had closed.
+    pub(super) fn look_at_clock(&mut self) {
+        let (now, reached) = (Hour::of(now_ms()), self.accounts.hour());
+        if now < reached {
+            return self.clock_is_behind(now, reached);
+        }
+        self.turn.behind = false;
+        if now > reached && !self.turn.coming {
+            self.turn.coming = true;
+            self.submit(vec![Entry::Reached(now)], After::Reached { hour: now });
+        }
+    }
+
+    fn clock_is_behind(&mut self, now: Hour, reached: Hour) {
+        if !std::mem::replace(&mut self.turn.behind, true) {
+            let detail = format!(
+                "the clock shows {now}:00 UTC, and has shown {reached}:00 before: windows stand still until it is later"
+            );
+            self.warn(None, detail, true);
+        }
+    }
+
+    /// The hour is durable, or is tried again at the next look.
+    pub(super) fn reached(&mut self, hour: Hour, result: Result<(), Problem>) {
+        self.turn.coming = false;
+        if result.is_err() {
+            return;
+        }
+        let mut closed: Vec<u32> = self.bottles.keys().copied().collect();
+        // one that had room before was left cut by changed settings: its window is not why it may open
+        closed.retain(|slot| self.used_up(*slot).is_some());
+        self.accounts.roll(hour);
+        self.forget_crossings();
+        if self.settings.reopen == Reopen::Auto {
+            self.reopen_covered(closed, "controller", &format!("a window began anew at {hour}:00 UTC"), None);
+        }
+        self.admit_waiting();
+        self.publish(Change::State);
+    }
+
+    /// Accounts that are not used up any more can be crossed again.
+    pub(super) fn forget_crossings(&mut self) {
+        let accounts = &self.accounts;
+        self.crossed.retain(|account| accounts.is_used_up(*account));
+    }
+
+    /// Opens those of these bottles that budgets alone have cut and that no budget cuts any longer; `reply` is answered
+    /// when that is done. What is frozen goes on; what was killed has nothing left to open for.
+    pub(super) fn reopen_covered(
+        &mut self,
+        slots: Vec<u32>,
+        by: &str,
+        why: &str,
+        reply: Option<oneshot::Sender<Result<(), Problem>>>,
+    ) {
+        let (mut openings, mut entries) = (Vec::new(), Vec::new());
+        for slot in slots {
+            if !self.is_cut_by_budget_alone(slot) || self.used_up(slot).is_some() {
+                continue;
+            }
+            let Some(bottle) = self.bottles.get(&slot) else { continue };
+            let attachment = bottle.attachment.id;
+            let name = Some(bottle.attachment.name.clone());
+            let mut row = action(ActionKind::Restore, name, bottle.cause.clone(), by);
+            row.detail = Some(why.to_owned());
+            openings.push((attachment, bottle.verdict));
+            entries.push(Entry::Verdict(Verdict { attachment, cause: None }));
+            entries.push(Entry::Action(row));
+        }
+        match openings.is_empty() {
+            true => reply.into_iter().for_each(|reply| answer(reply, Ok(()))),
+            false => self.submit(entries, After::Reopened { openings, reply }),
+        }
+    }
+
+    pub(super) fn is_cut_by_budget_alone(&self, slot: u32) -> bool {
+        self.bottles.get(&slot).is_some_and(|bottle| {
+            let cause = bottle.cause.as_ref();
+            bottle.stage == Stage::Attached
+                && cause.is_some_and(|cause| {
+                    cause.kind == CauseKind::Budget && !cause.held && cause.processes != Processes::Killed
+                })
+        })
+    }
+
+    /// Their verdicts are durable: each opens, unless it was cut again or detached meanwhile.
+    pub(super) fn reopened(
+        &mut self,
+        openings: &[Opening],
+        result: Result<(), Problem>,
+        reply: Option<oneshot::Sender<Result<(), Problem>>>,
+    ) {
+        if result.is_ok() {
+            for (attachment, verdict) in openings {
+                match self.open_restored(*attachment, *verdict, "reopened") {
+                    Ok((slot, ended)) => {
+                        self.thaw_with(slot, ended.as_ref(), Asker::controller(Instant::now()));
+                    }
+                    Err(problem) => tracing::info!(problem.error, "a bottle that was to open stays closed"),
+                }
+            }
+            self.admit_waiting();
+            self.publish(Change::State);
+        }
+        reply.into_iter().for_each(|reply| answer(reply, result.clone()));
+    }
+}
