@@ -322,7 +322,7 @@ async fn bad_requests_have_their_status_and_a_problem_as_body() {
         ("GET", "/v1/bottles/..", "", 400, 2),
         ("GET", "/v1/bottles/%2e%2e", "", 400, 2),
         ("POST", "/v1/bottles/b1/freeze", "{\"for\":\"ever\"}", 400, 2),
-        ("POST", "/v1/bottles/b1/thaw", "[]", 400, 2),
+        ("POST", "/v1/bottles/b1/thaw", "{\"gently\":true}", 400, 2),
         ("POST", "/v1/bottles/b9/kill", "", 404, 2),
         ("PUT", "/v1/budgets/global/claude", "{}", 400, 2),
         ("PUT", "/v1/budgets/global/claude", "{\"tokens\":-1}", 400, 2),

@@ -8,17 +8,9 @@ use serde_json::Value;
 use support::cgroup::TestCgroup;
 use support::clock::wait_until;
 use support::provider::{Provider, Reply};
-use support::stage::Stage;
+use support::stage::{Stage, upstreams};
 
 const SOON: Duration = Duration::from_secs(10);
-
-/// The settings of a stage, with others after them.
-fn write(stage: &Stage, upstream: &Provider, settings: &str) {
-    let url = upstream.http_url();
-    stage.daemon.write_settings(&format!(
-        "providers:\n  claude: {{ upstream: \"{url}\" }}\n  codex: {{ upstream: \"{url}\" }}\n{settings}"
-    ));
-}
 
 /// Rows of the audit about settings, oldest first.
 fn rows(stage: &Stage) -> Vec<Value> {
@@ -35,14 +27,14 @@ fn root_a_lower_budget_cuts_and_a_higher_one_waits_for_the_operator() {
     let stage = Stage::new(Reply::default(), "budget: { claude: 1M }\n");
     let bottle = stage.bottle("kept", &[]);
     assert_eq!(stage.ask(&bottle, &["--stream"]).code, Some(0));
-    write(&stage, &stage.provider, "budget: { claude: 50 }\n");
+    stage.write_settings("budget: { claude: 50 }\n");
     let output = stage.daemon.cli(&["settings", "check", "--apply"]);
     assert_eq!((output.code, output.stdout.as_str()), (Some(0), "budget.claude: 1M → 50\n"), "{output:?}");
     assert_eq!(stage.daemon.bottle("kept")["state"], "cut", "when the command is done");
     let row = rows(&stage).pop().unwrap();
     assert_eq!((row["by"].as_str(), row["detail"].as_str()), (Some("uid:0"), Some("budget.claude: 1M → 50")));
 
-    write(&stage, &stage.provider, "budget: { claude: 2M }\n");
+    stage.write_settings("budget: { claude: 2M }\n");
     let output = stage.daemon.cli(&["settings", "check", "--apply"]);
     assert!(output.stderr.contains("kept stays cut although its budget has room again"), "{output:?}");
     assert_eq!(stage.daemon.bottle("kept")["state"], "cut");
@@ -61,7 +53,8 @@ fn root_the_meter_goes_where_the_new_settings_say_and_cgroups_are_awaited() {
     let late = TestCgroup::new("late");
     let hook = "hooks: { cut: [/bin/echo, heard] }\n";
     let awaited = format!("bottles: {{ late: {{ cgroup: \"{}\" }} }}\n", late.path().display());
-    write(&stage, &other, &format!("{hook}{awaited}"));
+    let moved = upstreams(&other.http_url());
+    stage.daemon.write_settings(&format!("{moved}{hook}{awaited}"));
     hang_up(&stage);
     wait_until(SOON, || rows(&stage).pop()).expect("SIGHUP has the file taken");
     let meter = stage.daemon.meter();
@@ -99,7 +92,7 @@ fn root_a_file_with_anything_wrong_in_it_is_not_taken_at_all() {
         (roots.as_str(), "certificate 1 cannot be read"),
         ("budgets: {}\n", "did you mean \"budget\"?"),
     ] {
-        write(&stage, &stage.provider, &format!("budget: {{ claude: 1 }}\n{settings}"));
+        stage.write_settings(&format!("budget: {{ claude: 1 }}\n{settings}"));
         let before = rows(&stage).len();
         let output = stage.daemon.cli(&["settings", "check", "--apply"]);
         assert_eq!(output.code, Some(2), "{output:?}");

@@ -88,7 +88,7 @@ fn root_the_api_answers_raw_requests_as_the_command_line_shows() {
     let (status, bottles) = request(&stage.daemon, "GET", "/v1/bottles", "");
     assert_eq!((status, &bottles[0]["name"], bottles.as_array().unwrap().len()), (200, &json!("raw"), 1));
     let (status, one) = request(&stage.daemon, "GET", "/v1/bottles/raw", "");
-    assert_eq!((status, &one), (200, &stage.daemon.bottle("raw")));
+    assert_eq!((status, &one), (200, &stage.daemon.json(&["status", "raw"])));
     assert_eq!(one["cgroup"], bottle.cgroup.path().to_str().unwrap());
 
     let (status, cut) = request(&stage.daemon, "POST", "/v1/bottles/raw/cut", r#"{"reason": "by hand"}"#);
@@ -182,10 +182,10 @@ fn root_usage_is_grouped_filtered_and_exported() {
 
     let csv = stage.daemon.ok(&["usage", "--csv"]);
     let lines: Vec<&str> = csv.lines().collect();
-    let heading =
-        "bottle,agent,provider,model,day,flows,input,cache_write,cache_read,output,reasoning,total,estimated";
+    let heading = "bottle,agent,provider,model,day,flows,input,cache_write,cache_read,output,reasoning,total,estimated,\
+                   governs";
     assert_eq!((lines[0], lines.len()), (heading, 5), "{csv}");
-    assert!(lines.contains(&"b1,writer,claude,claude-mock-1,,2,50,0,200,80,0,330,0"), "{csv}");
+    assert!(lines.contains(&"b1,writer,claude,claude-mock-1,,2,50,0,200,80,0,330,0,"), "{csv}");
     let table = stage.daemon.ok(&["usage", "--flows", "--bottle", "b2"]);
     assert_eq!(table.lines().count(), 3, "{table}");
     assert!(table.contains("/v1/responses") && table.contains("reported"), "{table}");

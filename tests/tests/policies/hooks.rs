@@ -6,8 +6,9 @@ use support::clock::wait_until;
 use support::provider::Reply;
 use support::stage::Stage;
 
-use crate::{Script, Ticking, detail, row};
+use crate::{SOON, Script, Ticking, detail, row};
 
+/// With these hooks, and a budget that two answers of 65 tokens do not use up.
 fn stage(hooks: &[(&str, &Script)]) -> Stage {
     let lines = hooks.iter().map(|(occasion, script)| {
         let path = script.path();
@@ -16,7 +17,8 @@ fn stage(hooks: &[(&str, &Script)]) -> Stage {
             path.display()
         )
     });
-    Stage::new(Reply::default(), &format!("hooks:\n{}", lines.collect::<String>()))
+    let budget = "midstream: false\nbudget: { claude: 200 }\nwarn_at: [50]\n";
+    Stage::new(Reply::default(), &format!("{budget}hooks:\n{}", lines.collect::<String>()))
 }
 
 #[test]
@@ -33,6 +35,21 @@ fn root_hooks_are_told_what_happened_by_arguments_alone() {
     assert!(detail(&row(&stage, "told", "hook", 2)).starts_with("freeze: <told>"));
     stage.daemon.ok(&["kill", "told", "--yes"]);
     assert!(detail(&row(&stage, "told", "hook", 3)).starts_with("kill: <told>"));
+}
+
+#[test]
+fn root_the_hook_of_a_warning_is_called_once_with_what_is_used() {
+    let tell = Script::new("echo \"$1 $3: $4\"");
+    let stage = stage(&[("warn", &tell)]);
+    let bottle = stage.bottle("warned", &[]);
+    for _ in 0..2 {
+        assert_eq!(stage.ask(&bottle, &["--stream"]).code, Some(0));
+    }
+    let said = row(&stage, "warned", "hook", 1);
+    assert!(detail(&said).starts_with("warn: warned claude: 130 of 200 claude tokens used"), "{said}");
+    assert_eq!(stage.ask(&bottle, &["--stream"]).code, Some(0));
+    stage.daemon.wait_bottle("warned", |bottle| bottle["budget"]["claude"]["used"] == 195, SOON);
+    assert_eq!(stage.audit("warned", "hook").len(), 1);
 }
 
 #[test]

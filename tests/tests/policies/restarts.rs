@@ -46,3 +46,18 @@ fn root_a_freeze_that_was_never_recorded_is_found() {
     stage.daemon.ok(&["restore", "found"]);
     ticking.assert_ticks();
 }
+
+#[test]
+fn root_unpinning_thaws_nobody_and_the_next_daemon_can() {
+    let mut stage = Stage::new(Reply::default(), "");
+    let bottle = stage.bottle("kept", &[]);
+    let ticking = Ticking::start(&bottle.cgroup);
+    stage.daemon.ok(&["freeze", "kept"]);
+    stage.daemon.stop();
+    stage.daemon.ok(&["daemon", "--unpin-all"]);
+    ticking.assert_still();
+    stage.daemon.restart();
+    assert_eq!(stage.daemon.bottle("kept")["state"], "frozen");
+    stage.daemon.ok(&["thaw", "kept"]);
+    ticking.assert_ticks();
+}

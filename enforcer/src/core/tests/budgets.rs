@@ -2,6 +2,8 @@
 use super::*;
 use crate::budget::window::Window;
 use crate::control::api::{BudgetRow, BudgetScope, SetBudget};
+use crate::hooks::Occasion;
+use crate::policy::Act;
 
 fn order(scope: &str, verb: BudgetVerb) -> BudgetOrder {
     let scope: BudgetScope = scope.parse().unwrap();
@@ -224,9 +226,11 @@ fn a_parent_s_budget_counts_its_subtree_and_outlives_its_detach() {
 
 #[test]
 fn each_warning_is_written_once_with_who_reached_it() {
-    let mut bench = Bench::new("budget: { claude: 100 }\nwarn_at: [50, 80]");
+    let hook = "hooks: { warn: [/bin/h, \"{bottle}\"] }";
+    let mut bench = Bench::new(&format!("budget: {{ claude: 100 }}\nwarn_at: [50, 80]\n{hook}"));
     let bottle = bench.attach("b1");
     bench.spend(1, bottle, 49);
+    assert_eq!(bench.called(), None);
     assert_eq!(bench.rows("warn"), []);
     bench.spend(2, bottle, 50);
     let warnings = bench.rows("warn");
@@ -234,8 +238,59 @@ fn each_warning_is_written_once_with_who_reached_it() {
     assert_eq!(details, ["50% of the budget are used", "80% of the budget are used"]);
     let cause = warnings[0].cause.as_ref().unwrap();
     assert_eq!((cause.used, cause.limit, warnings[0].bottle.as_deref()), (Some(99), Some(100), Some("b1")));
+    let calls = [bench.called().unwrap(), bench.called().unwrap()];
+    assert!(
+        calls.iter().all(|call| call.occasion == Occasion::Warn && call.about.bottle == "b1"),
+        "{calls:?}"
+    );
+    assert!(calls[0].about.cause.starts_with("99 of 100 claude tokens used"), "{calls:?}");
     bench.budget("global", set(110)).unwrap();
     assert_eq!(bench.rows("warn").len(), 2, "once in each window");
+    assert_eq!(bench.called(), None);
+    // another budget is reached by no exchange of a bottle
+    bench.budget("bottle:b1", set(198)).unwrap();
+    bench.awaited_rows("warn", 3);
+    let call = bench.called().unwrap();
+    assert_eq!((call.occasion, call.about.bottle.as_str()), (Occasion::Warn, ""));
+}
+
+#[test]
+fn a_statement_does_to_processes_what_their_policies_say() {
+    let mut bench = Bench::new("budget: { claude: 1000 }");
+    let killed = bench.attach_with("k", Policy::Kill);
+    let frozen = bench.attach_with("f", Policy::Freeze);
+    bench.spend(1, frozen, 100);
+    bench.budget("global", set(100)).unwrap();
+    let mut orders = [bench.held(), bench.held()];
+    orders.sort_by(|a, b| a.bottle.cmp(&b.bottle));
+    assert_eq!(orders.each_ref().map(|order| &order.act), [&Act::Freeze { snapshot: None }, &Act::Kill]);
+    for bottle in [killed, frozen] {
+        assert_eq!(bench.kernel.face(bottle.slot), Some(Face::Silent));
+    }
+
+    // what an operator opens, knowing that nothing is left, is not closed by words that leave nothing either
+    let order = api::Restore { force: true, ..api::Restore::default() };
+    let restore = |reply| Message::Restore { name: "f".into(), order, by: "uid:7".into(), reply };
+    bench.by_order(restore, Act::Thaw, Ok(String::new())).unwrap();
+    bench.budget("global", set(90)).unwrap();
+    bench.budget("global", BudgetVerb::Add(5)).unwrap();
+    bench.nothing_held();
+    assert!(bench.kernel.is_open(frozen.slot));
+}
+
+#[test]
+fn more_tokens_let_the_frozen_go_on_and_leave_the_killed() {
+    let mut bench = Bench::new("budget: { claude: 100 }");
+    let killed = bench.attach_with("k", Policy::Kill);
+    let frozen = bench.attach_with("f", Policy::Freeze);
+    bench.spend(1, frozen, 100);
+    drop([bench.held(), bench.held()]);
+    bench.budget("global", BudgetVerb::Add(50)).unwrap();
+    let order = bench.held();
+    assert_eq!((order.bottle.as_str(), &order.act), ("f", &Act::Thaw));
+    bench.nothing_held();
+    assert!(bench.kernel.is_open(frozen.slot));
+    assert!(!bench.kernel.is_open(killed.slot));
 }
 
 #[test]

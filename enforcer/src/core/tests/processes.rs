@@ -8,7 +8,7 @@ const SNAPSHOT: &str = "bottles: { b1: { shutdown: freeze, snapshot: [/bin/snap,
 
 impl Bench {
     /// The next order for processes.
-    fn held(&mut self) -> Order {
+    pub(super) fn held(&mut self) -> Order {
         let deadline = Instant::now() + SOON;
         while Instant::now() < deadline {
             if let Some(order) = self.held.given() {
@@ -19,18 +19,18 @@ impl Bench {
         panic!("no order for processes");
     }
 
-    fn nothing_held(&mut self) {
+    pub(super) fn nothing_held(&mut self) {
         self.ask(|reply| Message::UnderWay { reply });
         assert!(self.held.given().is_none());
     }
 
-    fn called(&mut self) -> Option<Call> {
+    pub(super) fn called(&mut self) -> Option<Call> {
         self.ask(|reply| Message::UnderWay { reply });
         self.calls.try_recv().ok()
     }
 
     /// Gives an order by the API's message, stands in for the room with this outcome, and gives the answer.
-    fn by_order(
+    pub(super) fn by_order(
         &mut self,
         message: impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> Message,
         act: Act,
@@ -44,7 +44,7 @@ impl Bench {
         answer.blocking_recv().unwrap()
     }
 
-    fn acted(&self, order: Order, result: Result<String, String>) {
+    pub(super) fn acted(&self, order: Order, result: Result<String, String>) {
         self.core.tell(Message::Acted(Box::new(Acted { order, result, took: Duration::from_micros(7) })));
     }
 
@@ -62,7 +62,7 @@ impl Bench {
         self.ask(message).unwrap_err()
     }
 
-    fn attach_with(&self, name: &str, policy: Policy) -> BottleRef {
+    pub(super) fn attach_with(&self, name: &str, policy: Policy) -> BottleRef {
         let attachment = self.admit_as(name, &format!("/sys/fs/cgroup/{name}"), &[], policy);
         self.guarded(attachment.id);
         BottleRef { slot: attachment.slot, generation: attachment.generation }
@@ -286,4 +286,28 @@ fn a_new_controller_freezes_and_kills_again_what_was() {
     assert_eq!((orders[1].bottle.as_str(), &orders[1].act), ("b2", &Act::Kill));
     assert_eq!(bench.view("b1").processes, Processes::Frozen);
     assert_eq!(bench.restore("b2", &[], true).unwrap_err().exit_code, 4);
+}
+
+#[test]
+fn what_was_crossed_while_nobody_looked_is_acted_upon_and_what_an_operator_opened_is_cut_alone() {
+    let yaml = "budget: { claude: 100 }";
+    let bench = Bench::new(yaml);
+    let bottle = bench.attach_with("b1", Policy::Freeze);
+    bench.reserve(1, bottle, 150);
+    assert_eq!(bench.order(), ToMeter::Permit { exchange: 1 });
+    let held = pinned(&bench.view("b1").attachment, false);
+    // the exchange is lost with its meter and its controller: its estimate crosses
+    let mut bench = bench.restart(yaml, vec![held.clone()]);
+    let order = bench.held();
+    assert_eq!((&order.act, order.again), (&Act::Freeze { snapshot: None }, false));
+    assert_eq!(bench.kernel.face(bottle.slot), Some(Face::Silent));
+
+    bench.acted(order, Ok(String::new()));
+    let order = api::Restore { force: true, ..api::Restore::default() };
+    let restore = |reply| Message::Restore { name: "b1".into(), order, by: "uid:7".into(), reply };
+    bench.by_order(restore, Act::Thaw, Ok(String::new())).unwrap();
+    let mut bench = bench.restart(yaml, vec![held]);
+    bench.nothing_held();
+    assert_eq!(bench.kernel.face(bottle.slot), Some(Face::Answered));
+    assert_eq!(bench.view("b1").processes, Processes::Running);
 }

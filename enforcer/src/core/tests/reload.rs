@@ -74,3 +74,34 @@ fn settings_that_cannot_be_recorded_do_not_hold() {
     assert!(bench.kernel.is_open(bottle.slot));
     assert_eq!(bench.view("b1").budget["claude"].limit, 1000);
 }
+
+#[test]
+fn another_rule_and_other_weights_hold_for_what_was_used_before() {
+    let rest = "budget: { claude: 100 }\nbottles: { own: { budget: { claude: 500 } } }";
+    let bench = Bench::new(rest);
+    let own = bench.attach("own");
+    bench.spend(1, own, 120);
+    assert!(bench.kernel.is_open(own.slot), "its own budget governs it");
+    bench.reload(&format!("scope_rule: ceiling\n{rest}")).unwrap();
+    assert!(!bench.kernel.is_open(own.slot));
+    let cause = bench.view("own").cause.unwrap();
+    assert_eq!((cause.scope.as_deref(), cause.rule.as_deref()), (Some("global"), Some("ceiling")));
+    let told = bench.reload(&format!("scope_rule: ceiling\nweights: {{ output: 0.5 }}\n{rest}")).unwrap();
+    assert_eq!(told, ["own stays cut although its budget has room again: enforcer restore own"]);
+    assert_eq!(bench.view("own").budget["claude"].used, 60);
+    bench.restore("own", &[], false).unwrap();
+    assert!(bench.kernel.is_open(own.slot));
+}
+
+#[test]
+fn a_budget_that_was_not_there_before_binds_who_is_attached_already() {
+    let mut bench = Bench::new("warn_at: [50]");
+    let bottle = bench.attach("b1");
+    bench.spend(1, bottle, 60);
+    bench.reload("warn_at: [50]\nwindow: daily\nbudget: { claude: 100 }").unwrap();
+    let budget = &bench.view("b1").budget["claude"];
+    assert_eq!((budget.used, budget.limit, budget.window.as_str()), (60, 100, "daily"));
+    bench.awaited_rows("warn", 1);
+    bench.spend(2, bottle, 40);
+    assert!(!bench.kernel.is_open(bottle.slot));
+}
