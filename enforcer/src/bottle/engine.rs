@@ -3,15 +3,14 @@
 //! Asks the engine's own command, once, with a bound on its time and its words, and reads the answer. What is
 //! found is checked and attached elsewhere.
 use std::path::{Component, Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 use super::cgroup::{self, CgroupError};
+use crate::hooks::child;
 use crate::text::scrub;
 
 /// How long a command may take.
@@ -255,17 +254,11 @@ async fn ask(engine: Engine, id: &str) -> Result<String, EngineError> {
         std::io::ErrorKind::NotFound => EngineError::NotInstalled(program),
         _ => EngineError::Io { program, source },
     };
-    let mut command = Command::new(program);
-    command.args(engine.question()).arg(id).current_dir("/").env_clear().env("LC_ALL", "C");
-    command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.process_group(0).kill_on_drop(true).spawn().map_err(failed)?;
-    let group = child.id();
-    let Ok(said) = tokio::time::timeout(TIMEOUT, listen(&mut child)).await else {
-        end(group);
-        return Err(EngineError::Silent(program));
-    };
-    let (status, output, complaint) = said.map_err(failed)?;
+    let question = [engine.question(), &[id]].concat();
+    // what takes too long, and what it started, ends with its group
+    let (mut child, _group) = child::start(program, &question).map_err(failed)?;
+    let said = tokio::time::timeout(TIMEOUT, listen(&mut child)).await;
+    let (status, output, complaint) = said.map_err(|_| EngineError::Silent(program))?.map_err(failed)?;
     // an answer that fills its bound was cut off, and the command with it
     if output.len() as u64 == MAX_OUTPUT_BYTES {
         return Err(EngineError::Unreadable(program));
@@ -290,14 +283,6 @@ async fn read(pipe: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> 
         pipe.take(MAX_OUTPUT_BYTES).read_to_end(&mut bytes).await?;
     }
     Ok(bytes)
-}
-
-/// Ends a command that took too long, and what it started.
-fn end(group: Option<u32>) {
-    let Some(group) = group.and_then(|pid| i32::try_from(pid).ok()) else { return };
-    if let Err(error) = killpg(Pid::from_raw(group), Signal::SIGKILL) {
-        tracing::debug!(%error, "a command that took too long has ended by itself");
-    }
 }
 
 /// What a command's complaint means. Docker and Podman say that they know no such container in several ways.

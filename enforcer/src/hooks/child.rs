@@ -1,10 +1,11 @@
 //! Runs one program of the operator's with a bound on its time and on what is kept of its words. No shell: what stands
 //! in an argument stays in it. Not here: which program, when, and what becomes of the outcome.
-use std::fs;
+use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
+use std::{fs, io};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -35,7 +36,7 @@ pub enum ChildError {
         /// The program.
         program: String,
         /// The operating system's answer.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// It did not end in time; it and its process group were killed.
     #[error("{program} was killed: it did not end within {} s{}", limit.as_secs_f32(), after(words))]
@@ -68,12 +69,7 @@ pub async fn run(argv: &[String], limit: Duration) -> Result<String, ChildError>
     let program = scrub(name);
     check_trusted(Path::new(name))?;
     let io = |source| ChildError::Io { program: program.clone(), source };
-    let mut command = Command::new(name);
-    command.args(arguments).current_dir("/").env_clear().env("LC_ALL", "C");
-    command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    let mut child = command.spawn().map_err(io)?;
-    let group = Group(child.id());
+    let (mut child, group) = start(name, arguments).map_err(io)?;
     let said = Words::listen(&mut child);
     let ended = tokio::time::timeout(limit, child.wait()).await;
     drop(group);
@@ -84,6 +80,21 @@ pub async fn run(argv: &[String], limit: Duration) -> Result<String, ChildError>
         Ok(Ok(status)) if status.success() => Ok(words),
         Ok(Ok(status)) => Err(ChildError::Failed { program, status, words }),
     }
+}
+
+/// Starts a program as the leader of a process group, with nothing of this one's surroundings but `PATH`; both its
+/// outputs are to be read.
+///
+/// # Errors
+/// When the operating system refuses.
+pub fn start(program: &str, arguments: &[impl AsRef<OsStr>]) -> io::Result<(Child, Group)> {
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir("/").env_clear().env("LC_ALL", "C");
+    command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let child = command.spawn()?;
+    let group = Group(child.id());
+    Ok((child, group))
 }
 
 /// A program that others than root can write would give them root. Its interpreter, and what it starts, are its own
@@ -106,14 +117,15 @@ fn check_trusted(program: &Path) -> Result<(), ChildError> {
 }
 
 /// A program's process group, killed when dropped: what it started and did not wait for ends with it.
-struct Group(Option<u32>);
+#[must_use]
+pub struct Group(Option<u32>);
 
 impl Drop for Group {
     fn drop(&mut self) {
         let Some(group) = self.0.and_then(|pid| i32::try_from(pid).ok()) else { return };
         match killpg(Pid::from_raw(group), Signal::SIGKILL) {
             Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-            Err(error) => tracing::warn!(%error, group, "what a hook left running is not killed"),
+            Err(error) => tracing::warn!(%error, group, "what a program left running is not killed"),
         }
     }
 }
