@@ -139,7 +139,8 @@ pub struct Top {
 /// `daemon`.
 #[derive(Debug, Args)]
 pub struct Daemon {
-    /// Remove everything pinned in the kernel and end: every bottle is open afterwards
+    /// Remove everything pinned in the kernel and end: every bottle is open afterwards; frozen processes stay frozen
+    /// until a daemon runs again and thaws them
     #[arg(long)]
     pub unpin_all: bool,
 }
