@@ -3,6 +3,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::{now_ms, rfc3339};
 use crate::kernel::Face;
+use crate::settings::Policy;
 
 /// Why a bottle is cut, or what an action was about. Absent fields are `null` in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +41,35 @@ pub struct Cause {
     /// What the bottle sees of it; silent where nothing is said, as in rows of a time before there was another.
     #[serde(default)]
     pub face: Face,
+    /// What it asked for beyond dropping packets when it was made.
+    #[serde(default)]
+    pub policy: Policy,
+    /// What stands decided for the processes; only those of a cut bottle are ever held.
+    #[serde(default)]
+    pub processes: Processes,
+}
+
+/// What stands decided for the processes of a cut bottle. Of two, the greater is the more closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Processes {
+    /// They run, without a network.
+    #[default]
+    Running,
+    /// They are frozen, and may have been ended after a snapshot.
+    Frozen,
+    /// They are killed, for good.
+    Killed,
+}
+
+impl From<Policy> for Processes {
+    fn from(policy: Policy) -> Self {
+        match policy {
+            Policy::Cutoff => Self::Running,
+            Policy::Freeze => Self::Frozen,
+            Policy::Kill => Self::Killed,
+        }
+    }
 }
 
 impl Cause {
@@ -61,7 +91,15 @@ impl Cause {
             reason,
             held: false,
             face: Face::Silent,
+            policy: Policy::Cutoff,
+            processes: Processes::Running,
         }
+    }
+
+    /// The cut alone, as it goes over to the bottle's next cgroup: what was done to processes was done to others.
+    #[must_use]
+    pub fn without_processes(self) -> Self {
+        Self { policy: Policy::Cutoff, processes: Processes::Running, ..self }
     }
 }
 
@@ -132,6 +170,10 @@ pub enum ActionKind {
     Dlp,
     Lease,
     Meter,
+    Snapshot,
+    Hook,
+    Settings,
+    Retention,
 }
 
 impl ActionKind {
@@ -152,6 +194,10 @@ impl ActionKind {
             Self::Dlp => "dlp",
             Self::Lease => "lease",
             Self::Meter => "meter",
+            Self::Snapshot => "snapshot",
+            Self::Hook => "hook",
+            Self::Settings => "settings",
+            Self::Retention => "retention",
         }
     }
 }

@@ -75,11 +75,11 @@ pub enum Command {
     Cut(Cut),
     /// Let a cut bottle go on
     Restore(Restore),
-    /// Freeze the processes of a bottle (not yet in this version)
-    Freeze(OneBottle),
-    /// Let a frozen bottle go on (not yet in this version)
-    Thaw(OneBottle),
-    /// Kill every process of a bottle (not yet in this version)
+    /// Cut a bottle and freeze its processes: memory stays, and a thaw within `hold` lets streams go on
+    Freeze(Freeze),
+    /// Let the processes of a frozen bottle go on, and open what the freeze cut
+    Thaw(Thaw),
+    /// Cut a bottle and kill every process in it, for good
     Kill(Kill),
     /// Show and change budgets
     #[command(subcommand)]
@@ -139,7 +139,8 @@ pub struct Top {
 /// `daemon`.
 #[derive(Debug, Args)]
 pub struct Daemon {
-    /// Remove everything pinned in the kernel and end: every bottle is open afterwards
+    /// Remove everything pinned in the kernel and end: every bottle is open afterwards; frozen processes stay frozen
+    /// until a daemon runs again and thaws them
     #[arg(long)]
     pub unpin_all: bool,
 }
@@ -156,7 +157,7 @@ pub struct Guarding {
     /// Tokens for this launch (500k, 2M); once for each provider
     #[arg(long, value_name = "PROVIDER=TOKENS", value_parser = budget)]
     pub budget: Vec<(String, u64)>,
-    /// What a crossed budget does (only cutoff in this version)
+    /// What a crossed budget does: drop packets, and freeze or kill the processes
     #[arg(long, value_enum)]
     pub policy: Option<Policy>,
     /// What the bottle may reach besides the meter: everything, what the settings allow, or nothing
@@ -171,6 +172,16 @@ pub enum Policy {
     Cutoff,
     Freeze,
     Kill,
+}
+
+impl From<Policy> for settings::Policy {
+    fn from(word: Policy) -> Self {
+        match word {
+            Policy::Cutoff => Self::Cutoff,
+            Policy::Freeze => Self::Freeze,
+            Policy::Kill => Self::Kill,
+        }
+    }
 }
 
 /// What a bottle may reach.
@@ -313,9 +324,20 @@ pub struct Restore {
     pub force: bool,
 }
 
-/// `freeze`, `thaw`.
+/// `freeze`.
 #[derive(Debug, Args)]
-pub struct OneBottle {
+pub struct Freeze {
+    /// The bottle
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// Words for the audit
+    #[arg(long, value_name = "T")]
+    pub reason: Option<String>,
+}
+
+/// `thaw`.
+#[derive(Debug, Args)]
+pub struct Thaw {
     /// The bottle
     #[arg(value_parser = name)]
     pub name: String,
@@ -330,6 +352,9 @@ pub struct Kill {
     /// Do not ask
     #[arg(long)]
     pub yes: bool,
+    /// Words for the audit
+    #[arg(long, value_name = "T")]
+    pub reason: Option<String>,
 }
 
 /// `budget`. SCOPE is `global`, `bottle:NAME` or `agent:NAME`.
@@ -459,7 +484,7 @@ pub enum Settings {
     Check {
         /// The file; the daemon's by default
         file: Option<PathBuf>,
-        /// Have the daemon take it
+        /// Have the daemon take its file as it is now, whole or not at all
         #[arg(long)]
         apply: bool,
     },

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use meter_proxy::protocol::{Config, LaneConfig};
-use tokio::signal::unix::{SignalKind, signal};
+use meter_proxy::protocol::{self, Config, ToMeter};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +29,7 @@ use crate::core::{self, BottleModel, CoreHandle, Listener, Message};
 use crate::egress::Keeper;
 use crate::error::{Exit, Failure};
 use crate::helpers::signer::Signer;
+use crate::hooks;
 use crate::kernel::Kernel;
 use crate::kernel::loader::Loader;
 use crate::lane::{self, Berth, Lane};
@@ -34,6 +37,9 @@ use crate::ledger::Ledger;
 use crate::ledger::sqlite::{self, SqliteLedger};
 use crate::ledger::writer::Writer;
 use crate::meter::{self, HostListeners, Meter};
+use crate::policy;
+use crate::reload::{self, Reload, Source};
+use crate::retention;
 use crate::settings::Settings;
 use crate::state::StateDir;
 
@@ -71,11 +77,12 @@ pub fn run(options: Options) -> Result<(), Failure> {
     #[cfg(debug_assertions)]
     crate::clock::test::follow();
     let state = StateDir::open(options.state_dir.as_deref())?;
-    let settings = Arc::new(match &options.settings {
-        Some(path) => Settings::load(path)?,
-        None => Settings::load_default(&state.file("settings.yml"))?,
-    });
-    for warning in settings.warnings() {
+    let source = match &options.settings {
+        Some(path) => Source { path: path.clone(), named: true },
+        None => Source { path: state.file("settings.yml"), named: false },
+    };
+    let reload = Arc::new(Reload::start(source, meter_config)?);
+    for warning in reload.live().borrow().warnings() {
         tracing::warn!("settings: {warning}");
     }
     let lock = state.lock()?;
@@ -84,17 +91,21 @@ pub fn run(options: Options) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::io("the async runtime cannot be started", &error))?;
-    let outcome = runtime.block_on(serve(&state, settings, &options.socket));
+    let outcome = runtime.block_on(serve(&state, reload, &options.socket));
     // queries on blocking threads may be under way; they must not keep a stopped daemon alive
     runtime.shutdown_timeout(Duration::from_millis(500));
     drop(lock);
     outcome
 }
 
-async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Path) -> Result<(), Failure> {
+async fn serve(state: &StateDir, reload: Arc<Reload>, socket: &std::path::Path) -> Result<(), Failure> {
+    let live = reload.live();
+    let settings = live.borrow().clone();
+    // one that comes while the daemon is starting must not end it
+    let hangup = listen_for(SignalKind::hangup())?;
     let run_dir = state.run_dir()?;
     let control = server::Server::bind(socket, control_group()?)?;
-    let extra_roots_pem = extra_roots(&settings)?;
+    let config = meter_config(&settings)?;
     let HostListeners { address, beside, cookie, sockets } = meter::listen(settings.listen)?;
     let ca = Arc::new(Ca::load_or_create(state)?);
     let ca_certificate = ca.publish(&run_dir)?;
@@ -116,24 +127,31 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     let (writer, writing) = Writer::spawn(Box::new(ledger));
     let (changes, changed) = broadcast::channel(CHANGES_KEPT);
     let (actor, orders) = act::orders();
-    let parts =
-        core::Parts { settings: settings.clone(), kernel: kernel.clone(), writer, listener, actor, changes };
+    let ((hand, held), (hooks, calls)) = (policy::orders(), hooks::calls());
+    let parts = core::Parts {
+        settings: settings.clone(),
+        kernel: kernel.clone(),
+        writer,
+        listener,
+        actor,
+        hand,
+        hooks,
+        changes,
+    };
     let (core, deciding) = core::start(parts, snapshot)?;
+    tokio::spawn(held.run(core.clone()));
+    tokio::spawn(hooks::run(calls, core.clone()));
     let (bottles, _) = core.ask(|reply| Message::View { reply }).await.map_err(Problem::from)?;
     egress.take_over(bottles.iter().map(|bottle| (&bottle.attachment).into()))?;
 
-    let signer = Signer::start(ca, settings.providers.clone()).map_err(meter::MeterError::from)?;
-    let meter_options = meter::Options {
-        program: program.clone(),
-        cgroup_procs: Some(home.meter_procs()),
-        config: meter_config(&settings, extra_roots_pem),
-        sockets,
-    };
+    let signer = Signer::start(ca, live.clone()).map_err(meter::MeterError::from)?;
+    let meter_options =
+        meter::Options { program: program.clone(), cgroup_procs: Some(home.meter_procs()), config, sockets };
     let meter = Arc::new(Meter::start(meter_options, core.clone(), signer.clone())?);
     let (namespaces, inbox) = Namespaces::new();
     let lane_parts = lane::Parts {
         program,
-        config: LaneConfig { providers: settings.providers.clone() },
+        settings: live.clone(),
         core: core.clone(),
         signer,
         namespaces: namespaces.clone(),
@@ -158,11 +176,15 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
         host_cookie: cookie,
     };
     let looking = look_after_namespaces(parts, inbox, &namespaces, bottles).await?;
+    let told =
+        reload::Told { core: core.clone(), egress: egress.clone(), meter: meter.clone(), lane: lane.clone() };
+    reload.tell(told);
     let parts = registry::Parts {
         core: core.clone(),
         kernel,
         egress: egress.clone(),
-        settings,
+        settings: live,
+        reload: reload.clone(),
         listener,
         meter: meter.clone(),
         lane: lane.clone(),
@@ -176,6 +198,7 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     awaited.look().await;
     let stop = CancellationToken::new();
     let awaiting = awaited.start(stop.clone());
+    tokio::spawn(retention::keep(registry.clone(), stop.clone()));
     let audit = core.clone();
     tokio::spawn(egress.keep_fresh(stop.clone(), move |detail| {
         audit.tell(Message::Warn { bottle: None, detail, failed: false });
@@ -185,11 +208,12 @@ async fn serve(state: &StateDir, settings: Arc<Settings>, socket: &std::path::Pa
     tell_service_manager(&[sd_notify::NotifyState::Ready]);
     tracing::info!(socket = %socket.display(), listen = %listener.address, "the daemon serves");
 
+    tokio::spawn(reload_when_asked(reload, hangup, stop.clone()));
     asked_to_stop(&[&deciding, &writing, &looking, &acting]).await?;
     tracing::info!("stopping; cut bottles stay cut");
     tell_service_manager(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
-    for task in [Some(answering), awaiting].into_iter().flatten() {
+    for task in [answering, awaiting] {
         if let Err(error) = task.await {
             tracing::error!(%error, "a task of the daemon failed");
         }
@@ -247,16 +271,29 @@ async fn wait_for_helpers(meter: &Arc<Meter>, lane: &Arc<Lane>) {
     }
 }
 
-fn meter_config(settings: &Settings, extra_roots_pem: String) -> Config {
-    Config {
+/// Takes the settings file again whenever SIGHUP comes.
+async fn reload_when_asked(reload: Arc<Reload>, mut hangup: Signal, stop: CancellationToken) {
+    while stop.run_until_cancelled(hangup.recv()).await.flatten().is_some() {
+        // what became of it is in the audit
+        drop(reload.now("controller").await);
+    }
+}
+
+/// How the meter is to work by these settings.
+fn meter_config(settings: &Settings) -> Result<Config, Failure> {
+    let config = Config {
         providers: settings.providers.clone(),
-        extra_roots_pem,
+        extra_roots_pem: extra_roots(settings)?,
         midstream: settings.midstream,
         hold_ms: millis(settings.hold),
         settle_timeout_ms: millis(SETTLE_TIMEOUT),
         allow_private: settings.allow_private.clone(),
         allow: settings.allow.clone(),
-    }
+    };
+    protocol::check_length(&ToMeter::Config(config.clone())).map_err(|error| {
+        Failure::new(Exit::Usage, format!("the settings do not reach the meter: {error}"))
+    })?;
+    Ok(config)
 }
 
 /// The group that may use the control socket beside root, where the operator made one.
@@ -295,7 +332,6 @@ async fn join(name: &str, thread: JoinHandle<()>) {
 /// Returns when the operator wants it to end; fails when a thread that decides or records has ended by itself:
 /// without it nothing may pass, and the meter ends with this process.
 async fn asked_to_stop(threads: &[&JoinHandle<()>]) -> Result<(), Failure> {
-    let listen_for = |kind| signal(kind).map_err(|error| Failure::io("signals cannot be received", &error));
     let (mut term, mut int) = (listen_for(SignalKind::terminate())?, listen_for(SignalKind::interrupt())?);
     let mut health = tokio::time::interval(HEALTH_CHECK);
     loop {
@@ -310,6 +346,10 @@ async fn asked_to_stop(threads: &[&JoinHandle<()>]) -> Result<(), Failure> {
             }
         }
     }
+}
+
+fn listen_for(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(|error| Failure::io("signals cannot be received", &error))
 }
 
 /// Whether a service manager started this process in a cgroup of its own.
@@ -339,7 +379,19 @@ fn extra_roots(settings: &Settings) -> Result<String, Failure> {
             ),
         ));
     }
+    check_certificates(&pem)
+        .map_err(|what| Failure::new(Exit::Usage, format!("tls: extra_roots: {}: {what}", path.display())))?;
     Ok(pem)
+}
+
+/// The meter would not start with what is no certificate.
+fn check_certificates(pem: &str) -> Result<(), String> {
+    for (index, certificate) in CertificateDer::pem_slice_iter(pem.as_bytes()).enumerate() {
+        let certificate = certificate.map_err(|error| format!("it is no PEM: {error}"))?;
+        x509_parser::parse_x509_certificate(&certificate)
+            .map_err(|error| format!("certificate {} cannot be read: {error}", index + 1))?;
+    }
+    Ok(())
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -98,11 +98,11 @@ impl StateDir {
         };
         // a slash at the end would look through a link at what it points to
         let given: PathBuf = given.components().collect();
-        check_way(&given)?;
+        check_way(&given, "the state directory")?;
         make_missing(&given, 0o700)?;
         check_own(&given)?;
         let path = given.canonicalize().map_err(|error| StateError::io(&given, &error))?;
-        check_way(&path)?;
+        check_way(&path, "the state directory")?;
         let instance = explicit.map(|_| instance_name(&path));
         Ok(Self { path, instance })
     }
@@ -199,20 +199,24 @@ fn default_path() -> Result<PathBuf, StateError> {
     }
 }
 
-/// Whether anybody but root and this user could swap a directory on the way, or the link that names one.
-fn check_way(path: &Path) -> Result<(), StateError> {
+/// Whether anybody but root and this user could swap a directory on the way to what is there, or the link that names
+/// one. `what` is there, for words.
+///
+/// # Errors
+/// When somebody could, or it cannot be looked at.
+pub fn check_way(path: &Path, what: &str) -> Result<(), StateError> {
     for above in path.ancestors().skip(1) {
         let about = fs::symlink_metadata(above).map_err(|error| StateError::io(above, &error))?;
         let uid = about.uid();
         if uid != 0 && uid != Uid::effective().as_raw() {
-            let what = format!("it lies above the state directory and belongs to uid {uid}");
-            return Err(StateError::new(above, what, "keep the state under directories of root"));
+            let what = format!("it lies above {what} and belongs to uid {uid}");
+            return Err(StateError::new(above, what, "keep it under directories of root"));
         }
         // in a sticky directory only the owner of an entry can replace it; a link's own mode means nothing
         let sticky = about.mode() & 0o1000 != 0;
         if about.is_dir() && about.mode() & 0o022 != 0 && !sticky {
-            let what = "it lies above the state directory and others can write it";
-            return Err(StateError::new(above, what, "chmod go-w it, or keep the state elsewhere"));
+            let what = format!("it lies above {what} and others can write it");
+            return Err(StateError::new(above, what, "chmod go-w it, or keep what is below elsewhere"));
         }
     }
     Ok(())

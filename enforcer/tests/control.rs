@@ -12,7 +12,7 @@ use enforcer::audit;
 use enforcer::budget::window::Window;
 use enforcer::control::api::{
     AddTokens, Attach, Attached, Bottle, BudgetRow, BudgetScope, Cut, Daemon, Detached, Environment, Lane,
-    Meter, Packets, Problem, Programs, Restore, SetBudget, State, Status,
+    Meter, Packets, Problem, Programs, Reason, Reloaded, Restore, SetBudget, State, Status,
 };
 use enforcer::control::client::{Client, ClientError};
 use enforcer::control::server::{Server, ServerError};
@@ -99,6 +99,19 @@ impl Controller for Fake {
             return Err(problem("the budget is used up", 4));
         }
         Self::known(name, State::Open)
+    }
+    async fn freeze(&self, name: &str, _reason: Reason, _by: &str) -> Result<Bottle, Problem> {
+        Self::known(name, State::Frozen)
+    }
+    async fn thaw(&self, name: &str, _by: &str) -> Result<Bottle, Problem> {
+        Self::known(name, State::Open)
+    }
+    async fn kill(&self, name: &str, reason: Reason, by: &str) -> Result<Bottle, Problem> {
+        let cause = audit::Cause::operator(by.into(), reason.reason);
+        Ok(Bottle { cause: Some(cause), ..Self::known(name, State::Killed)? })
+    }
+    async fn reload(&self, _by: &str) -> Result<Reloaded, Problem> {
+        Ok(Reloaded::default())
     }
     async fn budgets(&self) -> Result<Vec<BudgetRow>, Problem> {
         Ok(vec![budget_row("global", "claude", 5)])
@@ -308,8 +321,9 @@ async fn bad_requests_have_their_status_and_a_problem_as_body() {
         ("POST", "/v1/bottles/b1/restore", "{}", 403, 4),
         ("GET", "/v1/bottles/..", "", 400, 2),
         ("GET", "/v1/bottles/%2e%2e", "", 400, 2),
-        ("POST", "/v1/bottles/b1/freeze", "", 501, 2),
-        ("POST", "/v1/bottles/b1/kill", "", 501, 2),
+        ("POST", "/v1/bottles/b1/freeze", "{\"for\":\"ever\"}", 400, 2),
+        ("POST", "/v1/bottles/b1/thaw", "{\"gently\":true}", 400, 2),
+        ("POST", "/v1/bottles/b9/kill", "", 404, 2),
         ("PUT", "/v1/budgets/global/claude", "{}", 400, 2),
         ("PUT", "/v1/budgets/global/claude", "{\"tokens\":-1}", 400, 2),
         ("PUT", "/v1/budgets/global/claude", "{\"tokens\":1,\"window\":\"yearly\"}", 400, 2),

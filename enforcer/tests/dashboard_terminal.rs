@@ -45,6 +45,18 @@ impl tui::Backend for Stub {
         Ok(())
     }
 
+    async fn freeze(&self, _: &str) -> Result<(), String> {
+        Ok(())
+    }
+
+    async fn thaw(&self, _: &str) -> Result<(), String> {
+        Ok(())
+    }
+
+    async fn kill(&self, _: &str) -> Result<(), String> {
+        Ok(())
+    }
+
     async fn restore(&self, _bottle: &str, _body: &api::Restore) -> Result<(), String> {
         Ok(())
     }

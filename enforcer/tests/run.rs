@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use enforcer::audit;
 use enforcer::control::api::{
     Attach, Attached, Bottle, BudgetRow, Cut, Daemon, Detached, Environment, Lane, Meter, Packets, Problem,
-    Programs, Restore, State, Status,
+    Programs, Reason, Reloaded, Restore, State, Status,
 };
 use enforcer::control::server::Server;
 use enforcer::control::{Controller, Event};
@@ -101,6 +101,18 @@ impl Controller for Fake {
     }
     async fn restore(&self, _name: &str, _restore: Restore, _by: &str) -> Result<Bottle, Problem> {
         refuse()
+    }
+    async fn freeze(&self, _name: &str, _reason: Reason, _by: &str) -> Result<Bottle, Problem> {
+        refuse()
+    }
+    async fn thaw(&self, _name: &str, _by: &str) -> Result<Bottle, Problem> {
+        refuse()
+    }
+    async fn kill(&self, _name: &str, _reason: Reason, _by: &str) -> Result<Bottle, Problem> {
+        refuse()
+    }
+    async fn reload(&self, _by: &str) -> Result<Reloaded, Problem> {
+        Ok(Reloaded::default())
     }
     async fn budgets(&self) -> Result<Vec<BudgetRow>, Problem> {
         refuse()

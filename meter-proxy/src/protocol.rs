@@ -426,6 +426,17 @@ pub fn send<M: Serialize>(
     Ok(())
 }
 
+/// Whether a message is short enough to be sent.
+///
+/// # Errors
+/// When it is not.
+pub fn check_length<M: Serialize>(message: &M) -> Result<(), ProtocolError> {
+    match postcard::to_stdvec(message)?.len() {
+        length if length > MAX_MESSAGE_BYTES => Err(ProtocolError::TooLong(length)),
+        _ => Ok(()),
+    }
+}
+
 /// Receives one message with its descriptors; `None` when the other side is gone. `buffer` is scratch space.
 /// Blocks, or fails with `WouldBlock`, as the socket is set.
 ///

@@ -53,6 +53,12 @@ impl Stage {
         Self { daemon: Daemon::start(&settings), provider }
     }
 
+    /// Replaces the rest of the settings file; the daemon reads it at its next start or reload.
+    pub fn write_settings(&self, settings: &str) {
+        let upstreams = upstreams(&self.provider.http_url());
+        self.daemon.write_settings(&format!("{upstreams}{settings}"));
+    }
+
     /// A new cgroup, attached under this name; `options` as on the command line of `attach`.
     #[must_use]
     pub fn bottle(&self, name: &str, options: &[&str]) -> Bottle {
@@ -112,7 +118,9 @@ impl Stage {
     }
 }
 
-fn upstreams(url: &str) -> String {
+/// Settings by which the daemon reaches the provider that serves at this URL.
+#[must_use]
+pub fn upstreams(url: &str) -> String {
     let all = ["claude", "codex", "gemini", "bedrock"];
     all.iter()
         .fold("providers:\n".to_owned(), |text, name| format!("{text}  {name}: {{ upstream: \"{url}\" }}\n"))

@@ -108,7 +108,7 @@ fn root_the_api_answers_raw_requests_as_the_command_line_shows() {
         ("POST", "/v1/bottles/raw/cut", "{", 400),
         ("POST", "/v1/bottles/raw/cut", r#"{"reson": "x"}"#, 400),
         ("POST", "/v1/bottles", r#"{"name": "raw", "cgroup": "/sys/fs"}"#, 400),
-        ("POST", "/v1/bottles/raw/freeze", "", 501),
+        ("POST", "/v1/bottles/raw/thaw", "", 403),
         ("DELETE", "/v1/bottles/nobody", "", 404),
     ];
     for (method, path, body, expected) in problems {
@@ -188,8 +188,8 @@ fn root_usage_is_grouped_filtered_and_exported() {
 
     let csv = stage.daemon.ok(&["usage", "--csv"]);
     let lines: Vec<&str> = csv.lines().collect();
-    let heading = "bottle,agent,provider,model,day,flows,input,cache_write,cache_read,output,reasoning,total,\
-                   estimated,governs";
+    let heading = "bottle,agent,provider,model,day,flows,input,cache_write,cache_read,output,reasoning,total,estimated,\
+                   governs";
     assert_eq!((lines[0], lines.len()), (heading, 5), "{csv}");
     assert!(lines.contains(&"b1,writer,claude,claude-mock-1,,2,50,0,200,80,0,330,0,"), "{csv}");
     let table = stage.daemon.ok(&["usage", "--flows", "--bottle", "b2"]);

@@ -16,7 +16,8 @@ pub struct Options {
 /// The benchmarks there are.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Name {
-    /// A verdict under four scopes and 10,000 bottles; a settlement to its cut while the disk is busy (root)
+    /// A verdict under four scopes and 10,000 bottles; a settlement to its cut while the disk is busy; a hundred
+    /// processes frozen and killed (root)
     Budget,
     /// A cut: its store beside a spawned nft, by the command, by a budget; and taking over 1,000 bottles (root)
     Cut,
@@ -37,7 +38,7 @@ pub fn run(options: &Options) -> Result<()> {
             setup::for_tests()?;
             test::cargo(&["build", "--release", "--workspace", "--bins"])?;
             test::cargo(&["bench", "--package", "enforcer", "--bench", "budget"])?;
-            test::cargo(&["bench", "--package", "enforcer-tests", "--bench", "budget"])
+            test::cargo(&["bench", "--package", "enforcer-tests", "--bench", "budget", "--bench", "policy"])
         }
         Name::Cut => {
             setup::for_tests()?;

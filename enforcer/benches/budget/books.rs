@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 use enforcer::budget::window::Hour;
 use enforcer::ledger::sqlite::{FILE, SqliteLedger};
 use enforcer::ledger::{Attachment, Entry, Ledger as _, Reservation, Settlement};
-use enforcer::settings::Egress;
+use enforcer::settings::{Egress, Policy};
 use meter_proxy::tokens::{Ending, Provenance};
 
 use crate::figures::nanoseconds;
@@ -59,7 +59,8 @@ fn attachment(number: usize) -> Attachment {
         owns_cgroup: false,
         slot: 1,
         generation: 1,
-        policy: "cutoff".into(),
+        policy: Policy::Cutoff,
+        container: None,
         egress: Egress::Open,
         launch_budget: Vec::new(),
         attached_at: 0,

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use enforcer::act;
 use enforcer::core::{self, Admission, CoreHandle, Listener, Message, Parts};
 use enforcer::kernel::fake::FakeKernel;
 use enforcer::ledger::writer::Writer;
 use enforcer::ledger::{Entry, Ledger, LedgerError, Reader, Snapshot};
-use enforcer::settings::{Egress, Settings};
+use enforcer::settings::{Egress, Policy, Settings};
+use enforcer::{act, hooks, policy};
 use meter_proxy::protocol::{BottleRef, Reserve, ToController, ToMeter};
 use tokio::sync::{broadcast, oneshot};
 
@@ -43,6 +43,7 @@ pub fn verdicts(bottles: usize) {
     let kernel = Arc::new(FakeKernel::new());
     let (writer, _thread) = Writer::spawn(Box::new(Nothing));
     let (actor, _aborts) = act::orders();
+    let ((hand, _held), (hooks, _calls)) = (policy::orders(), hooks::calls());
     let listener = Listener { address: "127.0.0.1:7080".parse().unwrap(), beside: None, id: 1, lane: None };
     let parts = Parts {
         settings: Arc::new(Settings::parse(SETTINGS, std::path::Path::new("settings.yml")).unwrap()),
@@ -50,6 +51,8 @@ pub fn verdicts(bottles: usize) {
         writer,
         listener,
         actor,
+        hand,
+        hooks,
         changes: broadcast::channel(16).0,
     };
     let (core, _thread) = core::start(parts, Snapshot::default()).unwrap();
@@ -94,7 +97,8 @@ fn attach(core: &CoreHandle, number: usize) -> BottleRef {
         cgroup: format!("/sys/fs/cgroup/bench/{number}"),
         cgroup_id: u64::try_from(number).unwrap() + 1,
         owns_cgroup: false,
-        policy: "cutoff".into(),
+        container: None,
+        policy: Policy::Cutoff,
         egress: Egress::Open,
         launch_budget: Default::default(),
         mute: false,

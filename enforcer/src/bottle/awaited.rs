@@ -22,6 +22,7 @@ use super::cgroup::{self, CgroupError};
 use super::registry::Registry;
 use crate::control::Controller as _;
 use crate::control::api;
+use crate::settings::Live;
 
 /// How often is looked without a reason: for what no watch tells (another bottle let go of the cgroup, a watch that
 /// could not be had).
@@ -34,6 +35,7 @@ const RETRY: Duration = Duration::from_secs(5);
 /// The bottles that wait, or have what they waited for.
 pub struct Awaited {
     registry: Arc<Registry>,
+    settings: Live,
     /// `None` where the host has none to give: then is looked once a second alone.
     inotify: Option<Arc<AsyncFd<OwnedFd>>>,
     /// Nothing above it is watched.
@@ -69,27 +71,47 @@ impl Awaited {
     /// # Errors
     /// When there is no cgroup v2 on this host.
     pub fn new(registry: Arc<Registry>) -> Result<Self, CgroupError> {
-        let mut bottles: Vec<Bottle> = registry
-            .awaited()
-            .map(|(name, path)| Bottle { name, path, standing: Standing::Absent })
-            .collect();
-        bottles.sort_by(|a, b| a.path.cmp(&b.path));
-        let inotify = if bottles.is_empty() { None } else { open_inotify() };
-        Ok(Self { registry, inotify, mount: cgroup::mount()?, watches: BTreeSet::new(), bottles })
+        let mut awaited = Self {
+            settings: registry.settings_changes(),
+            registry,
+            inotify: None,
+            mount: cgroup::mount()?,
+            watches: BTreeSet::new(),
+            bottles: Vec::new(),
+        };
+        awaited.follow_settings();
+        Ok(awaited)
     }
 
-    /// Goes on looking until told to stop. Nothing to do when no bottle waits.
-    #[must_use]
-    pub fn start(mut self, stop: CancellationToken) -> Option<JoinHandle<()>> {
-        if self.bottles.is_empty() {
-            return None;
+    /// Makes the bottles those that the settings have now; what was met of one that stays is remembered.
+    fn follow_settings(&mut self) {
+        self.settings.mark_unchanged();
+        let mut before = std::mem::take(&mut self.bottles);
+        for (name, path) in self.registry.awaited() {
+            let known = before.iter().position(|bottle| bottle.name == name && bottle.path == path);
+            self.bottles.push(match known {
+                Some(index) => before.swap_remove(index),
+                None => Bottle { name, path, standing: Standing::Absent },
+            });
         }
-        Some(tokio::spawn(async move {
+        self.bottles.sort_by(|a, b| a.path.cmp(&b.path));
+        if !self.bottles.is_empty() && self.inotify.is_none() {
+            self.inotify = open_inotify();
+        }
+    }
+
+    /// Goes on looking until told to stop.
+    #[must_use]
+    pub fn start(mut self, stop: CancellationToken) -> JoinHandle<()> {
+        tokio::spawn(async move {
             while stop.run_until_cancelled(self.something_new()).await.is_some() {
+                if self.settings.has_changed().unwrap_or(false) {
+                    self.follow_settings();
+                }
                 self.look().await;
                 tokio::time::sleep(PAUSE).await;
             }
-        }))
+        })
     }
 
     /// Attaches what is there and was not met yet. Watches are placed before, so that nothing comes unseen.
@@ -159,16 +181,23 @@ impl Awaited {
         };
     }
 
-    /// Returns when a watched directory changed, or a second later.
-    async fn something_new(&self) {
+    /// Returns when a watched directory or the settings changed, or a second later; while no bottle waits, only the
+    /// settings can give a reason.
+    async fn something_new(&mut self) {
+        let (waits, inotify) = (!self.bottles.is_empty(), self.inotify.clone());
         let changed = async {
-            match &self.inotify {
+            match &inotify {
                 Some(inotify) => drain(inotify).await,
                 None => std::future::pending().await,
             }
         };
-        // either is a reason to look
-        drop(tokio::time::timeout(LOOK, changed).await);
+        tokio::select! {
+            // each is a reason to look; settings that cannot change any more are none
+            Ok(()) = self.settings.changed() => self.settings.mark_changed(),
+            () = changed, if waits => {}
+            () = tokio::time::sleep(LOOK), if waits => {}
+            else => std::future::pending().await,
+        }
     }
 }
 

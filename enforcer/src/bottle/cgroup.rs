@@ -1,7 +1,7 @@
 //! Finding, checking and making cgroup v2 directories: what a bottle is attached to.
 //!
 //! The mount is found, never assumed (hybrid hosts have it beside v1). A [`Cgroup`] is an opened directory, so a
-//! path that is removed and made again is not mistaken for it. Nothing here attaches, freezes or kills.
+//! path that is removed and made again is not mistaken for it. Nothing here attaches; `processes` freezes and kills.
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -238,7 +238,7 @@ impl Cgroup {
     }
 
     /// A path that leads to the opened directory itself, whatever stands at `path` now.
-    fn handle(&self) -> PathBuf {
+    pub(super) fn handle(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.directory.as_raw_fd()))
     }
 }
@@ -414,11 +414,11 @@ fn children(directory: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Whether the kernel says that the cgroup is not there any more (ENODEV: removed while open).
-fn is_missing(error: &io::Error) -> bool {
+pub(super) fn is_missing(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
-fn failed(what: &'static str, path: &Path, source: io::Error) -> CgroupError {
+pub(super) fn failed(what: &'static str, path: &Path, source: io::Error) -> CgroupError {
     CgroupError::Io { what, path: path.to_owned(), source }
 }
 

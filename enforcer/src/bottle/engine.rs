@@ -3,15 +3,14 @@
 //! Asks the engine's own command, once, with a bound on its time and its words, and reads the answer. What is
 //! found is checked and attached elsewhere.
 use std::path::{Component, Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 use super::cgroup::{self, CgroupError};
+use crate::hooks::child;
 use crate::text::scrub;
 
 /// How long a command may take.
@@ -34,6 +33,54 @@ pub enum Engine {
     Podman,
     /// systemd: a unit's name.
     Systemd,
+}
+
+/// A container, as its engine knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// Docker or Podman.
+    pub engine: Engine,
+    /// Its full id: a name may be another's tomorrow.
+    pub id: String,
+}
+
+impl Container {
+    /// As the ledger keeps it: `docker:ID`.
+    #[must_use]
+    pub fn written(&self) -> String {
+        format!("{}:{}", self.engine.program(), self.id)
+    }
+
+    /// The same, read again; `None` for anything else.
+    #[must_use]
+    pub fn read(text: &str) -> Option<Self> {
+        let (engine, id) = text.split_once(':')?;
+        let engine = [Engine::Docker, Engine::Podman].into_iter().find(|known| known.program() == engine)?;
+        Some(Self { engine, id: id.to_owned() })
+    }
+
+    /// The engine's own command that makes an image of its file system. It is not to pause the container: that is the
+    /// same freezer, and the end of the pause would thaw what is frozen. `None`: the engine is not installed any more.
+    #[must_use]
+    pub fn commit(&self, image: &str) -> Option<Vec<String>> {
+        let program = installed(self.engine.program())?.into_os_string().into_string().ok()?;
+        Some([&program, "commit", "--pause=false", &self.id, image].map(str::to_owned).to_vec())
+    }
+}
+
+/// The program of this name on the daemon's `PATH`.
+fn installed(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|program| program.is_file())
+}
+
+/// What an engine named.
+#[derive(Debug)]
+pub struct Named {
+    /// The directory of its cgroup.
+    pub cgroup: PathBuf,
+    /// The container, where it is one.
+    pub container: Option<Container>,
 }
 
 /// Why an engine did not name a cgroup.
@@ -154,7 +201,7 @@ impl Engine {
 ///
 /// # Errors
 /// One for each way in which there is none, see [`EngineError`].
-pub async fn cgroup_of(engine: Engine, id: &str) -> Result<PathBuf, EngineError> {
+pub async fn cgroup_of(engine: Engine, id: &str) -> Result<Named, EngineError> {
     check_id(engine, id)?;
     let answer = ask(engine, id).await?;
     let no_cgroup = || EngineError::NoCgroup { what: engine.what(), id: id.to_owned() };
@@ -164,12 +211,14 @@ pub async fn cgroup_of(engine: Engine, id: &str) -> Result<PathBuf, EngineError>
             if container.pid == 0 {
                 return Err(EngineError::NotRunning { what: engine.what(), id: id.to_owned() });
             }
-            container_cgroup(&cgroup::path_of(container.pid)?, container.id).ok_or_else(no_cgroup)
+            let cgroup = container_cgroup(&cgroup::path_of(container.pid)?, container.id);
+            let known = Container { engine, id: container.id.to_owned() };
+            Ok(Named { cgroup: cgroup.ok_or_else(no_cgroup)?, container: Some(known) })
         }
         Engine::Systemd => {
             let below = unit_cgroup(&answer, id)?;
             let path = cgroup::mount()?.join(below);
-            if path.is_dir() { Ok(path) } else { Err(no_cgroup()) }
+            if path.is_dir() { Ok(Named { cgroup: path, container: None }) } else { Err(no_cgroup()) }
         }
     }
 }
@@ -205,17 +254,11 @@ async fn ask(engine: Engine, id: &str) -> Result<String, EngineError> {
         std::io::ErrorKind::NotFound => EngineError::NotInstalled(program),
         _ => EngineError::Io { program, source },
     };
-    let mut command = Command::new(program);
-    command.args(engine.question()).arg(id).current_dir("/").env_clear().env("LC_ALL", "C");
-    command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.process_group(0).kill_on_drop(true).spawn().map_err(failed)?;
-    let group = child.id();
-    let Ok(said) = tokio::time::timeout(TIMEOUT, listen(&mut child)).await else {
-        end(group);
-        return Err(EngineError::Silent(program));
-    };
-    let (status, output, complaint) = said.map_err(failed)?;
+    let question = [engine.question(), &[id]].concat();
+    // what takes too long, and what it started, ends with its group
+    let (mut child, _group) = child::start(program, &question).map_err(failed)?;
+    let said = tokio::time::timeout(TIMEOUT, listen(&mut child)).await;
+    let (status, output, complaint) = said.map_err(|_| EngineError::Silent(program))?.map_err(failed)?;
     // an answer that fills its bound was cut off, and the command with it
     if output.len() as u64 == MAX_OUTPUT_BYTES {
         return Err(EngineError::Unreadable(program));
@@ -242,14 +285,6 @@ async fn read(pipe: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> 
     Ok(bytes)
 }
 
-/// Ends a command that took too long, and what it started.
-fn end(group: Option<u32>) {
-    let Some(group) = group.and_then(|pid| i32::try_from(pid).ok()) else { return };
-    if let Err(error) = killpg(Pid::from_raw(group), Signal::SIGKILL) {
-        tracing::debug!(%error, "a command that took too long has ended by itself");
-    }
-}
-
 /// What a command's complaint means. Docker and Podman say that they know no such container in several ways.
 fn refusal(engine: Engine, id: &str, complaint: &[u8]) -> EngineError {
     let complaint = String::from_utf8_lossy(complaint);
@@ -264,9 +299,9 @@ fn refusal(engine: Engine, id: &str, complaint: &[u8]) -> EngineError {
     EngineError::Failed { program, complaint }
 }
 
-/// What an engine knows of a container.
+/// What an engine says of a container.
 #[derive(Debug, PartialEq, Eq)]
-struct Container<'a> {
+struct Told<'a> {
     /// 64 hexadecimal digits.
     id: &'a str,
     /// Its first process, as this process namespace knows it; 0: it does not run.
@@ -274,10 +309,10 @@ struct Container<'a> {
 }
 
 /// Reads an answer to [`CONTAINER_FORMAT`].
-fn read_container(answer: &str) -> Option<Container<'_>> {
+fn read_container(answer: &str) -> Option<Told<'_>> {
     let (id, pid) = answer.trim_end_matches('\n').split_once(' ')?;
     let whole = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    Some(Container { id, pid: pid.parse().ok()? }).filter(|_| whole)
+    Some(Told { id, pid: pid.parse().ok()? }).filter(|_| whole)
 }
 
 /// The container's own cgroup, given that of its first process: the highest directory that is named after its id.
@@ -368,14 +403,22 @@ mod tests {
     #[test]
     fn a_container_s_answer_is_read_strictly() {
         let answer = |pid: &str| format!("{ID} {pid}\n");
-        assert_eq!(read_container(&answer("42")), Some(Container { id: ID, pid: 42 }));
-        assert_eq!(read_container(&answer("0")), Some(Container { id: ID, pid: 0 }));
+        assert_eq!(read_container(&answer("42")), Some(Told { id: ID, pid: 42 }));
+        assert_eq!(read_container(&answer("0")), Some(Told { id: ID, pid: 0 }));
         for bad in ["", "\n", "42\n", "abc 42\n", &answer("-1"), &answer("4 2"), &answer("99999999999")] {
             assert_eq!(read_container(bad), None, "{bad:?}");
         }
         let two = [answer("1"), answer("2")].concat();
         assert_eq!(read_container(&two), None, "two containers are none");
         assert_eq!(read_container(&answer("1").replace('0', "g")), None);
+    }
+
+    #[test]
+    fn a_container_is_written_and_read_again() {
+        let container = Container { engine: Engine::Podman, id: ID.to_owned() };
+        assert_eq!(Container::read(&container.written()), Some(container));
+        assert_eq!(Container::read("systemctl:x.service"), None);
+        assert_eq!(Container::read(ID), None);
     }
 
     #[test]

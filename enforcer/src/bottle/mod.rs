@@ -7,6 +7,7 @@ pub mod home;
 pub mod launch;
 pub mod namespaces;
 pub mod netns;
+pub mod processes;
 pub mod registry;
 pub mod seccomp;
 pub mod sockets;

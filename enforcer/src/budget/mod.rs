@@ -68,6 +68,12 @@ impl Accounts {
         Self { rule, weights, hour, ..Self::default() }
     }
 
+    /// Judges by this rule and these weights from now on; what was charged stays, class by class.
+    pub fn judge_by(&mut self, rule: ScopeRule, weights: Weights) {
+        self.rule = rule;
+        self.weights = weights;
+    }
+
     /// The account of an owner for a provider; made, without a budget, when there is none yet.
     pub fn id(&mut self, owner: &Owner, provider: &str) -> AccountId {
         let key = (owner.clone(), provider.to_owned());

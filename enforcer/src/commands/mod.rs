@@ -8,6 +8,8 @@ mod daemon;
 mod detach;
 mod doctor;
 mod env;
+mod freeze;
+mod kill;
 mod manual;
 pub mod output;
 mod restore;
@@ -15,13 +17,14 @@ mod run;
 mod settings;
 mod start;
 mod status;
+mod thaw;
 mod top;
 mod usage;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::cli::{Cli, Command, Global, Guarding, Policy, by_provider};
+use crate::cli::{Cli, Command, Global, Guarding, by_provider};
 use crate::control::api;
 use crate::control::client::{Blocking, Client};
 use crate::error::{Exit, Failure};
@@ -44,9 +47,9 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Status(status) => status::run(global, &status),
         Command::Cut(cut) => cut::run(global, &cut),
         Command::Restore(restore) => restore::run(global, &restore),
-        Command::Freeze(_) => Err(Failure::not_yet("freeze")),
-        Command::Thaw(_) => Err(Failure::not_yet("thaw")),
-        Command::Kill(_) => Err(Failure::not_yet("kill")),
+        Command::Freeze(freeze) => freeze::run(global, &freeze),
+        Command::Thaw(thaw) => thaw::run(global, &thaw),
+        Command::Kill(kill) => kill::run(global, &kill),
         Command::Budget(budget) => budget::run(global, &budget),
         Command::Usage(usage) => usage::run(global, &usage),
         Command::Audit(audit) => audit::run(global, &audit),
@@ -76,17 +79,12 @@ fn connect(global: &Global) -> Result<Blocking, Failure> {
 
 /// The attach request of `run` and `attach`, but for what is attached.
 fn attach_request(name: &str, guarding: &Guarding) -> Result<api::Attach, Failure> {
-    match guarding.policy {
-        None | Some(Policy::Cutoff) => {}
-        Some(Policy::Freeze) => return Err(Failure::not_yet("--policy freeze")),
-        Some(Policy::Kill) => return Err(Failure::not_yet("--policy kill")),
-    }
     Ok(api::Attach {
         name: name.to_owned(),
         agent: guarding.agent.clone(),
         parent: guarding.parent.clone(),
         budget: tokens_by_provider("--budget", &guarding.budget)?,
-        policy: guarding.policy.map(|_| "cutoff".to_owned()),
+        policy: guarding.policy.map(|policy| crate::settings::Policy::from(policy).as_str().to_owned()),
         egress: guarding.egress.map(|egress| crate::settings::Egress::from(egress).as_str().to_owned()),
         ..api::Attach::default()
     })

@@ -172,6 +172,8 @@ mod tests {
             reason: None,
             held: false,
             face: crate::kernel::Face::Silent,
+            policy: crate::settings::Policy::Cutoff,
+            processes: crate::audit::Processes::Running,
         };
         api::Bottle {
             name: "b1".into(),

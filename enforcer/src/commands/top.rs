@@ -62,6 +62,18 @@ impl Backend for Client {
         Client::cut_all(self, body).await.map(drop).map_err(words)
     }
 
+    async fn freeze(&self, bottle: &str) -> Result<(), String> {
+        Client::freeze(self, bottle, &api::Reason::default()).await.map(drop).map_err(words)
+    }
+
+    async fn thaw(&self, bottle: &str) -> Result<(), String> {
+        Client::thaw(self, bottle).await.map(drop).map_err(words)
+    }
+
+    async fn kill(&self, bottle: &str) -> Result<(), String> {
+        Client::kill(self, bottle, &api::Reason::default()).await.map(drop).map_err(words)
+    }
+
     async fn restore(&self, bottle: &str, body: &api::Restore) -> Result<(), String> {
         Client::restore(self, bottle, body).await.map(drop).map_err(words)
     }

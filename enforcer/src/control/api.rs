@@ -185,7 +185,7 @@ pub struct Attach {
     /// Launch-time budgets, tokens by provider.
     #[serde(default)]
     pub budget: BTreeMap<String, u64>,
-    /// `cutoff`; the settings' without it.
+    /// `cutoff`, `freeze` or `kill`; the settings' without it.
     #[serde(default)]
     pub policy: Option<String>,
     /// `open`, `allowlist` or `metered`; the settings' without it.
@@ -227,6 +227,15 @@ pub struct Cut {
     pub hard: bool,
 }
 
+/// Body of `POST /v1/bottles/NAME/freeze` and `…/kill`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reason {
+    /// Words for the audit and the cause.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
 /// Body of `POST /v1/bottles/NAME/restore`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -237,6 +246,15 @@ pub struct Restore {
     /// Open although a budget is used up (requests are still refused until it is raised).
     #[serde(default)]
     pub force: bool,
+}
+
+/// Answer to `POST /v1/settings/reload`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// What is different, one line each; none when nothing is.
+    pub changed: Vec<String>,
+    /// What the operator should know (what stays cut, what waits for the next attach), one line each.
+    pub warnings: Vec<String>,
 }
 
 /// Any refusal of the API.

@@ -118,6 +118,26 @@ impl Client {
         self.post(&format!("/v1/bottles/{name}/restore"), restore).await
     }
 
+    /// `POST /v1/bottles/NAME/freeze`.
+    pub async fn freeze(&self, name: &str, reason: &api::Reason) -> Result<api::Bottle, ClientError> {
+        self.post(&format!("/v1/bottles/{name}/freeze"), reason).await
+    }
+
+    /// `POST /v1/bottles/NAME/thaw`.
+    pub async fn thaw(&self, name: &str) -> Result<api::Bottle, ClientError> {
+        self.post(&format!("/v1/bottles/{name}/thaw"), &serde_json::json!({})).await
+    }
+
+    /// `POST /v1/bottles/NAME/kill`.
+    pub async fn kill(&self, name: &str, reason: &api::Reason) -> Result<api::Bottle, ClientError> {
+        self.post(&format!("/v1/bottles/{name}/kill"), reason).await
+    }
+
+    /// `POST /v1/settings/reload`.
+    pub async fn reload(&self) -> Result<api::Reloaded, ClientError> {
+        self.post("/v1/settings/reload", &serde_json::json!({})).await
+    }
+
     /// `GET /v1/budgets`.
     pub async fn budgets(&self) -> Result<Vec<api::BudgetRow>, ClientError> {
         self.get("/v1/budgets").await

@@ -64,6 +64,28 @@ pub trait Controller: Send + Sync + 'static {
         by: &str,
     ) -> impl Future<Output = Result<api::Bottle, api::Problem>> + Send;
 
+    /// Cuts a bottle and freezes its processes.
+    fn freeze(
+        &self,
+        name: &str,
+        reason: api::Reason,
+        by: &str,
+    ) -> impl Future<Output = Result<api::Bottle, api::Problem>> + Send;
+
+    /// Lets the processes of a frozen bottle go on.
+    fn thaw(&self, name: &str, by: &str) -> impl Future<Output = Result<api::Bottle, api::Problem>> + Send;
+
+    /// Cuts a bottle and kills its processes, for good.
+    fn kill(
+        &self,
+        name: &str,
+        reason: api::Reason,
+        by: &str,
+    ) -> impl Future<Output = Result<api::Bottle, api::Problem>> + Send;
+
+    /// Takes the settings file as it is now, whole or not at all.
+    fn reload(&self, by: &str) -> impl Future<Output = Result<api::Reloaded, api::Problem>> + Send;
+
     /// Every budget there is.
     fn budgets(&self) -> impl Future<Output = Result<Vec<api::BudgetRow>, api::Problem>> + Send;
 

@@ -126,6 +126,10 @@ async fn route<C: Controller>(
             let limit = page.limit.unwrap_or(AUDIT_LIMIT_DEFAULT).min(AUDIT_LIMIT_MAX);
             Ok(done(&controller.audit(page.after, limit).await?))
         }
+        (&Method::POST, ["v1", "settings", "reload"]) => {
+            let Nothing {} = optional(body).await?;
+            Ok(done(&controller.reload(by).await?))
+        }
         (&Method::GET, ["v1", "events"]) => Ok(events(&**controller, shutdown)),
         (&Method::GET, ["v1", "budgets"]) => Ok(done(&controller.budgets().await?)),
         (method, ["v1", "budgets", scope, provider]) => {
@@ -163,8 +167,17 @@ async fn one_bottle<C: Controller>(
         (&Method::POST, ["restore"]) => {
             controller.restore(name, optional(body).await?, by).await.map(|bottle| done(&bottle))
         }
+        (&Method::POST, ["freeze"]) => {
+            controller.freeze(name, optional(body).await?, by).await.map(|bottle| done(&bottle))
+        }
+        (&Method::POST, ["thaw"]) => {
+            let Nothing {} = optional(body).await?;
+            controller.thaw(name, by).await.map(|bottle| done(&bottle))
+        }
+        (&Method::POST, ["kill"]) => {
+            controller.kill(name, optional(body).await?, by).await.map(|bottle| done(&bottle))
+        }
         (&Method::GET, ["env"]) => controller.environment(name).await.map(|env| done(&env)),
-        (&Method::POST, ["freeze" | "thaw" | "kill"]) => return Err(not_yet(uri.path())),
         _ => return Err(unknown(method, uri.path())),
     };
     match answered {
@@ -206,6 +219,11 @@ fn not_yet(path: &str) -> Refused {
 fn unknown(method: &Method, path: &str) -> Refused {
     Refused::new(StatusCode::NOT_FOUND, Exit::Usage, format!("the control API has no {method} {path}"))
 }
+
+/// A body that says nothing.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
 
 /// Query of `DELETE /v1/bottles/NAME`.
 #[derive(Deserialize)]

@@ -2,16 +2,16 @@
 //! and the audit says so. Runs before the thread starts, so nothing is decided on half a state.
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::Instant;
 
 use meter_proxy::tokens::Tokens;
 
 use super::durable::{After, action};
 use super::members::KEPT;
 use super::requests::{PROGRESS_GRAIN, orphan};
+use super::verdicts::Crossing;
 use super::{Core, Stage};
 use crate::act::Which;
-use crate::audit::{ActionKind, Cause};
+use crate::audit::{ActionKind, Cause, Processes};
 use crate::bottle::cgroup::{self, Cgroup, CgroupError, Hierarchy};
 use crate::budget::Warned;
 use crate::clock::now_ms;
@@ -19,7 +19,7 @@ use crate::egress::packets;
 use crate::kernel::{Face, Guard, KernelError, Pinned};
 use crate::lane;
 use crate::ledger::{Attachment, Entry, HourSum, Owner, Reservation, Snapshot, Stated, Sum, Verdict};
-use crate::settings::Egress;
+use crate::settings::{Egress, Policy};
 
 /// What can go wrong while an earlier controller's state is taken over.
 #[derive(Debug, thiserror::Error)]
@@ -65,13 +65,14 @@ impl Core {
 
         self.load_budgets(snapshot.stated, snapshot.warned);
         self.load_sums(snapshot.sums, snapshot.hours, snapshot.own);
+        self.mark_used_up();
         for (reservation, seen) in snapshot.orphans {
             self.settle_orphan(reservation, seen);
         }
         for (slot, cause) in verdicts {
             self.settle_verdict(slot, cause);
         }
-        self.mark_crossed();
+        self.act_on_crossed();
         // last: a bottle whose lease ran out opens with this
         self.first_beat();
         Ok(())
@@ -112,7 +113,8 @@ impl Core {
         self.enter(attachment, Stage::Attached, mute);
         let verdict = match (cause, cut_in_kernel) {
             (None, Some(_)) => {
-                Some(found_cut(format!("{name} was found cut in the kernel but not in the ledger")))
+                let found = found_cut(format!("{name} was found cut in the kernel but not in the ledger"));
+                Some(self.found_frozen(slot, found))
             }
             (Some(cause), Some(face)) => Some(Cause { face: cause.face.max(face), ..cause }),
             (cause, None) => cause,
@@ -151,9 +153,10 @@ impl Core {
             cgroup: path.display().to_string(),
             cgroup_id: pinned.cgroup_id,
             owns_cgroup: false,
+            container: None,
             slot: pinned.slot,
             generation: pinned.generation,
-            policy: "cutoff".into(),
+            policy: Policy::Cutoff,
             egress: Egress::Metered,
             launch_budget: Vec::new(),
             attached_at: now_ms(),
@@ -175,7 +178,7 @@ impl Core {
                 let mut row = action(ActionKind::Detach, Some(attachment.name.clone()), None, "controller");
                 row.detail = Some(KEPT.into());
                 self.record(row);
-                self.kept_cuts.insert(attachment.name.clone(), (attachment.id, cause));
+                self.kept_cuts.insert(attachment.name.clone(), (attachment.id, cause.without_processes()));
             }
             cause => self.record_lost(attachment, cause, why),
         }
@@ -255,7 +258,10 @@ impl Core {
     /// Sets what the kernel holds to the more closed of what was recorded, found and is used up.
     fn settle_verdict(&mut self, slot: u32, cause: Option<Cause>) {
         self.lend(slot);
-        let Some(cause) = cause else { return self.open_first(slot) };
+        let Some(cause) = cause else {
+            let crossing = self.crossing_at_start(slot);
+            return self.open_first(slot, crossing);
+        };
         let cause = Cause { face: self.face_for(slot, cause.face), ..cause };
         let passed = self.kernel.is_open(slot);
         self.store_cut(slot, cause.face);
@@ -274,18 +280,40 @@ impl Core {
             true => "taken over at start: the kernel let it pass, the ledger says cut: stays cut".into(),
         });
         self.submit_done(vec![Entry::Verdict(verdict), Entry::Action(row)], After::Nothing);
+        self.hold_again(slot);
     }
 
-    /// Accounts that are used up already have had their bottles cut: only a new crossing is news.
-    fn mark_crossed(&mut self) {
-        let received = Instant::now();
-        for account in self.accounts.ids() {
-            if self.accounts.is_used_up(account) {
-                self.crossed.insert(account);
-                self.cut_all_bound_by(account, None, received);
-            }
-            self.warn_of(self.own_scope(account), account, None, None);
+    /// A cut that was not recorded may have had a freeze with it.
+    fn found_frozen(&self, slot: u32, cause: Cause) -> Cause {
+        let path = self.bottles.get(&slot).map(|bottle| Path::new(&bottle.attachment.cgroup));
+        let frozen = path.and_then(|path| Cgroup::open(path).ok()?.is_frozen().ok());
+        let processes = if frozen == Some(true) { Processes::Frozen } else { Processes::Running };
+        Cause { processes, ..cause }
+    }
+
+    /// Accounts that are used up already have been acted upon: only a later crossing is news.
+    fn mark_used_up(&mut self) {
+        let accounts = &self.accounts;
+        self.crossed.extend(accounts.ids().filter(|account| accounts.is_used_up(*account)));
+    }
+
+    /// How a bottle that was open stands to a budget that is used up. What the estimates of orphans have used up was
+    /// crossed while nobody looked: the policy acts on it now, as it would have then.
+    fn crossing_at_start(&mut self, slot: u32) -> Crossing {
+        let binding = self.binding_accounts(slot);
+        let news = |account| self.accounts.is_used_up(account) && !self.crossed.contains(&account);
+        match binding.into_iter().any(|(_, account)| news(account)) {
+            true => Crossing::now(),
+            false => Crossing::Before,
         }
+    }
+
+    /// What was crossed while nobody looked is acted upon, and warned of.
+    fn act_on_crossed(&mut self) {
+        for account in self.accounts.ids() {
+            self.cut_all_bound_by(account, Crossing::now());
+        }
+        self.warn_of_all();
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 
 use super::durable::{After, action};
+use super::verdicts::Crossing;
 use super::{Change, Core, answer};
 use crate::audit::{Action, ActionKind};
 use crate::budget::window::Hour;
@@ -59,7 +60,8 @@ pub(super) struct Pending {
 
 /// What a statement would do to the bottles that are charged to its account.
 struct Effect {
-    /// Those that it leaves nothing, with the budget that says so and its figures.
+    /// Those that it leaves nothing, with the budget that says so and its figures; without what is open although it had
+    /// nothing left before: an operator opened it, knowing that.
     closed: Vec<(u32, Scope, AccountId, Figures)>,
     /// Whether it leaves any of them more than before.
     loosens: bool,
@@ -94,6 +96,10 @@ impl Core {
         // what is added stands beside earlier words, and replaces none
         if !matches!(statement, Statement::Add(_)) {
             self.overtaken.insert(account, pending.number);
+        }
+        if self.accounts.is_used_up(account) {
+            // its bottles are cut already
+            self.crossed.insert(account);
         }
         self.submit_done(entries, After::Report { reply });
         self.warn_of(self.own_scope(account), account, None, None);
@@ -138,13 +144,16 @@ impl Core {
         // the budget by itself, for those that will be charged to it
         paths.push((None, vec![(self.own_scope(account), account)]));
         let before: Vec<Option<i128>> = paths.iter().map(|(_, path)| self.accounts.headroom(path)).collect();
+        let bottles = &self.bottles;
         self.accounts.preview(account, statement, |accounts| {
             let room = |left: Option<i128>| left.unwrap_or(i128::MAX);
+            let is_open = |slot| bottles.get(&slot).is_some_and(|bottle| bottle.cause.is_none());
             let after = paths.iter().map(|(_, path)| accounts.headroom(path));
             let loosens = before.iter().zip(after).any(|(before, after)| room(after) > room(*before));
-            let closed = paths.iter().filter_map(|(slot, path)| match (slot, accounts.judge(path)) {
-                (Some(slot), Judgement::Refuse(scope, id)) => Some((*slot, scope, id, accounts.figures(id))),
-                _ => None,
+            let closed = paths.iter().zip(&before).filter_map(|((slot, path), before)| {
+                let slot = slot.filter(|slot| room(*before) > 0 || !is_open(*slot))?;
+                let Judgement::Refuse(scope, id) = accounts.judge(path) else { return None };
+                Some((slot, scope, id, accounts.figures(id)))
             });
             Effect { closed: closed.collect(), loosens }
         })
@@ -156,14 +165,15 @@ impl Core {
         closed: Vec<(u32, Scope, AccountId, Figures)>,
         received: Instant,
     ) -> Option<u64> {
+        let crossing = Crossing::Now { flow: None, received };
         for (slot, ..) in &closed {
-            self.store_cut(*slot, self.settings.cut);
+            self.store_crossing(*slot, crossing);
         }
         let took = u64::try_from(received.elapsed().as_micros()).unwrap_or(u64::MAX);
         let cut = !closed.is_empty();
         for (slot, scope, account, figures) in closed {
-            let cause = self.cause_by(scope, account, &figures, None);
-            self.cut_for_budget(slot, cause, received);
+            let cause = self.cause_by(self.policy_at(slot, crossing), scope, account, &figures, None);
+            self.cut_by_budget(slot, cause, received);
         }
         cut.then_some(took)
     }
@@ -204,7 +214,7 @@ impl Core {
             return answer(reply, Err(problem));
         }
         self.apply(pending);
-        self.cut_all_bound_by(pending.account, None, Instant::now());
+        self.cut_all_bound_by(pending.account, Crossing::now());
         let slots = self.payers(pending.account);
         let why = format!("the budget is {}", words(&self.accounts.figures(pending.account)));
         self.reopen_covered(slots, by, &why, Some(reply));

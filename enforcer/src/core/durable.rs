@@ -1,6 +1,7 @@
 //! The core's dealings with the writer: what is submitted, what follows when it is durable, what is owed, and how
 //! long the writer has not answered.
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,13 +9,15 @@ use meter_proxy::protocol::{Refusal, ToMeter};
 use tokio::sync::oneshot;
 
 use super::budgets::Pending;
+use super::processes::Asker;
+use super::reload::Reloading;
 use super::windows::Opening;
 use super::{Change, Core, Message, answer};
 use crate::audit::{Action, ActionKind, Cause};
 use crate::budget::window::Hour;
-use crate::clock::now_ms;
+use crate::clock::{now_ms, rfc3339};
 use crate::control::api::Problem;
-use crate::ledger::{Attachment, AttachmentId, Entry, ExchangeId, LedgerError};
+use crate::ledger::{Attachment, AttachmentId, Entry, ExchangeId, LedgerError, UnixMs};
 
 /// What follows once a submission is durable.
 pub(super) enum After {
@@ -41,6 +44,7 @@ pub(super) enum After {
         attachment: Box<Attachment>,
         /// Whether its cut goes over to the next attachment of that name.
         keep_cut: bool,
+        by: String,
         reply: oneshot::Sender<Result<Attachment, Problem>>,
     },
     /// The bottle may be opened, if no newer verdict stands.
@@ -50,8 +54,20 @@ pub(super) enum After {
         verdict: u64,
         /// Tokens to add to accounts.
         additions: Vec<Pending>,
+        by: String,
         reply: oneshot::Sender<Result<(), Problem>>,
     },
+    /// The processes may go on, if no newer verdict stands.
+    Thawed {
+        attachment: AttachmentId,
+        /// The verdict's number when the thaw was ordered.
+        verdict: u64,
+        /// What stays of the verdict; `None`: the bottle opens.
+        left: Option<Box<Cause>>,
+        asker: Asker,
+    },
+    /// Changed settings hold.
+    Reloaded(Reloading),
     /// The bottles may be opened that budgets do not cut any longer, unless newer verdicts stand.
     Reopened { openings: Vec<Opening>, reply: Option<oneshot::Sender<Result<(), Problem>>> },
     /// What an operator said of a budget counts.
@@ -158,12 +174,17 @@ impl Core {
             After::Attached { attachment, reply } => {
                 self.attached(attachment, result.map_err(not_done), reply)
             }
-            After::Released { attachment, keep_cut, reply } => {
-                self.released(*attachment, keep_cut, result.map_err(not_done), reply)
+            After::Released { attachment, keep_cut, by, reply } => {
+                self.released(*attachment, keep_cut, by, result.map_err(not_done), reply)
             }
-            After::Restored { attachment, verdict, additions, reply } => {
-                self.restored(attachment, verdict, &additions, result.map_err(not_done), reply);
+            After::Restored { attachment, verdict, additions, by, reply } => {
+                self.restored(attachment, verdict, &additions, by, result.map_err(not_done), reply);
             }
+            After::Thawed { attachment, verdict, left, asker } => {
+                let left = left.map(|cause| *cause);
+                self.thawed(attachment, verdict, left, result.map_err(not_done), asker);
+            }
+            After::Reloaded(reloading) => self.reloaded(reloading, result.map_err(not_done)),
             After::Reopened { openings, reply } => self.reopened(&openings, result.map_err(not_done), reply),
             After::Stated { pending, by, reply } => {
                 self.stated(&pending, &by, result.map_err(not_done), reply)
@@ -211,6 +232,14 @@ impl Core {
     /// Records an action of the audit by itself.
     pub(super) fn record(&mut self, action: Action) {
         self.submit_done(vec![Entry::Action(action)], After::Nothing);
+    }
+
+    /// Has old exchanges rolled up, with a row that says so; what cannot be done now is asked for again.
+    pub(super) fn roll_up(&mut self, day: Range<UnixMs>) {
+        let mut row = action(ActionKind::Retention, None, None, "controller");
+        let date = rfc3339(day.start);
+        row.detail = Some(format!("exchanges of {} are rolled up", date.get(..10).unwrap_or(&date)));
+        self.submit(vec![Entry::RollUp(day), Entry::Action(row)], After::Nothing);
     }
 
     /// Writes a warning into the audit.

@@ -7,16 +7,18 @@ use meter_proxy::protocol::{ToLane, ToMeter, Upstream};
 use tokio::sync::oneshot;
 
 use super::durable::{After, action};
+use super::processes::Asker;
 use super::requests::reference;
-use super::verdicts::unknown;
+use super::verdicts::{Crossing, unknown};
 use super::{Bottle, Change, Core, Listener, Stage, answer};
 use crate::audit::ActionKind;
+use crate::bottle::engine::Container;
 use crate::clock::now_ms;
 use crate::control::api::Problem;
 use crate::kernel::{Face, Guard};
 use crate::lane::FIRST_OWN_SLOT;
 use crate::ledger::{Attachment, AttachmentId, Entry, Verdict};
-use crate::settings::Egress;
+use crate::settings::{Egress, Policy};
 
 /// Most bottles below one another; deeper chains in the settings are an error there.
 const MAX_ANCESTORS: usize = 64;
@@ -39,8 +41,10 @@ pub struct Admission {
     pub cgroup_id: u64,
     /// Whether the cgroup is removed at detach.
     pub owns_cgroup: bool,
-    /// Policy (`cutoff`).
-    pub policy: String,
+    /// The container that it was attached by.
+    pub container: Option<Container>,
+    /// What a crossed budget does to it.
+    pub policy: Policy,
     /// What it may reach.
     pub egress: Egress,
     /// Launch-time budgets, tokens by provider.
@@ -82,6 +86,7 @@ impl Core {
             cgroup: admission.cgroup,
             cgroup_id: admission.cgroup_id,
             owns_cgroup: admission.owns_cgroup,
+            container: admission.container,
             slot,
             generation: self.last_generation,
             policy: admission.policy,
@@ -98,8 +103,16 @@ impl Core {
 
     pub(super) fn enter(&mut self, attachment: Attachment, stage: Stage, mute: bool) {
         let slot = attachment.slot;
-        let paths = std::collections::HashMap::new();
-        self.bottles.insert(slot, Bottle { paths, cause: None, verdict: 0, stage, mute, attachment });
+        let bottle = Bottle {
+            paths: std::collections::HashMap::new(),
+            cause: None,
+            verdict: 0,
+            orders: 0,
+            stage,
+            mute,
+            attachment,
+        };
+        self.bottles.insert(slot, bottle);
         self.open_accounts(slot);
     }
 
@@ -197,7 +210,7 @@ impl Core {
         if result.is_ok() {
             self.lend(slot);
             self.mute_around(slot);
-            self.open_first(slot);
+            self.open_first(slot, Crossing::Before);
             self.publish(Change::State);
         }
         answer(reply, result);
@@ -230,20 +243,18 @@ impl Core {
     }
 
     /// Opens a bottle for the first time, unless it was cut while it was being attached, or cuts it at once when a
-    /// budget that governs it is used up.
-    pub(super) fn open_first(&mut self, slot: u32) {
+    /// budget that binds it is used up, which was crossed as told.
+    pub(super) fn open_first(&mut self, slot: u32, crossing: Crossing) {
         let used_up = self.used_up(slot);
         let Some(bottle) = self.bottles.get_mut(&slot) else { return };
         bottle.stage = Stage::Attached;
         self.kept_cuts.remove(&bottle.attachment.name);
         if let Some(cause) = bottle.cause.take() {
-            return self.cut(slot, cause, Upstream::Close, Instant::now(), After::Nothing);
+            self.cut(slot, cause, Upstream::Close, Instant::now(), After::Nothing);
+            return self.hold(slot, Asker::controller(Instant::now()));
         }
         match used_up {
-            Some((scope, account)) => {
-                let cause = self.budget_cause(scope, account, None);
-                self.cut_for_budget(slot, cause, Instant::now());
-            }
+            Some((scope, account)) => self.cut_for_budget(slot, scope, account, crossing),
             None => self.kernel.open(slot),
         }
     }
@@ -285,13 +296,14 @@ impl Core {
         if !keep_cut {
             entries.push(Entry::Detach { attachment: attachment.id, at: now_ms() });
         }
-        self.submit(entries, After::Released { attachment: Box::new(attachment), keep_cut, reply });
+        self.submit(entries, After::Released { attachment: Box::new(attachment), keep_cut, by, reply });
     }
 
     pub(super) fn released(
         &mut self,
         attachment: Attachment,
         keep_cut: bool,
+        by: String,
         result: Result<(), Problem>,
         reply: oneshot::Sender<Result<Attachment, Problem>>,
     ) {
@@ -299,9 +311,14 @@ impl Core {
             match (&result, &bottle.cause) {
                 (Err(_), _) => bottle.stage = Stage::Attached,
                 (Ok(()), Some(cause)) if keep_cut => {
-                    self.kept_cuts.insert(attachment.name.clone(), (attachment.id, cause.clone()));
+                    let kept = cause.clone().without_processes();
+                    self.kept_cuts.insert(attachment.name.clone(), (attachment.id, kept));
                 }
-                (Ok(()), _) => {}
+                (Ok(()), cause) => {
+                    let cause = cause.clone();
+                    let asker = Asker { by, ..Asker::controller(Instant::now()) };
+                    self.thaw_with(attachment.slot, cause.as_ref(), asker);
+                }
             }
         }
         answer(reply, result.map(|()| attachment));
@@ -311,6 +328,7 @@ impl Core {
         let Some(gone) = self.slot_of_attachment(id).and_then(|slot| self.bottles.remove(slot)) else {
             return;
         };
+        self.hand.forget(id);
         self.close_accounts(gone.attachment.slot, gone.paths.into_values());
         // what was shut by this bottle's verdict is not any more
         self.tell_meter_below(&gone.attachment.cgroup, Upstream::Hold);

@@ -4,7 +4,8 @@
 //! as a message. Closing (a cut) is stored first and committed after; opening (a permit, an attach, a restore)
 //! is committed first and done after. `requests` follows the meter's messages, `accounts` says what they are
 //! charged to, `budgets` takes what operators say of them, `windows` begins them anew, `warnings` warns, `usage` sums
-//! what is shown, `bottles` finds the attached ones, `verdicts` cuts and restores, `members` attaches and detaches, `adopt` takes over what an earlier
+//! what is shown, `bottles` finds the attached ones, `verdicts` cuts and restores, `processes` freezes, thaws and
+//! kills, `reload` takes changed settings, `members` attaches and detaches, `adopt` takes over what an earlier
 //! controller left, `durable` talks to the writer, `lease` beats the heart, `drops` tells what the kernel dropped, `lane` says why, `view` shows the state.
 mod accounts;
 mod adopt;
@@ -15,6 +16,8 @@ mod durable;
 mod lane;
 mod lease;
 mod members;
+mod processes;
+mod reload;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -26,6 +29,7 @@ mod windows;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::{Ipv6Addr, SocketAddr};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -42,6 +46,8 @@ use self::durable::{Committed, Outstanding};
 pub use self::lane::Why;
 use self::lease::Heart;
 pub use self::members::Admission;
+use self::processes::Asker;
+pub use self::reload::Reloading;
 use self::requests::{Live, RowLimit, Waiting};
 use self::usage::UsedByBottles;
 pub use self::view::BottleModel;
@@ -52,9 +58,11 @@ use crate::budget::window::Hour;
 use crate::budget::{AccountId, Accounts, Path};
 use crate::clock::now_ms;
 use crate::control::api::{self, Problem};
+use crate::hooks::{Called, Hooks};
 use crate::kernel::{Event, Kernel, Place};
 use crate::ledger::writer::Writer;
-use crate::ledger::{Attachment, AttachmentId, Entry, ExchangeId, UsageRow};
+use crate::ledger::{Attachment, AttachmentId, Entry, ExchangeId, UnixMs, UsageRow};
+use crate::policy::{Acted, Hand, Snapshotted};
 use crate::settings::Settings;
 
 /// How often the core looks at what only time changes: waits at the gate, writes to be tried again.
@@ -253,6 +261,49 @@ pub enum Message {
         /// Done.
         reply: oneshot::Sender<Result<(), Problem>>,
     },
+    /// Cut a bottle and freeze its processes.
+    Freeze {
+        /// Name.
+        name: String,
+        /// Why.
+        order: api::Reason,
+        /// `controller` or `uid:N`.
+        by: String,
+        /// When the order came.
+        received: Instant,
+        /// Done and durable.
+        reply: oneshot::Sender<Result<(), Problem>>,
+    },
+    /// Let a frozen bottle's processes go on.
+    Thaw {
+        /// Name.
+        name: String,
+        /// `controller` or `uid:N`.
+        by: String,
+        /// When the order came.
+        received: Instant,
+        /// Done.
+        reply: oneshot::Sender<Result<(), Problem>>,
+    },
+    /// Cut a bottle and kill its processes.
+    Kill {
+        /// Name.
+        name: String,
+        /// Why.
+        order: api::Reason,
+        /// `controller` or `uid:N`.
+        by: String,
+        /// When the order came.
+        received: Instant,
+        /// Done and durable.
+        reply: oneshot::Sender<Result<(), Problem>>,
+    },
+    /// An order for a bottle's processes was done, or not.
+    Acted(Box<Acted>),
+    /// A snapshot was taken, or not.
+    Snapshotted(Snapshotted),
+    /// A hook ended.
+    Called(Called),
     /// Set, add to or clear a budget.
     StateBudget {
         /// What.
@@ -269,6 +320,17 @@ pub enum Message {
         /// Each with its figures.
         reply: oneshot::Sender<Vec<api::BudgetRow>>,
     },
+    /// Have other settings hold.
+    Reload(Reloading),
+    /// Changed settings were not taken: for the audit.
+    NotReloaded {
+        /// `controller` or `uid:N`.
+        by: String,
+        /// Why.
+        why: String,
+    },
+    /// Settled exchanges that began in this time are older than the settings keep.
+    RollUp(Range<UnixMs>),
     /// Something that the operator should read in the audit.
     Warn {
         /// Whom it concerns.
@@ -322,6 +384,8 @@ struct Bottle {
     cause: Option<Cause>,
     /// Grows with each change of the verdict, so that a restore committed late does not undo a newer cut.
     verdict: u64,
+    /// Grows with each order for its processes, so that a snapshot that ends late ends nobody.
+    orders: u64,
     stage: Stage,
     /// Whether its cuts are silent ones, whatever was ordered; kept by the kernel over restarts.
     mute: bool,
@@ -349,6 +413,8 @@ pub struct Core {
     meter: Option<(u64, MeterLink)>,
     lane: Option<(u64, LaneLink)>,
     actor: Actor,
+    hand: Hand,
+    hooks: Hooks,
     accounts: Accounts,
     /// Accounts whose crossing has been acted upon.
     crossed: HashSet<AccountId>,
@@ -431,6 +497,10 @@ pub struct Parts {
     pub listener: Listener,
     /// Who does to sockets what takes longer than a store.
     pub actor: Actor,
+    /// Who does to processes what a verdict asks for.
+    pub hand: Hand,
+    /// Who calls the settings' hooks.
+    pub hooks: Hooks,
     /// Who listens to changes.
     pub changes: broadcast::Sender<Change>,
 }
@@ -464,6 +534,8 @@ impl Core {
             meter: None,
             lane: None,
             actor: parts.actor,
+            hand: parts.hand,
+            hooks: parts.hooks,
             accounts,
             crossed: HashSet::new(),
             payers: HashMap::new(),
@@ -527,6 +599,21 @@ impl Core {
                 self.cut_by_order(&name, order, by, received, reply)
             }
             Message::Restore { name, order, by, reply } => self.restore(&name, &order, by, reply),
+            Message::Freeze { name, order, by, received, reply } => {
+                self.freeze_by_order(&name, order, Asker { by, received, reply: Some(reply) });
+            }
+            Message::Thaw { name, by, received, reply } => {
+                self.thaw_by_order(&name, Asker { by, received, reply: Some(reply) });
+            }
+            Message::Kill { name, order, by, received, reply } => {
+                self.kill_by_order(&name, order, Asker { by, received, reply: Some(reply) });
+            }
+            Message::Acted(acted) => self.acted(*acted),
+            Message::Snapshotted(taken) => self.snapshotted(taken),
+            Message::Called(called) => self.called(called),
+            Message::Reload(reloading) => self.reload(reloading),
+            Message::NotReloaded { by, why } => self.not_reloaded(&by, why),
+            Message::RollUp(day) => self.roll_up(day),
             Message::StateBudget { order, by, received, reply } => {
                 self.state_budget(&order, &by, received, reply)
             }

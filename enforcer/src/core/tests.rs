@@ -19,7 +19,11 @@ use crate::kernel::fake::FakeKernel;
 use crate::kernel::{Allowed, AllowedPorts, Face, Pinned};
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::{FlowRow, Ledger, LedgerError, Reader, Snapshot, UsageQuery};
-use crate::settings::Egress;
+use crate::settings::{Egress, Policy};
+use crate::{hooks, policy};
+
+mod processes;
+mod reload;
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -29,6 +33,8 @@ struct Bench {
     orders: Receiver<ToMeter>,
     told: Receiver<ToLane>,
     aborts: Receiver<Abort>,
+    held: policy::Orders,
+    calls: tokio::sync::mpsc::Receiver<hooks::Call>,
     reader: Box<dyn Reader>,
     refusing: Arc<AtomicBool>,
     silent: Arc<AtomicBool>,
@@ -95,12 +101,16 @@ impl Bench {
         let kernel = Arc::new(kernel);
         let (changes, _) = broadcast::channel(16);
         let (actor, aborts) = act::orders();
+        let (hand, held) = policy::orders();
+        let (hooks, calls) = hooks::calls();
         let parts = Parts {
             settings: Arc::new(settings(yaml)),
             kernel: kernel.clone(),
             writer,
             listener: listener(),
             actor,
+            hand,
+            hooks,
             changes,
         };
         let (core, _thread) = start(parts, snapshot).unwrap();
@@ -108,7 +118,7 @@ impl Bench {
         core.tell(Message::MeterUp { epoch: 1, link });
         let (link, told) = channel();
         core.tell(Message::LaneUp { epoch: 1, link });
-        Self { core, kernel, orders, told, aborts, reader, refusing, silent, never, dir }
+        Self { core, kernel, orders, told, aborts, held, calls, reader, refusing, silent, never, dir }
     }
 
     /// The controller dies and another starts; the kernel holds what it held.
@@ -139,6 +149,16 @@ impl Bench {
     }
 
     fn admit(&self, name: &str, cgroup: &str, launch_budget: &[(&str, u64)]) -> Attachment {
+        self.admit_as(name, cgroup, launch_budget, Policy::Cutoff)
+    }
+
+    fn admit_as(
+        &self,
+        name: &str,
+        cgroup: &str,
+        launch_budget: &[(&str, u64)],
+        policy: Policy,
+    ) -> Attachment {
         let admission = Admission {
             name: name.into(),
             agent: None,
@@ -146,7 +166,8 @@ impl Bench {
             cgroup: cgroup.into(),
             cgroup_id: cgroup.bytes().map(u64::from).sum(),
             owns_cgroup: false,
-            policy: "cutoff".into(),
+            container: None,
+            policy,
             egress: Egress::Open,
             launch_budget: launch_budget
                 .iter()
@@ -206,6 +227,14 @@ impl Bench {
         }));
     }
 
+    /// Charges a bottle with an exchange of so many tokens; whatever else the meter is told is swallowed.
+    fn spend(&self, exchange: u64, bottle: BottleRef, tokens: u64) {
+        self.reserve(exchange, bottle, 10);
+        while self.order() != (ToMeter::Permit { exchange }) {}
+        self.settle(exchange, tokens);
+        while self.order() != (ToMeter::Settled { exchange }) {}
+    }
+
     fn order(&self) -> ToMeter {
         self.orders.recv_timeout(SOON).expect("an order to the meter")
     }
@@ -226,6 +255,23 @@ impl Bench {
 
     fn actions(&mut self) -> Vec<crate::audit::Row> {
         self.reader.audit(0, 1_000).unwrap()
+    }
+
+    fn rows(&mut self, action: &str) -> Vec<crate::audit::Row> {
+        self.actions().into_iter().filter(|row| row.action == action).collect()
+    }
+
+    /// The rows of this action, once there are so many.
+    fn awaited_rows(&mut self, action: &str, count: usize) -> Vec<crate::audit::Row> {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let rows = self.rows(action);
+            if rows.len() >= count {
+                return rows;
+            }
+            assert!(Instant::now() < deadline, "{count} rows of {action}: {rows:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     fn cut(&self, name: &str) -> Result<(), Problem> {
@@ -675,7 +721,8 @@ fn no_bottle_is_its_own_ancestor() {
         cgroup: "/sys/fs/cgroup/base".into(),
         cgroup_id: 9,
         owns_cgroup: false,
-        policy: "cutoff".into(),
+        container: None,
+        policy: Policy::Cutoff,
         egress: Egress::Open,
         launch_budget: BTreeMap::new(),
         mute: false,
@@ -755,8 +802,16 @@ fn a_guard_that_holds_something_else_ends_the_start() {
     let (writer, _thread) = Writer::spawn(Box::new(ledger));
     let (changes, _) = broadcast::channel(16);
     let (actor, _aborts) = act::orders();
-    let parts =
-        Parts { settings: Arc::new(settings("")), kernel, writer, listener: listener(), actor, changes };
+    let parts = Parts {
+        settings: Arc::new(settings("")),
+        kernel,
+        writer,
+        listener: listener(),
+        actor,
+        hand: policy::orders().0,
+        hooks: hooks::calls().0,
+        changes,
+    };
     assert!(start(parts, snapshot).is_err());
 }
 

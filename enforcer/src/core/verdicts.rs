@@ -8,15 +8,41 @@ use tokio::sync::oneshot;
 
 use super::budgets::Pending;
 use super::durable::{After, Committed, action};
+use super::processes::{Asker, killed};
 use super::requests::reference;
 use super::{Bottle, Change, Core, Stage, answer};
 use crate::act::{Abort, Which};
-use crate::audit::{ActionKind, Cause, CauseKind};
+use crate::audit::{ActionKind, Cause, CauseKind, Processes};
 use crate::budget::{self, AccountId, Figures, Judgement, Scope, Statement};
 use crate::clock::{now_ms, rfc3339};
 use crate::control::api::{self, Problem};
+use crate::hooks::Occasion;
 use crate::kernel::Face;
 use crate::ledger::{AttachmentId, Entry, ExchangeId, Owner, Verdict};
+use crate::settings::Policy;
+
+/// When a budget was crossed that a bottle is cut for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Crossing {
+    /// Now: the bottle's policy acts.
+    Now {
+        /// The exchange that crossed.
+        flow: Option<ExchangeId>,
+        /// When its figures were received.
+        received: Instant,
+    },
+    /// Before the bottle was attached, or its controller started: it is cut, and no more. A new bottle has used nothing
+    /// of that budget, and its agent is to read why it cannot work, which nobody can who stands still or is killed; an
+    /// old one was dealt with when it crossed, and an operator may have opened it since.
+    Before,
+}
+
+impl Crossing {
+    /// Found now, by no exchange of its own.
+    pub(super) fn now() -> Self {
+        Self::Now { flow: None, received: Instant::now() }
+    }
+}
 
 /// What the audit says of a cut that was to be answered and is not.
 const MUTED: &str =
@@ -30,6 +56,7 @@ struct Restoring {
     verdict: u64,
     /// Tokens to add to accounts.
     additions: Vec<Pending>,
+    by: String,
 }
 
 impl Core {
@@ -42,27 +69,20 @@ impl Core {
         flow: ExchangeId,
         received: Instant,
     ) {
+        let crossing = Crossing::Now { flow: Some(flow), received };
         for (_, account) in path {
-            if self.accounts.is_used_up(*account) && self.crossed.insert(*account) {
-                self.cut_all_bound_by(*account, Some(flow), received);
-            }
+            self.cut_all_bound_by(*account, crossing);
         }
         if let Judgement::Refuse(scope, account) = self.accounts.judge(path)
             && self.bottle(charged).is_some()
         {
-            let cause = self.budget_cause(scope, account, Some(flow));
-            self.cut_for_budget(charged.slot, cause, received);
+            self.cut_for_budget(charged.slot, scope, account, crossing);
         }
     }
 
-    /// Cuts every bottle that this budget binds, if it is used up.
-    pub(super) fn cut_all_bound_by(
-        &mut self,
-        account: AccountId,
-        flow: Option<ExchangeId>,
-        received: Instant,
-    ) {
-        if !self.accounts.is_used_up(account) {
+    /// Cuts every bottle that this budget binds, if it is used up now and was not before.
+    pub(super) fn cut_all_bound_by(&mut self, account: AccountId, crossing: Crossing) {
+        if !self.accounts.is_used_up(account) || !self.crossed.insert(account) {
             return;
         }
         let provider = self.accounts.provider(account).to_owned();
@@ -70,26 +90,65 @@ impl Core {
         for slot in self.payers(account) {
             let path = self.path(slot, &provider);
             if let Some((scope, _)) = self.accounts.binding(&path).find(|(_, binding)| *binding == account) {
-                self.store_cut(slot, self.settings.cut);
+                self.store_crossing(slot, crossing);
                 bound.push((slot, scope));
             }
         }
         // every store is done before anything is told or written
         for (slot, scope) in bound {
-            let cause = self.budget_cause(scope, account, flow);
-            self.cut_for_budget(slot, cause, received);
+            self.cut_for_budget(slot, scope, account, crossing);
         }
     }
 
-    pub(super) fn cut_for_budget(&mut self, slot: u32, cause: Cause, received: Instant) {
-        if let Some(bottle) = self.bottles.get_mut(&slot)
-            && bottle.cause.as_ref().is_some_and(|cause| cause.kind == CauseKind::Budget)
-        {
+    /// Stores the cut that a crossing asks for. One for a budget that stands already stays as it is.
+    pub(super) fn store_crossing(&self, slot: u32, crossing: Crossing) {
+        if !self.is_cut_for_budget(slot) {
+            self.store_cut(slot, self.face_with(self.policy_at(slot, crossing)));
+        }
+    }
+
+    fn is_cut_for_budget(&self, slot: u32) -> bool {
+        let cause = self.bottles.get(&slot).and_then(|bottle| bottle.cause.as_ref());
+        cause.is_some_and(|cause| cause.kind == CauseKind::Budget)
+    }
+
+    /// What is done to a bottle beyond the cut.
+    pub(super) fn policy_at(&self, slot: u32, crossing: Crossing) -> Policy {
+        match (crossing, self.bottles.get(&slot)) {
+            (Crossing::Now { .. }, Some(bottle)) => bottle.attachment.policy,
+            (Crossing::Before, _) | (_, None) => Policy::Cutoff,
+        }
+    }
+
+    /// Nobody reads an answer whose processes stand still or are gone.
+    fn face_with(&self, policy: Policy) -> Face {
+        if policy == Policy::Cutoff { self.settings.cut } else { Face::Silent }
+    }
+
+    /// Cuts a bottle for a budget that binds it, by the budget's figures as they are.
+    pub(super) fn cut_for_budget(&mut self, slot: u32, scope: Scope, account: AccountId, crossing: Crossing) {
+        let (flow, received) = match crossing {
+            Crossing::Now { flow, received } => (flow, received),
+            Crossing::Before => (None, Instant::now()),
+        };
+        let cause = self.budget_cause(self.policy_at(slot, crossing), scope, account, flow);
+        self.cut_by_budget(slot, cause, received);
+    }
+
+    /// Cuts a bottle with a budget's cause, and has done to its processes what the cause asks for.
+    pub(super) fn cut_by_budget(&mut self, slot: u32, cause: Cause, received: Instant) {
+        let is_cut = self.is_cut_for_budget(slot);
+        let Some(bottle) = self.bottles.get_mut(&slot) else { return };
+        if is_cut {
             // a restore under way was ordered before this crossing, and must not undo it
             bottle.verdict += 1;
             return;
         }
+        let more = bottle.cause.as_ref().is_none_or(|standing| standing.processes < cause.policy.into());
         self.cut(slot, cause, Upstream::Close, received, After::Nothing);
+        if more {
+            self.hold(slot, Asker::controller(received));
+        }
     }
 
     /// Stores a cut. A bottle whose hooks are being put on or off has no lane: nothing of it is in use.
@@ -107,13 +166,20 @@ impl Core {
         if mute { Face::Silent } else { wanted }
     }
 
-    pub(super) fn budget_cause(&self, scope: Scope, account: AccountId, flow: Option<ExchangeId>) -> Cause {
-        self.cause_by(scope, account, &self.accounts.figures(account), flow)
+    pub(super) fn budget_cause(
+        &self,
+        policy: Policy,
+        scope: Scope,
+        account: AccountId,
+        flow: Option<ExchangeId>,
+    ) -> Cause {
+        self.cause_by(policy, scope, account, &self.accounts.figures(account), flow)
     }
 
     /// The same by other figures than the account has now.
     pub(super) fn cause_by(
         &self,
+        policy: Policy,
         scope: Scope,
         account: AccountId,
         figures: &Figures,
@@ -133,7 +199,9 @@ impl Core {
             by: "controller".into(),
             reason: None,
             held: false,
-            face: self.settings.cut,
+            face: self.face_with(policy),
+            policy,
+            processes: Processes::Running,
         }
     }
 
@@ -147,7 +215,7 @@ impl Core {
     }
 
     /// Stores the cut, tells the meter, aborts connections, commits. A bottle that is cut already keeps its first
-    /// cause.
+    /// cause. What is to be done to its processes is decided with it; the caller has it done (`hold`).
     pub(super) fn cut(
         &mut self,
         slot: u32,
@@ -167,6 +235,7 @@ impl Core {
         bottle.verdict += 1;
         let standing = bottle.cause.get_or_insert_with(|| cause.clone());
         standing.face = standing.face.max(cause.face);
+        standing.processes = standing.processes.max(cause.policy.into());
         standing.held |= standing.kind == CauseKind::Budget && cause.kind != CauseKind::Budget;
         let standing = standing.clone();
         let (name, attachment) = (bottle.attachment.name.clone(), bottle.attachment.id);
@@ -179,11 +248,14 @@ impl Core {
             return self.committed(Committed { after, owed: Vec::new(), audited: false, result: Ok(()) });
         }
         let by = cause.by.clone();
-        let mut row = action(ActionKind::Cut, Some(name), Some(cause), &by);
+        let mut row = action(ActionKind::Cut, Some(name.clone()), Some(cause), &by);
         row.took_us = Some(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         let again = before.map(|_| format!("was cut already, and is now {}", standing.face.as_str()));
         let details: Vec<String> = again.into_iter().chain(muted.map(str::to_owned)).collect();
         row.detail = (!details.is_empty()).then(|| details.join("; "));
+        if before.is_none() {
+            self.call_hook(Occasion::Cut, Some(&name), Some(&standing));
+        }
         let verdict = Entry::Verdict(Verdict { attachment, cause: Some(standing) });
         self.submit_done(vec![verdict, Entry::Action(row)], after);
         self.publish(Change::State);
@@ -253,8 +325,8 @@ impl Core {
             return answer(reply, Err(Problem::failed(behind.to_string())));
         }
         match self.prepare_restore(name, order, &by) {
-            Ok(Restoring { entries, attachment, verdict, additions }) => {
-                self.submit(entries, After::Restored { attachment, verdict, additions, reply });
+            Ok(Restoring { entries, attachment, verdict, additions, by }) => {
+                self.submit(entries, After::Restored { attachment, verdict, additions, by, reply });
             }
             Err(problem) => answer(reply, Err(problem)),
         }
@@ -263,11 +335,17 @@ impl Core {
     /// Checks the order and composes what is to be committed. Nothing opens and nothing is added before that.
     fn prepare_restore(&mut self, name: &str, order: &api::Restore, by: &str) -> Result<Restoring, Problem> {
         let slot = self.slot_of(name).ok_or_else(|| unknown(name))?;
+        if self.processes_of(slot) == Processes::Killed {
+            return Err(killed(name));
+        }
         let additions = self.additions(slot, name, order)?;
         if !order.force {
             self.refuse_what_stays_used_up(slot, name, &additions)?;
         }
-        let Some(bottle) = self.bottles.get(&slot) else { return Err(unknown(name)) };
+        let Some(bottle) = self.bottles.get_mut(&slot) else { return Err(unknown(name)) };
+        // a snapshot that ends from now on ends nobody
+        bottle.orders += 1;
+        let bottle = &*bottle;
         let (attachment, verdict) = (bottle.attachment.id, bottle.verdict);
         let mut row = action(ActionKind::Restore, Some(name.to_owned()), bottle.cause.clone(), by);
         row.detail = self.describe(&additions, order.force);
@@ -276,7 +354,7 @@ impl Core {
         let (additions, mut entries): (Vec<Pending>, Vec<Entry>) = stated.unzip();
         entries.push(Entry::Verdict(Verdict { attachment, cause: None }));
         entries.push(Entry::Action(row));
-        Ok(Restoring { entries, attachment, verdict, additions })
+        Ok(Restoring { entries, attachment, verdict, additions, by: by.to_owned() })
     }
 
     /// The accounts that the order adds to: for each provider, the one that governs this bottle.
@@ -371,6 +449,7 @@ impl Core {
         attachment: AttachmentId,
         verdict: u64,
         additions: &[Pending],
+        by: String,
         result: Result<(), Problem>,
         reply: oneshot::Sender<Result<(), Problem>>,
     ) {
@@ -378,31 +457,48 @@ impl Core {
             return answer(reply, Err(problem));
         }
         additions.iter().for_each(|addition| self.apply(addition));
-        let opened = self.open_restored(attachment, verdict);
+        let opened = self.open_restored(attachment, verdict, "restored");
         self.admit_waiting();
         self.publish(Change::State);
-        answer(reply, opened);
+        match opened {
+            Ok((slot, cause)) => {
+                let asker = Asker { by, received: Instant::now(), reply: Some(reply) };
+                self.thaw_with(slot, cause.as_ref(), asker);
+            }
+            Err(problem) => answer(reply, Err(problem)),
+        }
     }
 
-    pub(super) fn open_restored(&mut self, attachment: AttachmentId, verdict: u64) -> Result<(), Problem> {
+    /// Opens a bottle whose verdict is still the one that was to end; its slot, and the verdict that ended.
+    pub(super) fn open_restored(
+        &mut self,
+        attachment: AttachmentId,
+        verdict: u64,
+        how: &str,
+    ) -> Result<(u32, Option<Cause>), Problem> {
         let gone = || Problem::failed("the bottle was detached meanwhile");
         let slot = self.slot_of_attachment(attachment).ok_or_else(gone)?;
         let bottle = self.bottles.get_mut(&slot).ok_or_else(gone)?;
         if bottle.verdict != verdict {
-            // the cut came while the restore was being written: the ledger must say so again
-            let entry = Verdict { attachment, cause: bottle.cause.clone() };
-            let name = bottle.attachment.name.clone();
-            self.submit_done(vec![Entry::Verdict(entry)], After::Nothing);
-            return Err(Problem::refused(format!("{name} was cut again while it was being restored")));
+            return Err(self.cut_again(slot, how));
         }
-        bottle.cause = None;
+        let ended = bottle.cause.take();
         bottle.verdict += 1;
         if bottle.stage == Stage::Attached {
             self.kernel.open(slot);
             self.tell_meter_of(slot, Upstream::Hold);
             self.end_lane_below(slot);
         }
-        Ok(())
+        Ok((slot, ended))
+    }
+
+    /// A cut came while its opposite was being written: the ledger must say so again.
+    pub(super) fn cut_again(&mut self, slot: u32, how: &str) -> Problem {
+        let Some(bottle) = self.bottles.get(&slot) else { return Problem::failed("the bottle is gone") };
+        let name = bottle.attachment.name.clone();
+        let entry = Verdict { attachment: bottle.attachment.id, cause: bottle.cause.clone() };
+        self.submit_done(vec![Entry::Verdict(entry)], After::Nothing);
+        Problem::refused(format!("{name} was cut again while it was being {how}"))
     }
 
     /// Tells the meter how this bottle and those nested in its cgroup stand now.
@@ -432,6 +528,11 @@ impl Core {
     /// What the bottle sees of all the cuts that shut it; `None`: it is open.
     pub(super) fn face_of(&self, slot: u32) -> Option<Face> {
         self.cuts_around(slot).map(|cause| cause.face).max()
+    }
+
+    /// What stands decided for its processes by all the cuts that shut it.
+    pub(super) fn processes_of(&self, slot: u32) -> Processes {
+        self.cuts_around(slot).map(|cause| cause.processes).max().unwrap_or_default()
     }
 
     /// The verdicts of this bottle and of those whose cgroups hold it, where they are cut: its own first.

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::{Bottle, Core, Stage};
-use crate::audit::Cause;
+use crate::audit::{Cause, Processes};
 use crate::budget::{AccountId, Governing, Scope};
 use crate::clock::rfc3339;
 use crate::control::api;
@@ -19,12 +19,21 @@ pub struct BottleModel {
     pub cause: Option<Cause>,
     /// What it sees of that; `None`: open.
     pub face: Option<Face>,
+    /// What stands decided for its processes by all the cuts that shut it.
+    pub processes: Processes,
     /// Settled usage by provider.
     pub usage: BTreeMap<String, api::Usage>,
     /// The budget that is felt first, by provider.
     pub budget: BTreeMap<String, api::Budget>,
     /// Every scope that a provider's exchanges are charged to, nearest first; for one bottle alone.
     pub chain: BTreeMap<String, Vec<api::Link>>,
+}
+
+/// What all the cuts around a bottle make of it: the first of them, its own before others, and the most closed of each.
+struct Shut {
+    cause: Option<Cause>,
+    face: Option<Face>,
+    processes: Processes,
 }
 
 impl Core {
@@ -34,7 +43,8 @@ impl Core {
             let around: Vec<&Cause> =
                 Path::new(cgroup).ancestors().filter_map(|level| cuts.get(level)).collect();
             let face = around.iter().map(|cause| cause.face).max();
-            (around.first().map(|cause| (*cause).clone()), face)
+            let processes = around.iter().map(|cause| cause.processes).max().unwrap_or_default();
+            Shut { cause: around.first().map(|cause| (*cause).clone()), face, processes }
         };
         let slots: Vec<u32> = self.bottles.keys().copied().collect();
         let mut models: Vec<BottleModel> =
@@ -45,7 +55,11 @@ impl Core {
 
     pub(super) fn view_one(&mut self, name: &str) -> Option<BottleModel> {
         let slot = self.slot_of(name)?;
-        let model = self.model(slot, |core, _| (core.shut_by(slot).cloned(), core.face_of(slot)))?;
+        let model = self.model(slot, |core, _| Shut {
+            cause: core.shut_by(slot).cloned(),
+            face: core.face_of(slot),
+            processes: core.processes_of(slot),
+        })?;
         Some(BottleModel { chain: self.chains(slot), ..model })
     }
 
@@ -69,12 +83,8 @@ impl Core {
         self.bottles.values().filter_map(cut).collect()
     }
 
-    /// `shut` says by what a bottle with this cgroup is shut (its own cut first), and what it sees of it.
-    fn model(
-        &mut self,
-        slot: u32,
-        shut: impl Fn(&Self, &str) -> (Option<Cause>, Option<Face>),
-    ) -> Option<BottleModel> {
+    /// `shut` says by what a bottle with this cgroup is shut.
+    fn model(&mut self, slot: u32, shut: impl Fn(&Self, &str) -> Shut) -> Option<BottleModel> {
         let budget = self
             .governing_accounts(slot)
             .into_iter()
@@ -83,11 +93,12 @@ impl Core {
             })
             .collect();
         let bottle = self.bottles.get(&slot).filter(|bottle| bottle.stage != Stage::Attaching)?;
-        let (cause, face) = shut(self, &bottle.attachment.cgroup);
+        let Shut { cause, face, processes } = shut(self, &bottle.attachment.cgroup);
         Some(BottleModel {
             attachment: bottle.attachment.clone(),
             cause,
             face,
+            processes,
             usage: self.usage.of(&bottle.attachment.name, self.accounts.weights()),
             budget,
             chain: BTreeMap::new(),

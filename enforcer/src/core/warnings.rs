@@ -3,7 +3,9 @@ use super::Core;
 use super::durable::{After, action};
 use crate::audit::ActionKind;
 use crate::budget::{AccountId, Path, Scope, Warned};
+use crate::hooks::Occasion;
 use crate::ledger::{Entry, ExchangeId};
+use crate::settings::Policy;
 
 impl Core {
     /// Warns of what a charge to these accounts has reached.
@@ -13,7 +15,14 @@ impl Core {
         }
     }
 
-    /// Warns of what accounts have reached by themselves: with another budget, or while nobody looked.
+    /// Warns of what any account has reached by itself: with another budget, or while nobody looked.
+    pub(super) fn warn_of_all(&mut self) {
+        for account in self.accounts.ids() {
+            self.warn_of(self.own_scope(account), account, None, None);
+        }
+    }
+
+    /// Warns of what this account has reached, by an exchange of a bottle or by itself.
     pub(super) fn warn_of(
         &mut self,
         scope: Scope,
@@ -26,8 +35,8 @@ impl Core {
         }
     }
 
-    /// The one place where a budget's warning is given: recorded together with its being given, and so told to whoever
-    /// reads the events.
+    /// The one place where a budget's warning is given: told to the hook, and recorded together with its being given,
+    /// and so told to whoever reads the events.
     fn budget_warned(
         &mut self,
         scope: Scope,
@@ -36,7 +45,8 @@ impl Core {
         bottle: Option<&str>,
         flow: Option<ExchangeId>,
     ) {
-        let cause = self.budget_cause(scope, account, flow);
+        let cause = self.budget_cause(Policy::Cutoff, scope, account, flow);
+        self.call_hook(Occasion::Warn, bottle, Some(&cause));
         let mut row = action(ActionKind::Warn, bottle.map(str::to_owned), Some(cause), "controller");
         row.detail = Some(format!("{}% of the budget are used", warned.percent));
         let owner = self.accounts.owner(account).clone();

@@ -1,10 +1,13 @@
 //! Windows that begin anew, and the bottles that open with them. The hour that windows stand at is the latest that the
 //! clock has shown and the ledger has recorded: a clock that is set back opens nothing and counts nothing again.
+use std::time::Instant;
+
 use tokio::sync::oneshot;
 
 use super::durable::{After, action};
+use super::processes::Asker;
 use super::{Change, Core, Stage, answer};
-use crate::audit::{ActionKind, CauseKind};
+use crate::audit::{ActionKind, CauseKind, Processes};
 use crate::budget::window::Hour;
 use crate::clock::now_ms;
 use crate::control::api::Problem;
@@ -52,11 +55,13 @@ impl Core {
         if result.is_err() {
             return;
         }
+        let mut closed: Vec<u32> = self.bottles.keys().copied().collect();
+        // one that had room before was left cut by changed settings: its window is not why it may open
+        closed.retain(|slot| self.used_up(*slot).is_some());
         self.accounts.roll(hour);
         self.forget_crossings();
         if self.settings.reopen == Reopen::Auto {
-            let slots = self.bottles.keys().copied().collect();
-            self.reopen_covered(slots, "controller", &format!("a window began anew at {hour}:00 UTC"), None);
+            self.reopen_covered(closed, "controller", &format!("a window began anew at {hour}:00 UTC"), None);
         }
         self.admit_waiting();
         self.publish(Change::State);
@@ -69,7 +74,7 @@ impl Core {
     }
 
     /// Opens those of these bottles that budgets alone have cut and that no budget cuts any longer; `reply` is answered
-    /// when that is done.
+    /// when that is done. What is frozen goes on; what was killed has nothing left to open for.
     pub(super) fn reopen_covered(
         &mut self,
         slots: Vec<u32>,
@@ -97,11 +102,13 @@ impl Core {
         }
     }
 
-    fn is_cut_by_budget_alone(&self, slot: u32) -> bool {
+    pub(super) fn is_cut_by_budget_alone(&self, slot: u32) -> bool {
         self.bottles.get(&slot).is_some_and(|bottle| {
             let cause = bottle.cause.as_ref();
             bottle.stage == Stage::Attached
-                && cause.is_some_and(|cause| cause.kind == CauseKind::Budget && !cause.held)
+                && cause.is_some_and(|cause| {
+                    cause.kind == CauseKind::Budget && !cause.held && cause.processes != Processes::Killed
+                })
         })
     }
 
@@ -114,8 +121,11 @@ impl Core {
     ) {
         if result.is_ok() {
             for (attachment, verdict) in openings {
-                if let Err(problem) = self.open_restored(*attachment, *verdict) {
-                    tracing::info!(problem.error, "a bottle that was to open stays closed");
+                match self.open_restored(*attachment, *verdict, "reopened") {
+                    Ok((slot, ended)) => {
+                        self.thaw_with(slot, ended.as_ref(), Asker::controller(Instant::now()));
+                    }
+                    Err(problem) => tracing::info!(problem.error, "a bottle that was to open stays closed"),
                 }
             }
             self.admit_waiting();

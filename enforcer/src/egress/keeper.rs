@@ -42,13 +42,14 @@ pub struct Confined {
 /// See the module's head.
 pub struct Keeper {
     kernel: Arc<dyn Kernel>,
-    rules: Vec<EgressRule>,
-    servers: Vec<IpAddr>,
     state: Mutex<State>,
     changed: Notify,
 }
 
 struct State {
+    rules: Arc<[EgressRule]>,
+    /// The settings' DNS servers; empty for the host's.
+    servers: Vec<IpAddr>,
     bottles: BTreeMap<u32, Confined>,
     names: BTreeMap<String, Known>,
     resolver: Arc<Resolver>,
@@ -58,9 +59,10 @@ struct State {
     unwritten: BTreeSet<u32>,
 }
 
-/// What the entries of bottles depend on beside the rules: the DNS servers, and the addresses of names.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What the entries of bottles depend on: the rules, the DNS servers, and the addresses of names.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Reachable {
+    rules: Arc<[EgressRule]>,
     servers: Vec<IpAddr>,
     names: BTreeMap<String, Vec<IpAddr>>,
 }
@@ -75,6 +77,7 @@ impl State {
     fn reachable(&self, now: Instant) -> Reachable {
         let addresses = |(name, known): (&String, &Known)| (name.clone(), known.addresses(now).collect());
         Reachable {
+            rules: self.rules.clone(),
             servers: self.resolver.servers().to_vec(),
             names: self.names.iter().map(addresses).collect(),
         }
@@ -87,13 +90,42 @@ impl Keeper {
     pub fn new(kernel: Arc<dyn Kernel>, rules: Vec<EgressRule>, servers: Vec<IpAddr>) -> Self {
         let resolver = Arc::new(Resolver::new(&servers));
         let state = Mutex::new(State {
+            rules: rules.into(),
+            servers,
             bottles: BTreeMap::new(),
             names: BTreeMap::new(),
             resolver,
             written: None,
             unwritten: BTreeSet::new(),
         });
-        Self { kernel, rules, servers, state, changed: Notify::new() }
+        Self { kernel, state, changed: Notify::new() }
+    }
+
+    /// Has other rules and servers hold for every bottle, from when this returns; names are looked up soon after.
+    ///
+    /// # Errors
+    /// When the list cannot be written for some bottle, in words; then what held before holds again.
+    pub fn replace(&self, rules: Vec<EgressRule>, servers: Vec<IpAddr>) -> Result<(), String> {
+        let before = self.exchange(rules.into(), servers);
+        let failures = self.write_all();
+        if failures.is_empty() {
+            self.changed.notify_one();
+            return Ok(());
+        }
+        self.exchange(before.0, before.1);
+        let mut words = failures.join("; ");
+        for failure in self.write_all() {
+            words.push_str(&format!("; and back again: {failure}"));
+        }
+        Err(words)
+    }
+
+    fn exchange(&self, rules: Arc<[EgressRule]>, servers: Vec<IpAddr>) -> (Arc<[EgressRule]>, Vec<IpAddr>) {
+        let mut state = self.state();
+        if state.servers != servers {
+            state.resolver = Arc::new(Resolver::new(&servers));
+        }
+        (std::mem::replace(&mut state.rules, rules), std::mem::replace(&mut state.servers, servers))
     }
 
     /// Makes these the bottles that are confined, and writes what they may reach by these rules; what others could, in
@@ -189,7 +221,10 @@ impl Keeper {
             state.names.get(&name).map(|known| known.due(now))
         });
         let next = due.min().filter(|_| self.needs_names()).map(|due| due.saturating_duration_since(now));
-        let watch = self.servers.is_empty() && !self.state().bottles.is_empty();
+        let watch = {
+            let state = self.state();
+            state.servers.is_empty() && !state.bottles.is_empty()
+        };
         next.into_iter().chain(watch.then_some(HOST_CHECK)).min()
     }
 
@@ -208,7 +243,7 @@ impl Keeper {
     /// The names in rules of which this holds, each once.
     fn names(&self, which: impl Fn(Option<&Known>) -> bool) -> Vec<String> {
         let state = self.state();
-        let named = self.rules.iter().filter_map(|rule| match &rule.to {
+        let named = state.rules.iter().filter_map(|rule| match &rule.to {
             Target::Name(name) => Some(name),
             Target::Range(_) => None,
         });
@@ -273,7 +308,7 @@ impl Keeper {
         }
         if bottle.mode == Egress::Allowlist {
             let now = Instant::now();
-            warnings.extend(self.rules.iter().filter_map(|rule| {
+            warnings.extend(state.rules.iter().filter_map(|rule| {
                 let Target::Name(name) = &rule.to else { return None };
                 let known = state.names.get(name);
                 if known.is_some_and(|known| known.addresses(now).next().is_some()) {
@@ -289,12 +324,13 @@ impl Keeper {
 
     /// Asks other servers when the host does, and lets bottles ask them.
     fn follow_host(&self) {
-        if !self.servers.is_empty() || self.state().resolver.is_current() {
+        let mut state = self.state();
+        if !state.servers.is_empty() || state.resolver.is_current() {
             return;
         }
-        let resolver = Arc::new(Resolver::new(&self.servers));
+        let resolver = Arc::new(Resolver::new(&[]));
         tracing::info!(servers = ?resolver.servers(), "the host has other DNS servers now");
-        self.state().resolver = resolver;
+        state.resolver = resolver;
     }
 
     /// Writes what every bottle may reach now, where that has changed. What could not be written stays closed, is tried
@@ -320,28 +356,28 @@ impl Keeper {
     }
 
     fn write(&self, reachable: &Reachable, bottle: &Confined) -> Result<(), KernelError> {
-        self.kernel.set_allowed(bottle.slot, &self.entries(reachable, bottle.mode))
-    }
-
-    /// What a mode lets through: the DNS servers, and in mode `allowlist` what the rules say.
-    fn entries(&self, reachable: &Reachable, mode: Egress) -> Vec<Allowed> {
-        let servers = reachable.servers.iter().map(|ip| (Range::from(*ip), Opening::Dns));
-        let rules = self.rules.iter().filter(|_| mode == Egress::Allowlist).flat_map(|rule| {
-            let opening = rule.port.map_or(Opening::AnyPort, Opening::Port);
-            let ranges: Vec<Range> = match &rule.to {
-                Target::Range(range) => vec![*range],
-                Target::Name(name) => {
-                    reachable.names.get(name).into_iter().flatten().copied().map(Range::from).collect()
-                }
-            };
-            ranges.into_iter().map(move |range| (range, opening))
-        });
-        merge(servers.chain(rules))
+        self.kernel.set_allowed(bottle.slot, &entries(reachable, bottle.mode))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a mode lets through: the DNS servers, and in mode `allowlist` what the rules say.
+fn entries(reachable: &Reachable, mode: Egress) -> Vec<Allowed> {
+    let servers = reachable.servers.iter().map(|ip| (Range::from(*ip), Opening::Dns));
+    let rules = reachable.rules.iter().filter(|_| mode == Egress::Allowlist).flat_map(|rule| {
+        let opening = rule.port.map_or(Opening::AnyPort, Opening::Port);
+        let ranges: Vec<Range> = match &rule.to {
+            Target::Range(range) => vec![*range],
+            Target::Name(name) => {
+                reachable.names.get(name).into_iter().flatten().copied().map(Range::from).collect()
+            }
+        };
+        ranges.into_iter().map(move |range| (range, opening))
+    });
+    merge(servers.chain(rules))
 }
 
 #[cfg(test)]
@@ -407,6 +443,16 @@ mod tests {
         assert!(keeper.write_all().is_empty());
         assert_eq!(ranges(&kernel, 1), ranges(&kernel, 2));
         assert!(keeper.state().written.is_some());
+    }
+
+    #[tokio::test]
+    async fn other_rules_hold_for_every_bottle_at_once() {
+        let kernel = Arc::new(FakeKernel::new());
+        let keeper = keeper(&kernel, &["10.0.0.0/8:5432"]);
+        keeper.take_over([confined(1, Egress::Metered), confined(2, Egress::Allowlist)]).unwrap();
+        keeper.replace(vec!["172.16.0.0/12".parse().unwrap()], vec!["192.0.2.54".parse().unwrap()]).unwrap();
+        assert_eq!(ranges(&kernel, 1), ["0.0.0.0/0", "192.0.2.54/32"]);
+        assert_eq!(ranges(&kernel, 2), ["0.0.0.0/0", "172.16.0.0/12", "192.0.2.54/32"]);
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use meter_proxy::protocol::{Leaf, Provider};
 
 use crate::ca::Ca;
+use crate::settings::Live;
 
 /// Questions that may wait; a key takes about a millisecond.
 const QUEUE: usize = 64;
@@ -26,13 +27,13 @@ pub struct Signer {
 }
 
 impl Signer {
-    /// Starts the thread; it signs for the hosts of these providers.
+    /// Starts the thread; it signs for the hosts of the providers that the settings have then.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(ca: Arc<Ca>, providers: Vec<Provider>) -> io::Result<Self> {
+    pub fn start(ca: Arc<Ca>, settings: Live) -> io::Result<Self> {
         let (questions, queue) = sync_channel(QUEUE);
-        std::thread::Builder::new().name("sign".into()).spawn(move || sign(&ca, &providers, &queue))?;
+        std::thread::Builder::new().name("sign".into()).spawn(move || sign(&ca, &settings, &queue))?;
         Ok(Self { questions })
     }
 
@@ -47,9 +48,9 @@ impl Signer {
     }
 }
 
-fn sign(ca: &Ca, providers: &[Provider], queue: &Receiver<Question>) {
+fn sign(ca: &Ca, settings: &Live, queue: &Receiver<Question>) {
     for Question { host, answer } in queue {
-        let leaf = if is_metered(&host, providers) {
+        let leaf = if is_metered(&host, &settings.borrow().providers) {
             ca.leaf(&host).map_err(|error| error.to_string())
         } else {
             Err(format!("{host} is not metered"))

@@ -9,8 +9,8 @@ pub mod sockets;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use enforcer_ebpf::LISTENER_HOST;
@@ -27,6 +27,7 @@ use crate::helpers::listeners::{Listeners, Sockets};
 use crate::helpers::signer::Signer;
 use crate::helpers::{Helper, Launch, Standing, Supervisor};
 use crate::kernel::{Kernel, KernelError};
+use crate::settings::Live;
 
 /// What can go wrong with the lane.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +80,7 @@ pub struct Parts {
     /// Path of its program.
     pub program: PathBuf,
     /// What it is told first.
-    pub config: LaneConfig,
+    pub settings: Live,
     /// Who knows why.
     pub core: CoreHandle,
     /// Who signs its certificates.
@@ -99,7 +100,9 @@ pub struct Lane {
 
 /// The lane's side of its supervisor.
 struct Part {
-    config: LaneConfig,
+    settings: Live,
+    /// The running lane, to be told more.
+    link: Mutex<Option<Sender<ToLane>>>,
     core: CoreHandle,
     signer: Signer,
     namespaces: Arc<Namespaces>,
@@ -112,14 +115,23 @@ impl Lane {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(berth: Berth, parts: Parts) -> Result<Self, LaneError> {
-        let Parts { program, config, core, signer, namespaces } = parts;
+        let Parts { program, settings, core, signer, namespaces } = parts;
         let Berth { guards, inside, sockets_procs, process_procs } = berth;
         let listeners = Listeners::new(|id| ToLane::Listen { id }, |id| ToLane::Unlisten { id });
         listeners.add(LISTENER_HOST, inside.sockets);
-        let part = Arc::new(Part { config, core, signer, namespaces, listeners });
+        let part = Arc::new(Part { settings, link: Mutex::new(None), core, signer, namespaces, listeners });
         let launch = Launch { program, role: Some("lane"), cgroup_procs: Some(process_procs) };
         let supervisor = Supervisor::start(part.clone(), launch)?;
         Ok(Self { supervisor, guards, part, port: inside.address.ip4.port(), sockets_procs })
+    }
+
+    /// Tells the running lane of the providers that the settings have now; every later one is told at its start.
+    pub fn configure(&self) {
+        if let Some(link) = &*self.part.link()
+            && link.send(ToLane::Config(self.part.config())).is_err()
+        {
+            tracing::debug!("the lane is gone; the next one is told");
+        }
     }
 
     /// How the process is doing.
@@ -160,6 +172,16 @@ impl Lane {
     }
 }
 
+impl Part {
+    fn config(&self) -> LaneConfig {
+        LaneConfig { providers: self.settings.borrow().providers.clone() }
+    }
+
+    fn link(&self) -> MutexGuard<'_, Option<Sender<ToLane>>> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Helper for Part {
     const NAME: &'static str = "lane";
     type Order = ToLane;
@@ -169,7 +191,9 @@ impl Helper for Part {
         for (id, sockets) in self.listeners.begin(link.clone()) {
             send(socket, &ToLane::Listen { id }, &sockets)?;
         }
-        protocol::send(socket.as_fd(), &ToLane::Config(self.config.clone()), &[])
+        let mut own_link = self.link();
+        *own_link = Some(link.clone());
+        protocol::send(socket.as_fd(), &ToLane::Config(self.config()), &[])
     }
 
     /// A listener goes with its sockets. One that was taken away again is not sent at all.
@@ -207,6 +231,7 @@ impl Helper for Part {
     /// waits in the sockets, which are the controller's, and is answered by the next lane or by nobody.
     fn lost(&self, epoch: u64) {
         self.namespaces.lane(false);
+        *self.link() = None;
         self.listeners.end();
         self.core.tell(Message::LaneLost { epoch });
     }

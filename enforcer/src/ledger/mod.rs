@@ -5,14 +5,17 @@
 pub mod sqlite;
 pub mod writer;
 
+use std::ops::Range;
+
 use meter_proxy::tokens::{Ending, Provenance, Tokens};
 use serde::{Deserialize, Serialize};
 
 use crate::audit::Action;
+use crate::bottle::engine::Container;
 use crate::budget::weights::Weights;
 use crate::budget::window::Hour;
 use crate::budget::{Statement, Warned};
-use crate::settings::Egress;
+use crate::settings::{Egress, Policy};
 
 /// What can go wrong in the ledger.
 #[derive(Debug, thiserror::Error)]
@@ -63,12 +66,14 @@ pub struct Attachment {
     pub cgroup_id: u64,
     /// Whether the cgroup was made by `run` and is removed at detach.
     pub owns_cgroup: bool,
+    /// The container that it was attached by.
+    pub container: Option<Container>,
     /// Slot in the kernel's table.
     pub slot: u32,
     /// Generation of the slot.
     pub generation: u32,
-    /// Policy (`cutoff`).
-    pub policy: String,
+    /// What a crossed budget does to it.
+    pub policy: Policy,
     /// What it may reach.
     pub egress: Egress,
     /// Launch-time budgets: provider and tokens.
@@ -205,6 +210,8 @@ pub enum Entry {
     Verdict(Verdict),
     /// A row of the audit.
     Action(Action),
+    /// Settled exchanges that began in this time are summed, and not kept by themselves any more.
+    RollUp(Range<UnixMs>),
 }
 
 /// Sum of settled exchanges of one account.
@@ -403,6 +410,12 @@ pub trait Reader: Send {
     /// # Errors
     /// When the database refuses.
     fn newest_audit_row(&mut self) -> Result<i64, LedgerError>;
+
+    /// Start of the oldest settled exchange that is kept by itself; `None`: there is none.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    fn oldest_settled(&mut self) -> Result<Option<UnixMs>, LedgerError>;
 
     /// Rows of the audit with an id above `after`, oldest first, at most `limit`.
     ///

@@ -5,8 +5,8 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use enforcer_ebpf::LISTENER_HOST;
@@ -66,10 +66,16 @@ pub struct Meter {
 
 /// The meter's side of its supervisor.
 struct Part {
-    config: Config,
+    told: Mutex<Told>,
     core: CoreHandle,
     signer: Signer,
     listeners: Listeners<ToMeter>,
+}
+
+/// What the meter is told of the settings, and the running one to tell.
+struct Told {
+    config: Config,
+    link: Option<Sender<ToMeter>>,
 }
 
 impl Meter {
@@ -81,9 +87,28 @@ impl Meter {
         let Options { program, cgroup_procs, config, sockets } = options;
         let listeners = Listeners::new(|id| ToMeter::Listen { id }, |id| ToMeter::Unlisten { id });
         listeners.add(LISTENER_HOST, sockets.into_iter().map(OwnedFd::from).collect());
-        let part = Arc::new(Part { config, core, signer, listeners });
+        let told = Mutex::new(Told { config, link: None });
+        let part = Arc::new(Part { told, core, signer, listeners });
         let launch = Launch { program, role: None, cgroup_procs };
         Ok(Self { supervisor: Supervisor::start(part.clone(), launch)?, part })
+    }
+
+    /// Whether it is to trust the same certificates already.
+    #[must_use]
+    pub fn has_roots(&self, config: &Config) -> bool {
+        self.part.told().config.extra_roots_pem == config.extra_roots_pem
+    }
+
+    /// Has this meter and every later one work by another configuration.
+    pub fn configure(&self, config: Config) {
+        let mut told = self.part.told();
+        told.config = config;
+        let Told { config, link } = &*told;
+        if let Some(link) = link
+            && link.send(ToMeter::Config(config.clone())).is_err()
+        {
+            tracing::debug!("the meter is gone; the next one is told");
+        }
     }
 
     /// How the child is doing.
@@ -121,6 +146,12 @@ impl Meter {
     }
 }
 
+impl Part {
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Helper for Part {
     const NAME: &'static str = "meter";
     type Order = ToMeter;
@@ -128,7 +159,9 @@ impl Helper for Part {
 
     fn introduce(&self, socket: &OwnedFd, link: &Sender<ToMeter>) -> Result<(), ProtocolError> {
         listeners::hand_over(socket, &self.listeners.begin(link.clone()))?;
-        protocol::send(socket.as_fd(), &ToMeter::Config(self.config.clone()), &[])
+        let mut told = self.told();
+        told.link = Some(link.clone());
+        protocol::send(socket.as_fd(), &ToMeter::Config(told.config.clone()), &[])
     }
 
     /// A listener goes with its sockets. One that was taken away again is not sent at all.
@@ -161,6 +194,7 @@ impl Helper for Part {
     }
 
     fn lost(&self, epoch: u64) {
+        self.told().link = None;
         self.listeners.end();
         self.core.tell(Message::MeterLost { epoch });
     }

@@ -11,15 +11,20 @@ use meter_proxy::protocol::{Dialect, Provider};
 use super::figures::WeightsEntry;
 use super::file::{
     AgentEntry, BottleEntry, Budget as BudgetEntries, DialectWord, DlpMode, File, GateWord, Lease,
-    ProviderEntry, nearest,
+    ProviderEntry, SnapshotEntry, SnapshotWord, nearest,
 };
-use super::values::{check_cidr, check_host, check_name, check_upstream, hosts_overlap};
+use super::values::{Span, check_cidr, check_host, check_name, check_upstream, hosts_overlap};
 use super::yaml::{Fault, Places};
 use super::{
-    AgentSettings, BottleSettings, Budget, Budgets, Gate, MAX_PORTS, MAX_RESOLVERS, MAX_RULES, Policy,
-    Settings, Window, built_in_providers,
+    AgentSettings, BottleSettings, Budget, Budgets, Gate, MAX_PORTS, MAX_RESOLVERS, MAX_RULES, Settings,
+    Snapshot, Window, built_in_providers,
 };
 use crate::budget::weights::Weights;
+use crate::hooks::Occasion;
+use crate::hooks::words::{PLACEHOLDERS, unknown_placeholder};
+
+/// Shortest retention: a month's window, and the day that is not over yet.
+const MIN_RETENTION: Duration = Duration::from_hours(32 * 24);
 
 /// Shortest lease: ten times what separates two heartbeats.
 const MIN_LEASE: Duration = Duration::from_secs(1);
@@ -40,6 +45,9 @@ pub(super) fn settings(file: File, places: &Places, cgroup_mount: Option<&Path>)
         warn_at: check.percentages(file.warn_at.unwrap_or_default())?,
         weights: check.weights(file.weights.unwrap_or_default())?,
         budget: check.budgets(file.budget, &["budget"])?,
+        shutdown: file.shutdown.unwrap_or(default.shutdown),
+        hooks: check.hooks(file.hooks.unwrap_or_default())?,
+        retention: check.retention(file.retention, default.retention)?,
         bottles: check.bottles(file.bottles.unwrap_or_default())?,
         agents: check.agents(file.agents.unwrap_or_default())?,
         gate: match file.gate {
@@ -65,22 +73,14 @@ pub(super) fn settings(file: File, places: &Places, cgroup_mount: Option<&Path>)
             .map(|path| check.extra_roots(&path))
             .transpose()?,
         providers: check.providers,
-        ..default
     };
     Ok(settings)
 }
 
 /// Refuses each value that the schema knows and that would do nothing yet.
 fn refuse_unsupported(file: &File, places: &Places) -> Result<(), Fault> {
-    let unsupported: [(bool, &[&str], &str); 5] = [
-        (other(file.shutdown, Policy::Cutoff), &["shutdown"], "cutoff"),
+    let unsupported: [(bool, &[&str], &str); 2] = [
         (file.gate == Some(GateWord::Exact), &["gate"], "estimate or off"),
-        (file.retention.is_some(), &["retention"], "nothing: every row is kept"),
-        (
-            file.hooks.as_ref().is_some_and(|hooks| hooks.values().any(|argv| !argv.is_empty())),
-            &["hooks"],
-            "{}",
-        ),
         (
             file.dlp.as_ref().and_then(|dlp| dlp.mode).is_some_and(|mode| mode != DlpMode::Off),
             &["dlp", "mode"],
@@ -93,10 +93,6 @@ fn refuse_unsupported(file: &File, places: &Places) -> Result<(), Fault> {
         }
     }
     Ok(())
-}
-
-fn other<T: PartialEq>(value: Option<T>, only: T) -> bool {
-    value.is_some_and(|value| value != only)
 }
 
 fn filled<T>(list: Option<&Vec<T>>) -> bool {
@@ -274,22 +270,25 @@ impl Check<'_> {
 
     fn bottle(&self, name: &str, entry: BottleEntry) -> Result<BottleSettings, Fault> {
         self.check_owner("bottle", name, &["bottles", name])?;
-        let unsupported = [
-            (other(entry.shutdown, Policy::Cutoff), "shutdown", "cutoff"),
-            (filled(entry.snapshot.as_ref()), "snapshot", "[]"),
-        ];
-        for (refused, key, supported) in unsupported {
-            if refused {
-                return Err(not_yet(self.places, &["bottles", name, key], supported));
-            }
-        }
         Ok(BottleSettings {
             extends: entry.extends,
             budget: self.budgets(entry.budget, &["bottles", name, "budget"])?,
             shutdown: entry.shutdown,
             egress: entry.egress,
             cgroup: entry.cgroup.map(|path| self.cgroup(name, &path)).transpose()?,
+            snapshot: self.snapshot(name, entry.snapshot)?,
         })
+    }
+
+    fn snapshot(&self, bottle: &str, entry: Option<SnapshotEntry>) -> Result<Option<Snapshot>, Fault> {
+        match entry {
+            None => Ok(None),
+            Some(SnapshotEntry::Word(SnapshotWord::Engine)) => Ok(Some(Snapshot::Engine)),
+            Some(SnapshotEntry::Program(argv)) => {
+                let argv = self.program(argv, &["bottles", bottle, "snapshot"])?;
+                Ok((!argv.is_empty()).then_some(Snapshot::Program(argv)))
+            }
+        }
     }
 
     /// A path that can be waited for: one way to write it, and in the only place where cgroups are.
@@ -365,6 +364,54 @@ impl Check<'_> {
     fn check_owner(&self, what: &str, name: &str, path: &[&str]) -> Result<(), Fault> {
         check_name(name)
             .map_err(|error| Fault::new(self.places.key(path), format!("{what} {name:?}: {error}")))
+    }
+
+    fn hooks(
+        &self,
+        hooks: BTreeMap<Occasion, Vec<String>>,
+    ) -> Result<BTreeMap<Occasion, Vec<String>>, Fault> {
+        let mut checked = BTreeMap::new();
+        for (occasion, argv) in hooks {
+            let argv = self.program(argv, &["hooks", occasion.as_str()])?;
+            if !argv.is_empty() {
+                checked.insert(occasion, argv);
+            }
+        }
+        Ok(checked)
+    }
+
+    /// A program and its arguments, which no shell reads; whose file it is, is looked at whenever it is to be run.
+    fn program(&self, argv: Vec<String>, path: &[&str]) -> Result<Vec<String>, Fault> {
+        for (index, argument) in argv.iter().enumerate() {
+            let at = self.places.value(&[path, &[index.to_string().as_str()]].concat());
+            if let Some(name) = unknown_placeholder(argument) {
+                return Err(Fault::new(
+                    at,
+                    format!("{argument:?} holds {{{name}}}, which stands for nothing"),
+                )
+                .hint(format!("placeholders are {{{}}}", PLACEHOLDERS.join("}, {"))));
+            }
+            if argument.contains('\0') {
+                return Err(Fault::new(at, format!("{argument:?} holds a NUL")));
+            }
+            if index == 0 && !argument.starts_with('/') {
+                return Err(Fault::new(at, format!("{argument:?} is not an absolute path"))
+                    .hint("no shell and no PATH is asked: write the program's whole path"));
+            }
+        }
+        Ok(argv)
+    }
+
+    fn retention(&self, retention: Option<Span>, default: Duration) -> Result<Duration, Fault> {
+        match retention {
+            None => Ok(default),
+            Some(Span(span)) if span < MIN_RETENTION => {
+                let what = "exchanges younger than the longest window would be rolled up";
+                Err(Fault::new(self.places.value(&["retention"]), what)
+                    .hint("32d is the least; 400d the default"))
+            }
+            Some(Span(span)) => Ok(span),
+        }
     }
 
     fn ranges(&self, ranges: Vec<String>) -> Result<Vec<String>, Fault> {

@@ -13,6 +13,7 @@ use super::figures::{BUDGET_KEYS, BudgetEntry, WeightsEntry};
 use super::values::Span;
 use super::yaml::{Fault, Places, START};
 use super::{Egress, Face, Place, Policy, Reopen, ScopeRule, Unattached, Window};
+use crate::hooks::Occasion;
 
 /// The whole file; what is absent is `None`.
 #[derive(Debug, Default, Deserialize)]
@@ -37,7 +38,7 @@ pub(super) struct File {
     pub(super) resolvers: Option<Vec<String>>,
     pub(super) retention: Option<Span>,
     pub(super) listen: Option<String>,
-    pub(super) hooks: Option<BTreeMap<String, Vec<String>>>,
+    pub(super) hooks: Option<BTreeMap<Occasion, Vec<String>>>,
     pub(super) providers: Option<BTreeMap<String, ProviderEntry>>,
     pub(super) tls: Option<Tls>,
     pub(super) bottles: Option<BTreeMap<String, BottleEntry>>,
@@ -97,7 +98,21 @@ pub(super) struct BottleEntry {
     pub(super) shutdown: Option<Policy>,
     pub(super) egress: Option<Egress>,
     pub(super) cgroup: Option<String>,
-    pub(super) snapshot: Option<Vec<String>>,
+    pub(super) snapshot: Option<SnapshotEntry>,
+}
+
+/// `snapshot:` of a bottle: a program and its arguments, or a word.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a list of a program and its arguments, or the word engine")]
+pub(super) enum SnapshotEntry {
+    Program(Vec<String>),
+    Word(SnapshotWord),
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum SnapshotWord {
+    Engine,
 }
 
 const BOTTLE_KEYS: &[&str] = &["extends", "budget", "shutdown", "egress", "cgroup", "snapshot"];

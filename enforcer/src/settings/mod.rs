@@ -4,6 +4,7 @@
 //! each key stands, `file` is the schema as written (`figures` its budgets and weights), `check` turns it into [`Settings`], `values` reads tokens,
 //! durations, hosts and the like. Nothing here acts on a setting.
 mod check;
+mod diff;
 mod figures;
 mod file;
 mod values;
@@ -20,6 +21,7 @@ use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use meter_proxy::egress::EgressMode as Egress;
@@ -28,8 +30,10 @@ use meter_proxy::protocol::{Dialect, Provider};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::Uid;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
+pub use diff::changes;
 pub use values::{NameError, TokensError, check_name, check_tokens, is_dns_name, parse_tokens};
 use yaml::Fault;
 
@@ -37,6 +41,7 @@ use crate::bottle::cgroup;
 use crate::budget::weights::Weights;
 pub use crate::budget::window::Window;
 pub use crate::budget::{Budget, ScopeRule};
+use crate::hooks::Occasion;
 pub use crate::kernel::Face;
 
 /// Longest settings file that is read, bytes.
@@ -48,6 +53,9 @@ pub const MAX_RULES: usize = 128;
 pub const MAX_PORTS: usize = enforcer_ebpf::ALLOW_PORTS;
 /// Most servers in `resolvers`.
 pub const MAX_RESOLVERS: usize = 8;
+
+/// The settings as they stand, and word of their changes.
+pub type Live = watch::Receiver<Arc<Settings>>;
 
 /// Budgets by provider.
 pub type Budgets = BTreeMap<String, Budget>;
@@ -99,6 +107,10 @@ pub struct Settings {
     pub bottles: BTreeMap<String, BottleSettings>,
     /// Settings of agents by name.
     pub agents: BTreeMap<String, AgentSettings>,
+    /// What is called at each occasion: program and arguments, as written; never empty.
+    pub hooks: BTreeMap<Occasion, Vec<String>>,
+    /// How long single exchanges are kept before they are rolled up by day.
+    pub retention: Duration,
 }
 
 /// Settings of one bottle.
@@ -115,6 +127,17 @@ pub struct BottleSettings {
     /// The cgroup that is attached under its name as soon as it is there: absolute, without `.` and `..`, below the
     /// cgroup v2 mount; no other bottle's.
     pub cgroup: Option<PathBuf>,
+    /// What is taken of it once its processes stand still, and before they are ended; without it they are not ended.
+    pub snapshot: Option<Snapshot>,
+}
+
+/// How a frozen bottle is kept, so that its processes may be ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Snapshot {
+    /// By this program, with arguments as written.
+    Program(Vec<String>),
+    /// By the engine of the container that it was attached by: an image of its file system.
+    Engine,
 }
 
 /// Settings of one agent.
@@ -128,7 +151,7 @@ pub struct AgentSettings {
 macro_rules! words {
     ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)+ }) => {
         $(#[$about])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
         pub enum $name {
             $($(#[$doc])* #[serde(rename = $word)] $variant,)+
         }
@@ -141,14 +164,22 @@ macro_rules! words {
                     $(Self::$variant => $word,)+
                 }
             }
+
+            /// What the word means; `None`: nothing.
+            #[must_use]
+            pub fn from_word(word: &str) -> Option<Self> {
+                [$(Self::$variant),+].into_iter().find(|known| known.as_str() == word)
+            }
         }
     };
 }
 
 words! {
-    /// What a verdict does beyond dropping packets. Only `cutoff` in this version.
+    /// What a verdict does beyond dropping packets.
+    #[derive(Default)]
     Policy {
         /// Nothing: packets are dropped.
+        #[default]
         Cutoff = "cutoff",
         /// The processes are frozen.
         Freeze = "freeze",
@@ -212,6 +243,8 @@ impl Default for Settings {
             extra_roots: None,
             bottles: BTreeMap::new(),
             agents: BTreeMap::new(),
+            hooks: BTreeMap::new(),
+            retention: Duration::from_hours(400 * 24),
         }
     }
 }
@@ -297,10 +330,7 @@ impl Settings {
     /// # Errors
     /// When it is missing or not to be trusted, and see [`Settings::parse`].
     pub fn load(path: &Path) -> Result<Self, SettingsError> {
-        match read(path)? {
-            Some(text) => Self::parse_for(&text, path, cgroup::mount().ok().as_deref()),
-            None => Err(unreadable(path, "there is no such file", "name an existing file with --settings")),
-        }
+        Ok(Self::load_with_text(path, true)?.0)
     }
 
     /// Reads the file at its default place; where there is none, everything has its default.
@@ -308,8 +338,21 @@ impl Settings {
     /// # Errors
     /// When it is not to be trusted, and see [`Settings::parse`].
     pub fn load_default(path: &Path) -> Result<Self, SettingsError> {
-        let mount = cgroup::mount().ok();
-        read(path)?.map_or_else(|| Ok(Self::default()), |text| Self::parse_for(&text, path, mount.as_deref()))
+        Ok(Self::load_with_text(path, false)?.0)
+    }
+
+    /// Reads a file, which must be there or not, and gives its text beside: what changed is told by it.
+    ///
+    /// # Errors
+    /// See [`Settings::load`] and [`Settings::load_default`].
+    pub fn load_with_text(path: &Path, must_exist: bool) -> Result<(Self, String), SettingsError> {
+        match read(path)? {
+            Some(text) => Ok((Self::parse_for(&text, path, cgroup::mount().ok().as_deref())?, text)),
+            None if must_exist => {
+                Err(unreadable(path, "there is no such file", "name an existing file with --settings"))
+            }
+            None => Ok((Self::default(), String::new())),
+        }
     }
 
     /// Takes a whole file or nothing of it. `path` is for the words of errors.

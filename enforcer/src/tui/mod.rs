@@ -33,6 +33,8 @@ const TICK: Duration = Duration::from_secs(1);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest wait for an action.
 const ACT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for processes to stand still or to end: the daemon waits a little less.
+const HOLD_TIMEOUT: Duration = Duration::from_secs(12);
 /// How often the keyboard's thread looks whether it is still wanted.
 const KEYBOARD_POLL: Duration = Duration::from_millis(100);
 
@@ -47,6 +49,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn cut(&self, bottle: &str, body: &api::Cut) -> impl Future<Output = Result<(), String>> + Send;
     /// Cuts every bottle.
     fn cut_all(&self, body: &api::Cut) -> impl Future<Output = Result<(), String>> + Send;
+    /// Freezes a bottle.
+    fn freeze(&self, bottle: &str) -> impl Future<Output = Result<(), String>> + Send;
+    /// Lets a frozen bottle go on.
+    fn thaw(&self, bottle: &str) -> impl Future<Output = Result<(), String>> + Send;
+    /// Kills a bottle's processes.
+    fn kill(&self, bottle: &str) -> impl Future<Output = Result<(), String>> + Send;
     /// Restores a bottle.
     fn restore(&self, bottle: &str, body: &api::Restore) -> impl Future<Output = Result<(), String>> + Send;
 }
@@ -182,6 +190,18 @@ async fn ask(request: Request, backend: impl Backend, started: Instant) -> Event
         Request::CutAll { body } => {
             let answer = bounded(ACT_TIMEOUT, backend.cut_all(&body)).await;
             Event::Acted { what: "cut all bottles".to_owned(), answer }
+        }
+        Request::Freeze { bottle } => {
+            let answer = bounded(HOLD_TIMEOUT, backend.freeze(&bottle)).await;
+            Event::Acted { what: format!("freeze {bottle}"), answer }
+        }
+        Request::Thaw { bottle } => {
+            let answer = bounded(ACT_TIMEOUT, backend.thaw(&bottle)).await;
+            Event::Acted { what: format!("thaw {bottle}"), answer }
+        }
+        Request::Kill { bottle } => {
+            let answer = bounded(HOLD_TIMEOUT, backend.kill(&bottle)).await;
+            Event::Acted { what: format!("kill {bottle}"), answer }
         }
         Request::Restore { bottle, body } => {
             let answer = bounded(ACT_TIMEOUT, backend.restore(&bottle, &body)).await;

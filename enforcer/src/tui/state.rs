@@ -73,6 +73,12 @@ pub enum Question {
     Cut(String),
     /// Cut every bottle, whatever the filter shows.
     CutAll,
+    /// Freeze the processes of this bottle.
+    Freeze(String),
+    /// Let them go on.
+    Thaw(String),
+    /// Kill them.
+    Kill(String),
     /// Restore this bottle.
     Restore(String),
 }

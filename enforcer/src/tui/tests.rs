@@ -61,6 +61,8 @@ fn budget_cause() -> Cause {
         reason: None,
         held: false,
         face: crate::kernel::Face::Silent,
+        policy: crate::settings::Policy::Cutoff,
+        processes: crate::audit::Processes::Running,
     }
 }
 
@@ -309,7 +311,7 @@ fn draws_bottles() {
     12:00:00 cut reviewer: bottle budget, claude 305k/300k, by controller, 84 µs
 
 
-    j/k select  c cut  C cut all  r restore  / filter  ? help  q quit
+    j/k  c cut  C all  f freeze  t thaw  K kill  r restore  / ? help  q quit
     ");
 }
 
@@ -334,7 +336,7 @@ fn draws_more_on_a_wide_screen() {
     estimated 0
     codex budget (launch builder, window total): used 85,000 of 100,000, reserved 0, remaining 15,000
 
-    j/k select  c cut  C cut all  r restore  / filter  ? help  q quit
+    j/k select  c cut  C cut all  f freeze  t thaw  K kill  r restore  / filter  ? help  q quit
     ");
 }
 
@@ -366,7 +368,7 @@ fn draws_why_a_bottle_is_cut() {
     12:00:00 cut reviewer: bottle budget, claude 305k/300k, by controller, 84 µs
 
     reviewer is cut: bottle budget, claude 305k/300k
-    j/k select  c cut  C cut all  r restore  / filter  ? help  q quit
+    j/k  c cut  C all  f freeze  t thaw  K kill  r restore  / ? help  q quit
     ");
 }
 
@@ -383,7 +385,7 @@ fn draws_the_questions_it_asks() {
       reviewer    cut    claude ████████ 101% 305k/300k    305k   0     77      3
       scout       open   claude no budget                  400    0     0       3
     [y/n] cut bottle builder?
-    j/k select  c cut  C cut all  r restore  / filter  ? help  q quit
+    j/k  c cut  C all  f freeze  t thaw  K kill  r restore  / ? help  q quit
     ");
     press(&mut state, "n j r 1 k Enter");
     assert_snapshot!(text(&state, 80, 11), @r"
@@ -397,22 +399,24 @@ fn draws_the_questions_it_asks() {
     tokens to add: 1k_ (1k is not enough: more than 5,112 is needed) | restore
     reviewer: claude budget (bottle reviewer, used 305k of 300k) | Enter adds, f
     forces, Esc leaves it cut
-    j/k select  c cut  C cut all  r restore  / filter  ? help  q quit
+    j/k  c cut  C all  f freeze  t thaw  K kill  r restore  / ? help  q quit
     ");
     press(&mut state, "Esc ?");
-    assert_snapshot!(text(&state, 80, 12), @r"
+    assert_snapshot!(text(&state, 80, 14), @r"
     enforcer 0.1.0 pid 4100 | meter serving 127.0.0.1:7080 | kernel attached, lease
     10 s
      keys ──────────────────────────────────────────────────────────────────────────
     j k arrows Home End   select a bottle
     c   cut it: no packet passes (asks)
     C   cut all bottles (asks)
+    f   freeze its processes (asks); t lets them go on
+    K   kill its processes, for good (asks)
     r   restore it (asks; for tokens, too)
     /   filter by name, Enter keeps, Esc clears
     q   quit (Ctrl-C: at once)
     Any key closes this help.
     reviewer is cut: bottle budget, claude 305k/300k
-    j/k select  c cut  C cut all  r restore  / filter  ? help  q quit
+    j/k  c cut  C all  f freeze  t thaw  K kill  r restore  / ? help  q quit
     ");
 }
 
@@ -431,7 +435,7 @@ fn draws_a_lost_daemon_as_stale() {
     > builder     open   claude ██░░░░░░  31% 1.55M/5M     1.25M  0     0       3
       reviewer    cut    claude ████████ 101% 305k/300k    305k   0     77      3
 
-    j/k select  c cut  C cut all  r restore  / filter  ? help  q quit
+    j/k  c cut  C all  f freeze  t thaw  K kill  r restore  / ? help  q quit
     ");
     let buffer = render(&state, 80, 10);
     assert_eq!(buffer[(2, 5)].fg, Color::DarkGray, "the figures are greyed");
@@ -447,7 +451,7 @@ fn draws_that_there_never_was_a_daemon() {
 
 
 
-    j/k c C r /  ? help  q quit
+    j/k c C f t K r /  ? help  q quit
     ");
     update(&mut state, Event::Status { at_ms: 0, answer: Err("no such file".into()) });
     assert_snapshot!(text(&state, 60, 5), @r"
@@ -455,7 +459,7 @@ fn draws_that_there_never_was_a_daemon() {
 
 
 
-    j/k c C r /  ? help  q quit
+    j/k c C f t K r /  ? help  q quit
     ");
 }
 
@@ -484,7 +488,7 @@ fn draws_on_a_tiny_terminal() {
 
     reviewer is cut: bottle budget, claude
     305k/300k
-    j/k c C r /  ? help  q quit
+    j/k c C f t K r /  ? help  q quit
     ");
 }
 
@@ -530,7 +534,7 @@ fn hostile_words_are_drawn_harmless() {
     12:00:00 cut reviewer: bottle budget, claude 305k/300k: ��]0;title�, by controller, 84 µs
 
     [y/n] cut bottle �]52;c;ZXZpbA==�evil�nepo?
-    j/k select  c cut  C cut all  r restore  / filter  ? help  q quit
+    j/k select  c cut  C cut all  f freeze  t thaw  K kill  r restore  / filter  ? help  q quit
     ");
 }
 
@@ -543,7 +547,7 @@ fn any_key() -> impl Strategy<Value = Key> {
         Just(Key::Enter),
         Just(Key::Escape),
         Just(Key::Backspace),
-        "[jkcCr/?yYnqf0-9kM]".prop_map(|c| Key::Char(c.chars().next().unwrap())),
+        "[jkcCrftK/?yYnq0-9kM]".prop_map(|c| Key::Char(c.chars().next().unwrap())),
         any::<char>().prop_map(Key::Char),
     ]
 }
@@ -592,6 +596,21 @@ impl Backend for Fake {
 
     async fn cut_all(&self, _body: &api::Cut) -> Result<(), String> {
         self.0.lock().unwrap().push("cut all".to_owned());
+        Ok(())
+    }
+
+    async fn freeze(&self, bottle: &str) -> Result<(), String> {
+        self.0.lock().unwrap().push(format!("freeze {bottle}"));
+        Ok(())
+    }
+
+    async fn thaw(&self, bottle: &str) -> Result<(), String> {
+        self.0.lock().unwrap().push(format!("thaw {bottle}"));
+        Ok(())
+    }
+
+    async fn kill(&self, bottle: &str) -> Result<(), String> {
+        self.0.lock().unwrap().push(format!("kill {bottle}"));
         Ok(())
     }
 

@@ -44,6 +44,21 @@ pub enum Request {
         /// How.
         body: api::Cut,
     },
+    /// A freeze.
+    Freeze {
+        /// The bottle's name.
+        bottle: String,
+    },
+    /// A thaw.
+    Thaw {
+        /// The bottle's name.
+        bottle: String,
+    },
+    /// A kill.
+    Kill {
+        /// The bottle's name.
+        bottle: String,
+    },
     /// A restore.
     Restore {
         /// The bottle's name.
@@ -194,7 +209,10 @@ fn browse(state: &mut State, key: Key) -> Vec<Effect> {
         Key::Char('k') | Key::Up => select(state, state.selected_row().saturating_sub(1)),
         Key::Home => select(state, 0),
         Key::End => select(state, usize::MAX),
-        Key::Char('c') => ask_cut(state),
+        Key::Char('c') => ask(state, Question::Cut),
+        Key::Char('f') => ask(state, Question::Freeze),
+        Key::Char('t') => ask_thaw(state),
+        Key::Char('K') => ask(state, Question::Kill),
         Key::Char('C') => state.mode = Mode::Confirm(Question::CutAll),
         Key::Char('r') => ask_restore(state),
         Key::Char('/') => state.mode = Mode::Filter,
@@ -222,10 +240,20 @@ fn select(state: &mut State, row: usize) {
     state.selected = visible.get(row).map(|bottle| bottle.name.clone());
 }
 
-fn ask_cut(state: &mut State) {
+fn ask(state: &mut State, question: impl Fn(String) -> Question) {
     match state.selected_bottle() {
-        Some(bottle) => state.mode = Mode::Confirm(Question::Cut(bottle.name.clone())),
+        Some(bottle) => state.mode = Mode::Confirm(question(bottle.name.clone())),
         None => fail(state, "no bottle is selected".to_owned()),
+    }
+}
+
+fn ask_thaw(state: &mut State) {
+    match state.selected_bottle() {
+        Some(bottle) if bottle.state != api::State::Frozen => {
+            let text = format!("{} is not frozen", bottle.name);
+            note(state, text);
+        }
+        _ => ask(state, Question::Thaw),
     }
 }
 
@@ -235,6 +263,10 @@ fn ask_restore(state: &mut State) {
     };
     if bottle.state == api::State::Open {
         let text = format!("{} is open already", bottle.name);
+        return note(state, text);
+    }
+    if bottle.state == api::State::Killed {
+        let text = format!("{} was killed, which is final", bottle.name);
         return note(state, text);
     }
     let bottle_name = bottle.name.clone();
@@ -296,6 +328,9 @@ fn act(state: &mut State, question: Question) -> Vec<Effect> {
         Question::Cut(bottle) => Request::Cut { bottle, body: api::Cut::default() },
         // the daemon knows which there are; the picture here may be old
         Question::CutAll => Request::CutAll { body: api::Cut::default() },
+        Question::Freeze(bottle) => Request::Freeze { bottle },
+        Question::Thaw(bottle) => Request::Thaw { bottle },
+        Question::Kill(bottle) => Request::Kill { bottle },
         Question::Restore(bottle) => Request::Restore { bottle, body: api::Restore::default() },
     })]
 }

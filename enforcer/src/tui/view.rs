@@ -429,6 +429,9 @@ fn question_words(state: &State, question: &Question) -> String {
             let count = state.status.as_ref().map_or(0, |status| status.bottles.len());
             format!("[y/n] cut ALL bottles ({count}, whatever the filter shows)?")
         }
+        Question::Freeze(bottle) => format!("[y/n] freeze bottle {}?", scrub(bottle)),
+        Question::Thaw(bottle) => format!("[y/n] thaw bottle {}?", scrub(bottle)),
+        Question::Kill(bottle) => format!("[y/n] KILL bottle {}, for good?", scrub(bottle)),
         Question::Restore(bottle) => format!("[y/n] restore bottle {}?", scrub(bottle)),
     }
 }
@@ -448,8 +451,9 @@ fn prompt_words(state: &State, prompt: &Prompt) -> String {
 
 fn footer(width: u16) -> &'static str {
     match width {
-        ..NARROW => "j/k c C r /  ? help  q quit",
-        _ => "j/k select  c cut  C cut all  r restore  / filter  ? help  q quit",
+        ..NARROW => "j/k c C f t K r /  ? help  q quit",
+        NARROW..WIDE => "j/k  c cut  C all  f freeze  t thaw  K kill  r restore  / ? help  q quit",
+        _ => "j/k select  c cut  C cut all  f freeze  t thaw  K kill  r restore  / filter  ? help  q quit",
     }
 }
 
@@ -458,6 +462,8 @@ fn help() -> Paragraph<'static> {
         "j k arrows Home End   select a bottle",
         "c   cut it: no packet passes (asks)",
         "C   cut all bottles (asks)",
+        "f   freeze its processes (asks); t lets them go on",
+        "K   kill its processes, for good (asks)",
         "r   restore it (asks; for tokens, too)",
         "/   filter by name, Enter keeps, Esc clears",
         "q   quit (Ctrl-C: at once)",

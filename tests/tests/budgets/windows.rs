@@ -127,3 +127,28 @@ fn root_a_window_opens_neither_what_an_operator_cut_nor_what_another_budget_cuts
     assert!(is_cut(&both) && both["cause"]["held"] == true, "an operator cut it too: {both}");
     stage.daemon.ok(&["restore", "both"]);
 }
+
+#[test]
+fn root_a_window_lets_the_frozen_go_on_and_leaves_what_settings_left_cut() {
+    let settings = |total| {
+        format!(
+            "{DAILY}bottles:\n  total: {{ budget: {{ claude: {{ tokens: {total}, window: total }} }} }}\n"
+        )
+    };
+    let stage = Stage::at("2090-05-15T12:00:00Z", reply(), &settings(60));
+    let total = stage.bottle("total", &[]);
+    let daily = stage.bottle("daily", &["--policy", "freeze"]);
+    cross(&stage, &total);
+    // what the other used is the host's too
+    let freezer = || std::fs::read_to_string(daily.cgroup.path().join("cgroup.freeze")).unwrap();
+    stage.daemon.wait_bottle("daily", |bottle| bottle["state"] == "frozen", SOON);
+    wait_until(SOON, || (freezer() == "1\n").then_some(())).unwrap();
+    stage.write_settings(&settings(1000));
+    stage.daemon.ok(&["settings", "check", "--apply"]);
+    stage.daemon.set_clock("2090-05-16T00:00:00Z");
+    stage.daemon.wait_bottle("daily", is_open, SOON);
+    wait_until(SOON, || (freezer() == "0\n").then_some(())).expect("it is thawed with its opening");
+    std::thread::sleep(WATCHED);
+    assert!(is_cut(&stage.daemon.bottle("total")), "it was not a window that gave it room");
+    stage.daemon.ok(&["restore", "total"]);
+}

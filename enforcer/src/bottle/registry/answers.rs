@@ -31,7 +31,7 @@ impl Controller for Registry {
                 lane: api::Lane { pid: lane.pid, state: lane.as_str().into() },
                 kernel: api::Programs {
                     programs: "attached".into(),
-                    lease_s: self.parts.settings.lease.map(|lease| lease.as_secs()),
+                    lease_s: self.settings().lease.map(|lease| lease.as_secs()),
                 },
                 closed,
             },
@@ -92,6 +92,34 @@ impl Controller for Registry {
         self.bottle(name).await
     }
 
+    async fn freeze(&self, name: &str, order: api::Reason, by: &str) -> Result<api::Bottle, Problem> {
+        let received = Instant::now();
+        self.ask(|reply| Message::Freeze { name: name.into(), order, by: by.into(), received, reply })
+            .await?;
+        self.bottle(name).await
+    }
+
+    async fn thaw(&self, name: &str, by: &str) -> Result<api::Bottle, Problem> {
+        let received = Instant::now();
+        self.ask(|reply| Message::Thaw { name: name.into(), by: by.into(), received, reply }).await?;
+        self.bottle(name).await
+    }
+
+    /// The bottle as it was killed, also when whoever ran it has detached it meanwhile.
+    async fn kill(&self, name: &str, order: api::Reason, by: &str) -> Result<api::Bottle, Problem> {
+        let received = Instant::now();
+        let before = self.bottle(name).await?;
+        self.ask(|reply| Message::Kill { name: name.into(), order, by: by.into(), received, reply }).await?;
+        let now = self.find(name).await?;
+        Ok(now.unwrap_or(api::Bottle { state: api::State::Killed, pids: 0, ..before }))
+    }
+
+    async fn reload(&self, by: &str) -> Result<api::Reloaded, Problem> {
+        let (reload, by) = (self.parts.reload.clone(), by.to_owned());
+        // whole even when the asker leaves in the middle
+        tokio::spawn(async move { reload.now(&by).await }).await.map_err(failed)?
+    }
+
     async fn environment(&self, name: &str) -> Result<api::Environment, Problem> {
         self.bottle(name).await?;
         let Parts { listener, ca_certificate, ca_bundle, .. } = self.parts.as_ref();
@@ -111,13 +139,13 @@ impl Controller for Registry {
     }
 
     async fn usage(&self, query: UsageQuery) -> Result<Vec<UsageRow>, Problem> {
-        let weights = self.parts.settings.weights;
+        let weights = self.parts.settings.borrow().weights;
         let rows = self.query(move |reader| reader.usage(&query, &weights)).await?;
         self.name_governing(rows).await
     }
 
     async fn flows(&self, query: UsageQuery) -> Result<Vec<FlowRow>, Problem> {
-        let weights = self.parts.settings.weights;
+        let weights = self.parts.settings.borrow().weights;
         self.query(move |reader| reader.flows(&query, &weights)).await
     }
 

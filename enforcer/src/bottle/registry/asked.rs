@@ -7,19 +7,21 @@ use crate::settings::{self, Egress, Policy};
 
 impl Registry {
     pub(super) fn policy(&self, attach: &api::Attach) -> Result<Policy, Problem> {
-        let set = self.parts.settings.bottles.get(&attach.name).and_then(|bottle| bottle.shutdown);
+        let settings = self.settings();
+        let set = settings.bottles.get(&attach.name).and_then(|bottle| bottle.shutdown);
         match attach.policy.as_deref() {
-            None => Ok(set.unwrap_or(self.parts.settings.shutdown)),
-            Some("cutoff") => Ok(Policy::Cutoff),
-            Some(word @ ("freeze" | "kill")) => Err(not_yet(&format!("policy {word}"))),
-            Some(other) => Err(Problem::usage(format!("{other} is no policy")).with_hint("policies: cutoff")),
+            None => Ok(set.unwrap_or(settings.shutdown)),
+            Some(word) => Policy::from_word(word).ok_or_else(|| {
+                Problem::usage(format!("{word} is no policy")).with_hint("policies: cutoff, freeze, kill")
+            }),
         }
     }
 
     pub(super) fn egress(&self, attach: &api::Attach) -> Result<Egress, Problem> {
-        let set = self.parts.settings.bottles.get(&attach.name).and_then(|bottle| bottle.egress);
+        let settings = self.settings();
+        let set = settings.bottles.get(&attach.name).and_then(|bottle| bottle.egress);
         match attach.egress.as_deref() {
-            None => Ok(set.unwrap_or(self.parts.settings.egress)),
+            None => Ok(set.unwrap_or(settings.egress)),
             Some(word) => Egress::from_word(word).ok_or_else(|| {
                 Problem::usage(format!("{word} is no egress mode"))
                     .with_hint("egress modes: open, allowlist, metered")
@@ -40,8 +42,4 @@ pub(super) fn check_tokens(budget: &BTreeMap<String, u64>) -> Result<(), Problem
     budget.iter().try_for_each(|(provider, &tokens)| {
         settings::check_tokens(tokens).map_err(|error| Problem::usage(format!("{provider}: {error}")))
     })
-}
-
-fn not_yet(what: &str) -> Problem {
-    Problem::usage(format!("{what} is not yet in this version"))
 }

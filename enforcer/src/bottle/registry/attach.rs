@@ -1,12 +1,13 @@
 //! Attach and detach: whole or nothing, around the core's decisions.
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::asked::{check_names, check_tokens};
-use super::cgroups::{named, remove_cgroup};
+use super::cgroups::{Found, named, remove_cgroup};
 use super::confine::{Judged, check_sockets};
 use super::{Registry, blocking, problem};
 use crate::bottle::cgroup::Cgroup;
+use crate::bottle::engine::Container;
 use crate::bottle::namespaces::Watched;
 use crate::bottle::sockets;
 use crate::control::Controller as _;
@@ -33,7 +34,7 @@ impl Registry {
         let (kernel, name) = (self.parts.kernel.clone(), attachment.name.clone());
         let forget = Message::Forget { attachment: attachment.id };
         let Listener { address, beside, .. } = self.parts.listener;
-        let hosts = (self.parts.settings.unattached == Unattached::Meter)
+        let hosts = (self.settings().unattached == Unattached::Meter)
             .then(|| [Some(address), beside].into_iter().flatten().collect::<Vec<_>>());
         let guarded = blocking(move || {
             kernel.attach(&name, &cgroup, guard).map_err(problem)?;
@@ -91,7 +92,13 @@ impl Registry {
         Ok(())
     }
 
-    async fn admit(&self, attach: &api::Attach, cgroup: &Cgroup, mute: bool) -> Result<Attachment, Problem> {
+    async fn admit(
+        &self,
+        attach: &api::Attach,
+        cgroup: &Cgroup,
+        container: Option<Container>,
+        mute: bool,
+    ) -> Result<Attachment, Problem> {
         let admission = Admission {
             name: attach.name.clone(),
             agent: attach.agent.clone(),
@@ -99,7 +106,8 @@ impl Registry {
             cgroup: cgroup.path().display().to_string(),
             cgroup_id: cgroup.id(),
             owns_cgroup: attach.create,
-            policy: self.policy(attach)?.as_str().into(),
+            container,
+            policy: self.policy(attach)?,
             egress: self.egress(attach)?,
             launch_budget: attach.budget.clone(),
             mute,
@@ -113,7 +121,7 @@ impl Registry {
         self.policy(&attach)?;
         self.egress(&attach)?;
         self.end_if_gone(&attach.name).await?;
-        let (cgroup, made) = self.find_cgroup(&attach).await?;
+        let Found { cgroup, made, container } = self.find_cgroup(&attach).await?;
         let (registry, asked) = (self.clone(), attach.clone());
         let judged = blocking(move || {
             let pids = cgroup.pids().map_err(problem)?;
@@ -122,7 +130,7 @@ impl Registry {
         let (judged, cgroup) = judged.await??;
         // one that was there already may be another bottle's: it is left alone
         let made = made.then(|| cgroup.path().to_owned());
-        let outcome = match self.admit(&attach, &cgroup, judged.mute).await {
+        let outcome = match self.admit(&attach, &cgroup, container, judged.mute).await {
             Ok(attachment) => self.guard(&attachment, cgroup, attach.hard, judged, by).await,
             Err(problem) => Err(problem),
         };
@@ -151,7 +159,7 @@ impl Registry {
         self.take_off(&attachment).await?;
         self.parts.core.tell(Message::Forget { attachment: attachment.id });
         let path = PathBuf::from(attachment.cgroup);
-        let warnings = self.awaited_cgroup(&attachment.name).filter(|awaited| **awaited == path).map(|_| {
+        let warnings = self.awaited_cgroup(&attachment.name).filter(|awaited| *awaited == path).map(|_| {
             format!(
                 "{} stays detached until {} is made anew or the daemon is started again: the settings name that cgroup",
                 attachment.name,
@@ -168,7 +176,13 @@ impl Registry {
     /// the settings, a cut goes over to the new one: nobody has restored it.
     async fn end_if_gone(&self, name: &str) -> Result<(), Problem> {
         let found = self.find(name).await?;
-        if found.is_some_and(|bottle| bottle.state == api::State::Gone) {
+        // of a killed one, the cgroup of our own making is gone
+        let is_gone = |bottle: api::Bottle| match bottle.state {
+            api::State::Gone => true,
+            api::State::Killed => !Path::new(&bottle.cgroup).exists(),
+            _ => false,
+        };
+        if found.is_some_and(is_gone) {
             let keep_cut = self.awaited_cgroup(name).is_some();
             self.detach_whole(name.to_owned(), true, keep_cut, "controller".into()).await?;
         }

@@ -3,12 +3,12 @@ use std::path::{Path, PathBuf};
 
 use super::{Registry, blocking, problem};
 use crate::bottle::cgroup::{Cgroup, CgroupError};
-use crate::bottle::engine::{self, Engine};
+use crate::bottle::engine::{self, Container, Engine, Named};
 use crate::control::api::{self, Problem};
 
 impl Registry {
     /// Finds and checks the cgroup that is to be guarded; makes it for `run`, and says whether it did.
-    pub(super) async fn find_cgroup(&self, attach: &api::Attach) -> Result<(Cgroup, bool), Problem> {
+    pub(super) async fn find_cgroup(&self, attach: &api::Attach) -> Result<Found, Problem> {
         let place = self.place(attach).await?;
         let bottles_dir = self.parts.bottles_dir.clone();
         let ours: Vec<u32> =
@@ -17,18 +17,23 @@ impl Registry {
                 .flatten()
                 .collect();
         blocking(move || {
-            let (cgroup, made) = match place {
-                Place::Path(path) => Cgroup::open(&path).map(|cgroup| (cgroup, false)),
-                Place::Pid(pid) => Cgroup::of_pid(pid).map(|cgroup| (cgroup, false)),
+            let found = |cgroup| Found { cgroup, made: false, container: None };
+            let found = match place {
+                Place::Path(path) => Cgroup::open(&path).map(found),
+                Place::Pid(pid) => Cgroup::of_pid(pid).map(found),
+                Place::Named(Named { cgroup, container }) => {
+                    Cgroup::open(&cgroup).map(|cgroup| Found { container, ..found(cgroup) })
+                }
                 Place::New(path) => make_anew(&path),
             }
             .map_err(problem)?;
+            let cgroup = &found.cgroup;
             if is_ours(cgroup.path(), &bottles_dir) || ours.into_iter().any(|pid| cgroup.contains(pid)) {
                 let path = cgroup.path().display();
                 return Err(Problem::usage(format!("{path} holds the enforcer itself"))
                     .with_hint("give the bottle a cgroup of its own, or let enforcer run make one"));
             }
-            Ok((cgroup, made))
+            Ok(found)
         })
         .await?
     }
@@ -44,7 +49,7 @@ impl Registry {
         match (places.next(), places.next(), named(attach).as_slice()) {
             (Some(place), None, []) => Ok(place),
             (None, None, &[(engine, id)]) => {
-                Ok(Place::Path(engine::cgroup_of(engine, id).await.map_err(problem)?))
+                Ok(Place::Named(engine::cgroup_of(engine, id).await.map_err(problem)?))
             }
             _ => Err(Problem::usage(
                 "say which cgroup: exactly one of cgroup, pid, docker, podman, unit and create",
@@ -53,7 +58,17 @@ impl Registry {
     }
 }
 
+/// The cgroup that is to be guarded.
+pub(super) struct Found {
+    pub(super) cgroup: Cgroup,
+    /// Whether it was made for it now.
+    pub(super) made: bool,
+    /// The container that it is of.
+    pub(super) container: Option<Container>,
+}
+
 enum Place {
+    Named(Named),
     Path(PathBuf),
     Pid(u32),
     New(PathBuf),
@@ -61,14 +76,15 @@ enum Place {
 
 /// The cgroup of a bottle that `run` makes, and whether it was made now: one that an earlier bottle of that name left
 /// empty is taken over.
-fn make_anew(path: &Path) -> Result<(Cgroup, bool), CgroupError> {
-    match Cgroup::create(path) {
-        Err(CgroupError::Exists(_)) => {
-            let left = Cgroup::open(path)?;
-            if left.populated()? { Err(CgroupError::Busy(path.to_owned())) } else { Ok((left, false)) }
-        }
-        made => made.map(|cgroup| (cgroup, true)),
+fn make_anew(path: &Path) -> Result<Found, CgroupError> {
+    let (cgroup, made) = match Cgroup::create(path) {
+        Err(CgroupError::Exists(_)) => (Cgroup::open(path)?, false),
+        made => (made?, true),
+    };
+    if !made && cgroup.populated()? {
+        return Err(CgroupError::Busy(path.to_owned()));
     }
+    Ok(Found { cgroup, made, container: None })
 }
 
 /// Whether a cgroup holds the enforcer's own directories, or is one of them.

@@ -12,8 +12,10 @@ mod cgroups;
 mod confine;
 mod show;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{broadcast, oneshot};
 
@@ -25,9 +27,10 @@ use crate::egress::Keeper;
 use crate::error::Failure;
 use crate::kernel::Kernel;
 use crate::lane::Lane;
-use crate::ledger::{LedgerError, Reader};
+use crate::ledger::{LedgerError, Reader, UnixMs};
 use crate::meter::Meter;
-use crate::settings::Settings;
+use crate::reload::Reload;
+use crate::settings::{Live, Settings};
 
 /// What the registry works with.
 pub struct Parts {
@@ -37,8 +40,10 @@ pub struct Parts {
     pub kernel: Arc<dyn Kernel>,
     /// What confined bottles reach.
     pub egress: Arc<Keeper>,
-    /// Defaults.
-    pub settings: Arc<Settings>,
+    /// Defaults, as they stand.
+    pub settings: Live,
+    /// Who takes changed settings.
+    pub reload: Arc<Reload>,
     /// Where bottles are sent.
     pub listener: Listener,
     /// The meter process.
@@ -102,20 +107,50 @@ impl Registry {
         self.query(|reader| reader.newest_audit_row()).await
     }
 
+    /// Start of the oldest settled exchange that is kept by itself.
+    ///
+    /// # Errors
+    /// When the ledger refuses.
+    pub async fn oldest_settled(&self) -> Result<Option<UnixMs>, Problem> {
+        self.query(|reader| reader.oldest_settled()).await
+    }
+
+    /// How long single exchanges are kept, by the settings.
+    #[must_use]
+    pub fn retention(&self) -> Duration {
+        self.settings().retention
+    }
+
+    /// Has the exchanges that began in this time rolled up.
+    pub fn roll_up(&self, day: Range<UnixMs>) {
+        self.parts.core.tell(Message::RollUp(day));
+    }
+
     /// Has the audit say that a bottle of the settings was not attached.
     pub(super) fn record_not_attached(&self, name: &str, why: &str) {
         self.parts.core.tell(Message::NotAttached { name: name.to_owned(), why: why.to_owned() });
     }
 
     /// Bottles that the settings give a cgroup, with it.
-    pub(super) fn awaited(&self) -> impl Iterator<Item = (String, PathBuf)> {
-        let bottles = self.parts.settings.bottles.iter();
-        bottles.filter_map(|(name, bottle)| Some((name.clone(), bottle.cgroup.clone()?)))
+    pub(super) fn awaited(&self) -> Vec<(String, PathBuf)> {
+        let settings = self.settings();
+        let bottles = settings.bottles.iter();
+        bottles.filter_map(|(name, bottle)| Some((name.clone(), bottle.cgroup.clone()?))).collect()
+    }
+
+    /// The settings as they stand.
+    fn settings(&self) -> Arc<Settings> {
+        self.parts.settings.borrow().clone()
+    }
+
+    /// Follows the settings.
+    pub(super) fn settings_changes(&self) -> Live {
+        self.parts.settings.clone()
     }
 
     /// The cgroup that the settings have this bottle attached to, whenever it is there.
-    fn awaited_cgroup(&self, name: &str) -> Option<&PathBuf> {
-        self.parts.settings.bottles.get(name)?.cgroup.as_ref()
+    fn awaited_cgroup(&self, name: &str) -> Option<PathBuf> {
+        self.settings().bottles.get(name)?.cgroup.clone()
     }
 }
 

@@ -2,6 +2,7 @@
 use std::path::Path;
 
 use super::{Registry, blocking};
+use crate::audit::Processes;
 use crate::bottle::cgroup;
 use crate::control::api::{self, Problem};
 use crate::core::{BottleModel, Message};
@@ -40,12 +41,14 @@ impl Registry {
 
 /// One bottle as `status` shows it.
 fn show(kernel: &dyn Kernel, model: BottleModel) -> api::Bottle {
-    let BottleModel { attachment, cause, face, usage, budget, chain } = model;
+    let BottleModel { attachment, cause, face, processes: held, usage, budget, chain } = model;
     let processes = cgroup::count(Path::new(&attachment.cgroup), attachment.cgroup_id);
-    let state = match (processes, &cause) {
-        (None, _) => api::State::Gone,
-        (Some(_), Some(_)) => api::State::Cut,
-        (Some(_), None) => api::State::Open,
+    let state = match (held, processes, &cause) {
+        (Processes::Killed, ..) => api::State::Killed,
+        (_, None, _) => api::State::Gone,
+        (Processes::Frozen, Some(_), _) => api::State::Frozen,
+        (Processes::Running, Some(_), Some(_)) => api::State::Cut,
+        (Processes::Running, Some(_), None) => api::State::Open,
     };
     let packets = kernel.counters(attachment.slot).unwrap_or_else(|error| {
         tracing::warn!(bottle = attachment.name, %error, "packets cannot be read");
@@ -60,7 +63,7 @@ fn show(kernel: &dyn Kernel, model: BottleModel) -> api::Bottle {
         state,
         face,
         cause,
-        policy: attachment.policy,
+        policy: attachment.policy.as_str().into(),
         egress: attachment.egress.as_str().into(),
         usage,
         budget,

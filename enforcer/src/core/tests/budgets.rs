@@ -1,8 +1,9 @@
 //! What operators say of budgets: what closes is done before it is written, what opens after; the last word holds.
 use super::*;
-use crate::audit::Row;
 use crate::budget::window::Window;
 use crate::control::api::{BudgetRow, BudgetScope, SetBudget};
+use crate::hooks::Occasion;
+use crate::policy::Act;
 
 fn order(scope: &str, verb: BudgetVerb) -> BudgetOrder {
     let scope: BudgetScope = scope.parse().unwrap();
@@ -35,25 +36,13 @@ impl Bench {
         let rows = self.budgets().into_iter().filter(|row| row.provider == "claude");
         rows.map(|row| format!("{}={}/{}", row.scope, row.used, row.limit)).collect()
     }
-
-    /// Charges a bottle with an exchange of so many tokens; what the meter is told is swallowed.
-    fn use_up(&self, exchange: u64, bottle: BottleRef, tokens: u64) {
-        self.reserve(exchange, bottle, 1);
-        assert_eq!(self.order(), ToMeter::Permit { exchange });
-        self.settle(exchange, tokens);
-        while self.order() != (ToMeter::Settled { exchange }) {}
-    }
-
-    fn rows(&mut self, action: &str) -> Vec<Row> {
-        self.actions().into_iter().filter(|row| row.action == action).collect()
-    }
 }
 
 #[test]
 fn a_budget_below_its_use_cuts_before_it_is_written() {
     let mut bench = Bench::new("budget: { claude: 1000 }");
     let (one, two) = (bench.attach("one"), bench.attach("two"));
-    bench.use_up(1, one, 100);
+    bench.spend(1, one, 100);
     bench.refusing.store(true, Ordering::SeqCst);
     let answer = bench.say_budget("global", set(100), "uid:7");
     let told = [bench.order(), bench.order()];
@@ -83,8 +72,8 @@ fn a_budget_below_its_use_cuts_before_it_is_written() {
 fn more_tokens_open_exactly_what_they_cover_and_after_they_are_written() {
     let mut bench = Bench::new("budget: { claude: 100 }\nbottles: { own: { budget: { claude: 50 } } }");
     let (one, two, own) = (bench.attach("one"), bench.attach("two"), bench.attach("own"));
-    bench.use_up(1, own, 50);
-    bench.use_up(2, one, 90);
+    bench.spend(1, own, 50);
+    bench.spend(2, one, 90);
     for bottle in [one, two, own] {
         assert!(!bench.kernel.is_open(bottle.slot));
     }
@@ -112,7 +101,7 @@ fn more_tokens_open_exactly_what_they_cover_and_after_they_are_written() {
 fn what_an_operator_cut_too_no_budget_opens() {
     let bench = Bench::new("budget: { claude: 100 }");
     let (one, two) = (bench.attach("one"), bench.attach("two"));
-    bench.use_up(1, one, 100);
+    bench.spend(1, one, 100);
     bench.cut("one").unwrap();
     assert!(bench.view("one").cause.unwrap().held);
     bench.budget("global", set(1_000)).unwrap();
@@ -126,7 +115,7 @@ fn what_an_operator_cut_too_no_budget_opens() {
 fn of_two_operators_the_last_word_holds_and_both_are_written() {
     let mut bench = Bench::new("budget: { claude: 100 }");
     let bottle = bench.attach("b1");
-    bench.use_up(1, bottle, 100);
+    bench.spend(1, bottle, 100);
     for (first, second, limit, open) in [
         (set(500), set(60), 60, false),
         (set(60), set(500), 500, true),
@@ -160,7 +149,7 @@ fn a_new_controller_finds_what_was_said() {
     bench.budget("global", set(200)).unwrap();
     bench.budget("global", BudgetVerb::Add(10)).unwrap();
     bench.budget("agent:somebody", set(5)).unwrap();
-    bench.use_up(1, bottle, 150);
+    bench.spend(1, bottle, 150);
     assert_eq!(bench.rows("warn").len(), 1);
     let held = pinned(&bench.view("b1").attachment, false);
     let mut bench = bench.restart(yaml, vec![held.clone()]);
@@ -205,7 +194,7 @@ fn a_ceiling_cuts_what_a_nearer_budget_would_let_go_on() {
     let yaml = "scope_rule: ceiling\nbudget: { claude: 100 }\nbottles: { own: { budget: { claude: 500 } } }";
     let bench = Bench::new(yaml);
     let (own, other) = (bench.attach("own"), bench.attach("other"));
-    bench.use_up(1, own, 100);
+    bench.spend(1, own, 100);
     assert!(!bench.kernel.is_open(own.slot) && !bench.kernel.is_open(other.slot));
     let budget = &bench.view("own").budget["claude"];
     assert_eq!((budget.scope.as_str(), budget.limit), ("global", 100));
@@ -233,9 +222,9 @@ fn a_parent_s_budget_counts_its_subtree_and_outlives_its_detach() {
     let attachment = bench.release("base", false, false).unwrap();
     bench.core.tell(Message::Forget { attachment: attachment.id });
     assert!(matches!(bench.order(), ToMeter::Detached { .. }));
-    bench.use_up(1, a, 60);
+    bench.spend(1, a, 60);
     assert!(bench.kernel.is_open(b.slot));
-    bench.use_up(2, b, 40);
+    bench.spend(2, b, 40);
     assert!(!bench.kernel.is_open(a.slot) && !bench.kernel.is_open(b.slot));
     assert!(bench.kernel.is_open(outsider.slot));
     let cause = bench.view("a").cause.unwrap();
@@ -247,18 +236,71 @@ fn a_parent_s_budget_counts_its_subtree_and_outlives_its_detach() {
 
 #[test]
 fn each_warning_is_written_once_with_who_reached_it() {
-    let mut bench = Bench::new("budget: { claude: 100 }\nwarn_at: [50, 80]");
+    let hook = "hooks: { warn: [/bin/h, \"{bottle}\"] }";
+    let mut bench = Bench::new(&format!("budget: {{ claude: 100 }}\nwarn_at: [50, 80]\n{hook}"));
     let bottle = bench.attach("b1");
-    bench.use_up(1, bottle, 49);
+    bench.spend(1, bottle, 49);
+    assert_eq!(bench.called(), None);
     assert_eq!(bench.rows("warn"), []);
-    bench.use_up(2, bottle, 50);
+    bench.spend(2, bottle, 50);
     let warnings = bench.rows("warn");
     let details: Vec<_> = warnings.iter().filter_map(|row| row.detail.as_deref()).collect();
     assert_eq!(details, ["50% of the budget are used", "80% of the budget are used"]);
     let cause = warnings[0].cause.as_ref().unwrap();
     assert_eq!((cause.used, cause.limit, warnings[0].bottle.as_deref()), (Some(99), Some(100), Some("b1")));
+    let calls = [bench.called().unwrap(), bench.called().unwrap()];
+    assert!(
+        calls.iter().all(|call| call.occasion == Occasion::Warn && call.about.bottle == "b1"),
+        "{calls:?}"
+    );
+    assert!(calls[0].about.cause.starts_with("99 of 100 claude tokens used"), "{calls:?}");
     bench.budget("global", set(110)).unwrap();
     assert_eq!(bench.rows("warn").len(), 2, "once in each window");
+    assert_eq!(bench.called(), None);
+    // another budget is reached by no exchange of a bottle
+    bench.budget("bottle:b1", set(198)).unwrap();
+    bench.awaited_rows("warn", 3);
+    let call = bench.called().unwrap();
+    assert_eq!((call.occasion, call.about.bottle.as_str()), (Occasion::Warn, ""));
+}
+
+#[test]
+fn a_statement_does_to_processes_what_their_policies_say() {
+    let mut bench = Bench::new("budget: { claude: 1000 }");
+    let killed = bench.attach_with("k", Policy::Kill);
+    let frozen = bench.attach_with("f", Policy::Freeze);
+    bench.spend(1, frozen, 100);
+    bench.budget("global", set(100)).unwrap();
+    let mut orders = [bench.held(), bench.held()];
+    orders.sort_by(|a, b| a.bottle.cmp(&b.bottle));
+    assert_eq!(orders.each_ref().map(|order| &order.act), [&Act::Freeze { snapshot: None }, &Act::Kill]);
+    for bottle in [killed, frozen] {
+        assert_eq!(bench.kernel.face(bottle.slot), Some(Face::Silent));
+    }
+
+    // what an operator opens, knowing that nothing is left, is not closed by words that leave nothing either
+    let order = api::Restore { force: true, ..api::Restore::default() };
+    let restore = |reply| Message::Restore { name: "f".into(), order, by: "uid:7".into(), reply };
+    bench.by_order(restore, Act::Thaw, Ok(String::new())).unwrap();
+    bench.budget("global", set(90)).unwrap();
+    bench.budget("global", BudgetVerb::Add(5)).unwrap();
+    bench.nothing_held();
+    assert!(bench.kernel.is_open(frozen.slot));
+}
+
+#[test]
+fn more_tokens_let_the_frozen_go_on_and_leave_the_killed() {
+    let mut bench = Bench::new("budget: { claude: 100 }");
+    let killed = bench.attach_with("k", Policy::Kill);
+    let frozen = bench.attach_with("f", Policy::Freeze);
+    bench.spend(1, frozen, 100);
+    drop([bench.held(), bench.held()]);
+    bench.budget("global", BudgetVerb::Add(50)).unwrap();
+    let order = bench.held();
+    assert_eq!((order.bottle.as_str(), &order.act), ("f", &Act::Thaw));
+    bench.nothing_held();
+    assert!(bench.kernel.is_open(frozen.slot));
+    assert!(!bench.kernel.is_open(killed.slot));
 }
 
 #[test]

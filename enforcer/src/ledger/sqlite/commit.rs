@@ -2,7 +2,9 @@
 use meter_proxy::tokens::Tokens;
 use rusqlite::{Transaction, params};
 
+use super::rollup;
 use crate::audit::Action;
+use crate::bottle::engine::Container;
 use crate::budget::window::Hour;
 use crate::budget::{Statement, Warned};
 use crate::ledger::{Attachment, Entry, Owner, Reservation, Settlement, Stated, Verdict};
@@ -34,14 +36,15 @@ pub(super) fn entry(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), 
         Entry::Warned { owner, provider, warned } => record_warning(transaction, owner, provider, warned),
         Entry::Verdict(verdict) => record_verdict(transaction, verdict),
         Entry::Action(action) => record_action(transaction, action),
+        Entry::RollUp(day) => Ok(rollup::roll_up(transaction, day)?),
     }
 }
 
 fn attach(transaction: &Transaction<'_>, attachment: &Attachment) -> Result<(), Refusal> {
     let mut insert = transaction.prepare_cached(
         "INSERT INTO bottles (id, name, agent, parent, ancestors_json, cgroup, cgroup_id, owns_cgroup, slot, \
-         generation, policy, egress, launch_budget_json, attached_at_ms) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+         generation, policy, egress, launch_budget_json, attached_at_ms, container) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
     )?;
     insert.execute(params![
         attachment.id,
@@ -54,10 +57,11 @@ fn attach(transaction: &Transaction<'_>, attachment: &Attachment) -> Result<(), 
         attachment.owns_cgroup,
         attachment.slot,
         attachment.generation,
-        attachment.policy,
+        attachment.policy.as_str(),
         attachment.egress.as_str(),
         serde_json::to_string(&attachment.launch_budget)?,
         attachment.attached_at,
+        attachment.container.as_ref().map(Container::written),
     ])?;
     Ok(())
 }

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use meter_proxy::tokens::Tokens;
 use rusqlite::{Connection, Row};
 
-use super::{count, json, optional_json, unreadable};
+use super::{count, json, optional_json, rollup, unreadable};
 use crate::audit::Cause;
+use crate::bottle::engine::Container;
 use crate::budget::window::{Hour, Window};
 use crate::budget::{Budget, Statement, Warned};
 use crate::ledger::{Attachment, HourSum, Owner, Reservation, Snapshot, Stated, Sum};
-use crate::settings::Egress;
+use crate::settings::{Egress, Policy};
 
 pub(super) fn snapshot(connection: &Connection) -> rusqlite::Result<Snapshot> {
     let sums = sums(connection)?;
@@ -19,8 +20,7 @@ pub(super) fn snapshot(connection: &Connection) -> rusqlite::Result<Snapshot> {
         [],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
-    let last_exchange =
-        connection.query_row("SELECT coalesce(max(id), 0) FROM exchanges", [], |row| row.get(0))?;
+    let last_exchange = rollup::last_exchange(connection)?;
     Ok(Snapshot {
         attachments: attachments(connection)?,
         orphans: orphans(connection)?,
@@ -52,9 +52,10 @@ fn attachment(row: &Row<'_>) -> rusqlite::Result<Attachment> {
         cgroup: row.get("cgroup")?,
         cgroup_id: cgroup_id.cast_unsigned(),
         owns_cgroup: row.get("owns_cgroup")?,
+        container: row.get::<_, Option<String>>("container")?.as_deref().and_then(Container::read),
         slot: row.get("slot")?,
         generation: row.get("generation")?,
-        policy: row.get("policy")?,
+        policy: policy(row)?,
         egress: egress(row)?,
         launch_budget: json(row, "launch_budget_json")?,
         attached_at: row.get("attached_at_ms")?,
@@ -65,6 +66,12 @@ fn attachment(row: &Row<'_>) -> rusqlite::Result<Attachment> {
 fn egress(row: &Row<'_>) -> rusqlite::Result<Egress> {
     let word: String = row.get("egress")?;
     Ok(Egress::from_word(&word).unwrap_or(Egress::Metered))
+}
+
+/// The policy; a word that this version does not know does nothing that cannot be undone.
+fn policy(row: &Row<'_>) -> rusqlite::Result<Policy> {
+    let word: String = row.get("policy")?;
+    Ok(Policy::from_word(&word).unwrap_or(Policy::Freeze))
 }
 
 fn orphans(connection: &Connection) -> rusqlite::Result<Vec<(Reservation, Tokens)>> {

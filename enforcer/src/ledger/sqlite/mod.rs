@@ -4,6 +4,7 @@ mod commit;
 mod load;
 mod open;
 mod queries;
+mod rollup;
 #[cfg(test)]
 mod tests;
 

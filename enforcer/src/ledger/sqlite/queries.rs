@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use rusqlite::types::ToSql;
 use rusqlite::{Connection, Row, params_from_iter};
 
-use super::{count, database, load, optional_json};
+use super::{count, database, load, optional_json, rollup};
 use crate::audit;
 use crate::budget::weights::Weights;
 use crate::clock::rfc3339;
-use crate::ledger::{FlowRow, GroupBy, LedgerError, Reader, UsageQuery, UsageRow};
+use crate::ledger::{FlowRow, GroupBy, LedgerError, Reader, UnixMs, UsageQuery, UsageRow};
 
 /// The model that answered, or was asked for.
 const MODEL: &str = "coalesce(model_answered, model_asked)";
@@ -42,6 +42,10 @@ impl Reader for SqliteReader {
             .map_err(|error| database(&self.path, &error))
     }
 
+    fn oldest_settled(&mut self) -> Result<Option<UnixMs>, LedgerError> {
+        rollup::oldest_settled(&self.connection).map_err(|error| database(&self.path, &error))
+    }
+
     fn audit(&mut self, after: i64, limit: u32) -> Result<Vec<audit::Row>, LedgerError> {
         audit(&self.connection, after, limit).map_err(|error| database(&self.path, &error))
     }
@@ -51,15 +55,15 @@ fn usage(connection: &Connection, query: &UsageQuery, weights: &Weights) -> rusq
     let (condition, values) = conditions(query);
     let keys = keys(query.by);
     let sql = format!(
-        "SELECT {keys}, count(*) AS flows, sum(input_tokens) AS input, sum(cache_write_tokens) AS cache_write, \
+        "SELECT {keys}, sum(flows) AS flows, sum(input_tokens) AS input, sum(cache_write_tokens) AS cache_write, \
            sum(cache_read_tokens) AS cache_read, sum(output_tokens) AS output, \
            sum(reasoning_tokens) AS reasoning, sum(cache_write_5m_tokens) AS cache_write_5m, \
            sum(cache_write_1h_tokens) AS cache_write_1h, sum(tool_prompt_tokens) AS tool_prompt, \
-           sum(iif(provenance = 'reported', 0, input_tokens)) AS estimated_input, \
-           sum(iif(provenance = 'reported', 0, cache_write_tokens)) AS estimated_cache_write, \
-           sum(iif(provenance = 'reported', 0, cache_read_tokens)) AS estimated_cache_read, \
-           sum(iif(provenance = 'reported', 0, output_tokens)) AS estimated_output \
-         FROM exchanges WHERE ended_at_ms IS NOT NULL{condition} \
+           sum(estimated_input_tokens) AS estimated_input, \
+           sum(estimated_cache_write_tokens) AS estimated_cache_write, \
+           sum(estimated_cache_read_tokens) AS estimated_cache_read, \
+           sum(estimated_output_tokens) AS estimated_output \
+         FROM settled WHERE true{condition} \
          GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5"
     );
     let mut select = connection.prepare_cached(&sql)?;
@@ -76,7 +80,7 @@ fn keys(by: Option<GroupBy>) -> String {
         column(GroupBy::Bottle, "bottle", "by_bottle"),
         column(GroupBy::Agent, "agent", "by_agent"),
         column(GroupBy::Provider, "provider", "by_provider"),
-        column(GroupBy::Model, MODEL, "by_model"),
+        column(GroupBy::Model, "model", "by_model"),
         column(GroupBy::Day, DAY, "by_day"),
     ]
     .join(", ")

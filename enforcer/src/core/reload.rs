@@ -1,0 +1,118 @@
+//! Changed settings, as far as sums and verdicts are concerned. They are recorded before they hold; then what they close
+//! is closed first. What they would open stays cut until somebody restores it, and is said.
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use super::durable::{After, action};
+use super::verdicts::Crossing;
+use super::{Change, Core, answer};
+use crate::audit::{Action, ActionKind};
+use crate::budget::{AccountId, Scope};
+use crate::control::api::Problem;
+use crate::ledger::Entry;
+use crate::settings::Settings;
+
+/// Settings that are to hold from now on.
+pub struct Reloading {
+    /// All of them.
+    pub settings: Arc<Settings>,
+    /// What is different, for the audit.
+    pub changed: String,
+    /// `controller` or `uid:N`.
+    pub by: String,
+    /// Done; what the operator should know of it.
+    pub reply: oneshot::Sender<Result<Vec<String>, Problem>>,
+}
+
+impl Core {
+    /// Records the change; it holds once that is durable.
+    pub(super) fn reload(&mut self, reloading: Reloading) {
+        if let Some(behind) = self.closed() {
+            return answer(reloading.reply, Err(Problem::failed(behind.to_string())));
+        }
+        let mut row = action(ActionKind::Settings, None, None, &reloading.by);
+        row.detail = Some(reloading.changed.clone());
+        self.submit(vec![Entry::Action(row)], After::Reloaded(reloading));
+    }
+
+    pub(super) fn reloaded(&mut self, reloading: Reloading, result: Result<(), Problem>) {
+        if let Err(problem) = result {
+            return answer(reloading.reply, Err(problem));
+        }
+        let before = self.used_up_by_slot();
+        let lease = self.settings.lease;
+        self.settings = reloading.settings;
+        self.redefine_budgets();
+        self.cut_for_settings(&before);
+        self.warn_of_all();
+        if self.settings.lease != lease {
+            self.bottles.keys().for_each(|slot| self.lend(*slot));
+        }
+        let stays = self.cut_without_need();
+        for line in &stays {
+            self.warn(None, line.clone(), false);
+        }
+        self.admit_waiting();
+        self.publish(Change::State);
+        answer(reloading.reply, Ok(stays));
+    }
+
+    /// The settings are not taken: for the audit.
+    pub(super) fn not_reloaded(&mut self, by: &str, why: String) {
+        let row = action(ActionKind::Settings, None, None, by);
+        self.record(Action { done: false, detail: Some(why), ..row });
+    }
+
+    /// Has the settings' budgets, weights and scope rule hold, for whatever providers there are now.
+    fn redefine_budgets(&mut self) {
+        self.accounts.judge_by(self.settings.scope_rule, self.settings.weights);
+        for account in self.accounts.ids() {
+            let owner = self.accounts.owner(account).clone();
+            let provider = self.accounts.provider(account).to_owned();
+            self.account(&owner, &provider);
+        }
+        for (owner, provider) in self.defined_owners() {
+            self.account(&owner, &provider);
+        }
+        for slot in self.bottles.keys().copied().collect::<Vec<_>>() {
+            self.open_accounts(slot);
+        }
+        self.forget_crossings();
+    }
+
+    /// Of each bottle, the budgets that bind it and are used up.
+    fn used_up_by_slot(&mut self) -> HashMap<u32, Vec<(Scope, AccountId)>> {
+        let slots: Vec<u32> = self.bottles.keys().copied().collect();
+        let used_up = |core: &mut Self, slot| {
+            let binding = core.binding_accounts(slot).into_iter();
+            binding.filter(|(_, account)| core.accounts.is_used_up(*account)).collect()
+        };
+        slots.into_iter().map(|slot| (slot, used_up(self, slot))).collect()
+    }
+
+    /// Cuts the bottles that a budget binds which is used up only since the settings changed: one that an operator
+    /// opened although its budget was used up before stays as it is.
+    fn cut_for_settings(&mut self, before: &HashMap<u32, Vec<(Scope, AccountId)>>) {
+        let received = Instant::now();
+        for (slot, used_up) in self.used_up_by_slot() {
+            for (scope, account) in used_up {
+                self.crossed.insert(account);
+                if !before.get(&slot).is_some_and(|before| before.contains(&(scope, account))) {
+                    self.cut_for_budget(slot, scope, account, Crossing::Now { flow: None, received });
+                }
+            }
+        }
+    }
+
+    /// What budgets alone have cut and none cuts any longer, one line each.
+    fn cut_without_need(&mut self) -> Vec<String> {
+        let mut slots: Vec<u32> = self.bottles.keys().copied().collect();
+        slots.retain(|slot| self.is_cut_by_budget_alone(*slot) && self.used_up(*slot).is_none());
+        let line =
+            |name| format!("{name} stays cut although its budget has room again: enforcer restore {name}");
+        slots.into_iter().map(|slot| line(self.name_of(slot))).collect()
+    }
+}

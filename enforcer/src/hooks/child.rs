@@ -1,0 +1,253 @@
+//! Runs one program of the operator's with a bound on its time and on what is kept of its words. No shell: what stands
+//! in an argument stays in it. Not here: which program, when, and what becomes of the outcome.
+use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+use std::{fs, io};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+
+use crate::state::{self, StateError};
+use crate::text::scrub;
+
+/// Most bytes that are kept of what a program says; the rest is read and forgotten.
+pub const MAX_WORDS_BYTES: usize = 2 * 1024;
+/// How long what a program left running may hold on to its outputs once it has ended.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// Why a program did not do what it was to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ChildError {
+    /// Somebody else than root could have it do something else.
+    #[error("{0} is not run as root: {1}")]
+    Untrusted(String, String),
+    /// Somebody else than root could replace it.
+    #[error("it is not run as root: {0}")]
+    Replaceable(#[from] StateError),
+    /// It cannot be started or waited for.
+    #[error("{program} cannot be run: {source}")]
+    Io {
+        /// The program.
+        program: String,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+    /// It did not end in time; it and its process group were killed.
+    #[error("{program} was killed: it did not end within {} s{}", limit.as_secs_f32(), after(words))]
+    Slow {
+        /// The program.
+        program: String,
+        /// The bound.
+        limit: Duration,
+        /// What it said so far.
+        words: String,
+    },
+    /// It ended, and says that it failed.
+    #[error("{program}: {status}{}", after(words))]
+    Failed {
+        /// The program.
+        program: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it said.
+        words: String,
+    },
+}
+
+/// Runs it to its end; what it said, scrubbed. When this is dropped before, the program and its group are killed.
+///
+/// # Errors
+/// See [`ChildError`].
+pub async fn run(argv: &[String], limit: Duration) -> Result<String, ChildError> {
+    let (name, arguments) = argv.split_first().map_or(("", [].as_slice()), |(name, rest)| (name, rest));
+    let program = scrub(name);
+    check_trusted(Path::new(name))?;
+    let io = |source| ChildError::Io { program: program.clone(), source };
+    let (mut child, group) = start(name, arguments).map_err(io)?;
+    let said = Words::listen(&mut child);
+    let ended = tokio::time::timeout(limit, child.wait()).await;
+    drop(group);
+    let words = said.end().await;
+    match ended {
+        Err(_) => Err(ChildError::Slow { program, limit, words }),
+        Ok(Err(source)) => Err(io(source)),
+        Ok(Ok(status)) if status.success() => Ok(words),
+        Ok(Ok(status)) => Err(ChildError::Failed { program, status, words }),
+    }
+}
+
+/// Starts a program as the leader of a process group, with nothing of this one's surroundings but `PATH`; both its
+/// outputs are to be read.
+///
+/// # Errors
+/// When the operating system refuses.
+pub fn start(program: &str, arguments: &[impl AsRef<OsStr>]) -> io::Result<(Child, Group)> {
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir("/").env_clear().env("LC_ALL", "C");
+    command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let child = command.spawn()?;
+    let group = Group(child.id());
+    Ok((child, group))
+}
+
+/// A program that others than root can write would give them root. Its interpreter, and what it starts, are its own
+/// author's care.
+fn check_trusted(program: &Path) -> Result<(), ChildError> {
+    let shown = scrub(&program.display().to_string());
+    let io = |source| ChildError::Io { program: shown.clone(), source };
+    let path = fs::canonicalize(program).map_err(io)?;
+    let about = fs::metadata(&path).map_err(io)?;
+    let own = nix::unistd::Uid::effective().as_raw();
+    let why = match (about.uid(), about.mode() & 0o022) {
+        (uid, _) if uid != 0 && uid != own => Some(format!("it belongs to uid {uid}")),
+        (_, 0) => None,
+        _ => Some("others than its owner can write it".to_owned()),
+    };
+    match why {
+        Some(why) => Err(ChildError::Untrusted(shown, why)),
+        None => Ok(state::check_way(&path, "a program that is run as root")?),
+    }
+}
+
+/// A program's process group, killed when dropped: what it started and did not wait for ends with it.
+#[must_use]
+pub struct Group(Option<u32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let Some(group) = self.0.and_then(|pid| i32::try_from(pid).ok()) else { return };
+        match killpg(Pid::from_raw(group), Signal::SIGKILL) {
+            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+            Err(error) => tracing::warn!(%error, group, "what a program left running is not killed"),
+        }
+    }
+}
+
+/// What a program says on both outputs, read as it comes so that it never waits for a reader.
+struct Words {
+    kept: watch::Receiver<Vec<u8>>,
+    readers: tokio::task::JoinSet<()>,
+}
+
+impl Words {
+    fn listen(child: &mut Child) -> Self {
+        let (keep, kept) = watch::channel(Vec::new());
+        let mut readers = tokio::task::JoinSet::new();
+        if let Some(stdout) = child.stdout.take() {
+            readers.spawn(read(stdout, keep.clone()));
+        }
+        if let Some(stderr) = child.stderr.take() {
+            readers.spawn(read(stderr, keep));
+        }
+        Self { kept, readers }
+    }
+
+    /// What was said, in one line.
+    async fn end(mut self) -> String {
+        let all = async { while self.readers.join_next().await.is_some() {} };
+        // a reader that has no end by then is dropped: somebody else holds the pipe
+        drop(tokio::time::timeout(LAST_WORDS, all).await);
+        let words = String::from_utf8_lossy(&self.kept.borrow()).trim().replace('\n', " | ");
+        scrub(&words)
+    }
+}
+
+/// Keeps the beginning, and reads the rest away.
+async fn read(mut pipe: impl AsyncRead + Unpin, keep: watch::Sender<Vec<u8>>) {
+    let mut buffer = [0; 4096];
+    loop {
+        match pipe.read(&mut buffer).await {
+            Ok(0) => return,
+            Ok(length) => keep.send_modify(|kept| {
+                let room = MAX_WORDS_BYTES.saturating_sub(kept.len());
+                kept.extend_from_slice(&buffer[..length.min(room)]);
+            }),
+            Err(error) => return tracing::debug!(%error, "a hook's words cannot be read"),
+        }
+    }
+}
+
+/// Words as they stand at the end of a sentence.
+fn after(words: &str) -> String {
+    if words.is_empty() { String::new() } else { format!("; it said: {words}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+    use std::time::Instant;
+
+    use super::*;
+
+    fn sh(script: &str) -> Vec<String> {
+        ["/bin/sh", "-c", script].map(str::to_owned).to_vec()
+    }
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn what_it_says_is_kept_within_bounds_and_harmless() {
+        let words = run(&sh("echo one; echo two >&2"), LIMIT).await.unwrap();
+        assert!(["one | two", "two | one"].contains(&words.as_str()), "{words}");
+        let words = run(&sh("yes \"$(printf '\\033[2J')\" | head -c 5000000"), LIMIT).await.unwrap();
+        assert!(words.len() <= 3 * MAX_WORDS_BYTES && !words.contains('\x1b'), "{} bytes", words.len());
+    }
+
+    #[tokio::test]
+    async fn a_failure_and_a_hanging_program_are_told_with_its_words() {
+        let failed = run(&sh("echo no; exit 7"), LIMIT).await.unwrap_err().to_string();
+        assert_eq!(failed, "/bin/sh: exit status: 7; it said: no");
+        let began = Instant::now();
+        let hangs = run(&sh("echo wait; sleep 1000 & sleep 1000"), Duration::from_millis(300)).await;
+        let hangs = hangs.unwrap_err().to_string();
+        assert!(hangs.contains("did not end within 0.3 s; it said: wait"), "{hangs}");
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        let missing = run(&["/nowhere/at all".into()], LIMIT).await.unwrap_err().to_string();
+        assert!(missing.starts_with("/nowhere/at all cannot be run: No such file"), "{missing}");
+    }
+
+    #[tokio::test]
+    async fn what_it_leaves_running_ends_with_it() {
+        let began = Instant::now();
+        let pid = run(&sh("sleep 1000 & echo $!"), LIMIT).await.unwrap();
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        let lives = || {
+            let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            !state.is_empty() && !state.contains(") Z ")
+        };
+        while lives() {
+            assert!(began.elapsed() < Duration::from_secs(10), "process {pid} lives on");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_others_can_change_is_not_run() {
+        assert!(nix::unistd::Uid::effective().is_root(), "this test needs root");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hook");
+        fs::write(&path, "#!/bin/sh\n").unwrap();
+        let mode = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let argv = [path.display().to_string()];
+        mode(0o755);
+        assert_eq!(run(&argv, LIMIT).await.unwrap(), "");
+        mode(0o757);
+        let words = run(&argv, LIMIT).await.unwrap_err().to_string();
+        assert!(words.ends_with("is not run as root: others than its owner can write it"), "{words}");
+        mode(0o755);
+        chown(&path, Some(1234), None).unwrap();
+        let words = run(&argv, LIMIT).await.unwrap_err().to_string();
+        assert!(words.ends_with("it belongs to uid 1234"), "{words}");
+        chown(&path, Some(0), None).unwrap();
+        chown(dir.path(), Some(1234), None).unwrap();
+        let words = run(&argv, LIMIT).await.unwrap_err().to_string();
+        assert!(words.contains("above a program that is run as root and belongs to uid 1234"), "{words}");
+    }
+}
