@@ -3,7 +3,7 @@
 use std::io::{self, Cursor, ErrorKind};
 
 use bytes::{Buf as _, BytesMut};
-use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::frame::{Frame, FrameHeader};
@@ -129,12 +129,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
 }
 
 fn compressed(codec: &mut Compress, text: &[u8]) -> io::Result<Vec<u8>> {
-    let (mut out, before) = (Vec::new(), codec.total_in());
-    // output that fills its room is not all of it
-    while out.len() == out.capacity() {
+    let (mut out, mut rest) = (Vec::new(), text);
+    // a codec has more to say while it has not taken all, or while it fills its room
+    while !rest.is_empty() || out.len() == out.capacity() {
         out.reserve(ROOM_BYTES);
-        let read = usize::try_from(codec.total_in() - before).map_err(io::Error::other)?;
-        codec.compress_vec(&text[read..], &mut out, FlushCompress::Sync)?;
+        let before = codec.total_in();
+        codec.compress_vec(rest, &mut out, FlushCompress::Sync)?;
+        rest = &rest[taken(before, codec.total_in())?..];
     }
     out.truncate(out.len() - TAIL.len());
     Ok(out)
@@ -142,11 +143,18 @@ fn compressed(codec: &mut Compress, text: &[u8]) -> io::Result<Vec<u8>> {
 
 fn readable(codec: &mut Decompress, mut message: Vec<u8>) -> io::Result<Vec<u8>> {
     message.extend(TAIL);
-    let (mut out, before) = (Vec::new(), codec.total_in());
-    while out.len() == out.capacity() {
+    let (mut out, mut rest) = (Vec::new(), &message[..]);
+    while !rest.is_empty() || out.len() == out.capacity() {
         out.reserve(ROOM_BYTES);
-        let read = usize::try_from(codec.total_in() - before).map_err(io::Error::other)?;
-        codec.decompress_vec(&message[read..], &mut out, FlushDecompress::Sync)?;
+        let before = codec.total_in();
+        if codec.decompress_vec(rest, &mut out, FlushDecompress::Sync)? == Status::StreamEnd {
+            return Err(io::Error::new(ErrorKind::InvalidData, "a sender ends no stream of its messages"));
+        }
+        rest = &rest[taken(before, codec.total_in())?..];
     }
     Ok(out)
+}
+
+fn taken(before: u64, now: u64) -> io::Result<usize> {
+    usize::try_from(now - before).map_err(io::Error::other)
 }

@@ -1,11 +1,12 @@
-//! A budget that is crossed in the middle of a client's stream: it asks no provider again, and says why in time.
+//! A budget that is crossed in the middle of a client's stream: it asks no provider again, and says why in time. A
+//! client that finds its provider by name finds the refusal lane there, and no resolver hears of it.
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use support::capture::{Capture, TCP};
+use support::capture::{Capture, Packet, TCP, UDP};
 use support::clock::{mono_ns, wait_until};
 use support::network::Namespace;
-use support::provider::{End, Reply};
+use support::provider::{End, Reply, Script};
 use support::stage::mono_of;
 
 use crate::client::{Client, Reader, Way};
@@ -16,8 +17,8 @@ use crate::screen::Screen;
 const TOLD: Duration = Duration::from_secs(10);
 
 /// A stream that goes on for longer than any test.
-fn endless() -> Reply {
-    Reply::paced(20_000, 8, Duration::from_millis(2))
+fn endless() -> Script {
+    Script::from(Reply::paced(20_000, 8, Duration::from_millis(2))).compressing_messages()
 }
 
 /// Cuts a client in its stream on each way, and holds it to one further request and to saying why.
@@ -33,6 +34,7 @@ fn assert_told_by(scene: &Scene, client: Client, way: Way) {
     let wire = Capture::of(&Namespace::current());
     let mut screen = Screen::of(&mut scene.ask(client, way, true, Reader::Person, &bottle));
     let cut = scene.stage.daemon.wait_bottle("agent", |bottle| bottle["face"] == "answered", ANSWERED);
+    let heard = scene.dns.asked();
     let reason = format!("of 1000 {} tokens (budget of scope launch, owner agent", client.provider());
     let told = wait_until(TOLD, || screen.text().contains(&reason).then(mono_ns));
     let told = told.unwrap_or_else(|| panic!("{client:?} by {way:?} says nothing:\n{}", screen.text()));
@@ -46,15 +48,17 @@ fn assert_told_by(scene: &Scene, client: Client, way: Way) {
     let code = screen.ended(ANSWERED);
 
     let asked = scene.stage.provider.billing_records();
-    assert_eq!(
-        asked.iter().map(|record| record.end).collect::<Vec<_>>(),
-        [Some(End::ClientGone)],
-        "{asked:#?}"
-    );
-    let lane = connections_to_others(scene, &wire);
+    let [record] = &asked[..] else { panic!("{client:?} by {way:?} asked again: {asked:#?}") };
+    assert_eq!((record.end, record.status), (Some(End::ClientGone), client.status()), "{record:#?}");
+    assert_eq!(record.deflated, client.status() == 101, "{record:#?}");
+    assert_eq!(scene.dns.asked(), heard, "{client:?} by {way:?}: a resolver heard of it");
+    let packets = wire.settled();
+    let lane = connections_to_others(scene, &packets);
+    let names = names_at_the_lane(&packets);
     let said = screen.line_with(&reason).unwrap_or_default();
     println!(
-        "{client:?} by {way:?}: told after {took:?}, {lane} requests to the lane, exit {code:?}, {said}"
+        "{client:?} by {way:?}: told after {took:?}, {names} packets of names and {lane} requests at the lane, exit \
+         {code:?}, {said}"
     );
     assert_eq!(lane, 1, "{client:?} by {way:?} asks the lane once");
 }
@@ -66,6 +70,8 @@ fn assert_told_from_the_start(client: Client) {
         for way in client.ways() {
             let bottle = scene.stage.bottle(&format!("{way:?}").to_lowercase(), &[]);
             scene.stage.daemon.ok(&["cut", &bottle.name, "--answered", "--reason", "tea time"]);
+            let heard = scene.dns.asked();
+            let wire = Capture::of(&Namespace::current());
             let began = Instant::now();
             let mut screen = Screen::of(&mut scene.ask(client, *way, true, Reader::Person, &bottle));
             let told =
@@ -73,19 +79,29 @@ fn assert_told_from_the_start(client: Client) {
             let told =
                 told.unwrap_or_else(|| panic!("{client:?} by {way:?} says nothing:\n{}", screen.text()));
             let code = screen.ended(ANSWERED);
+            let names = names_at_the_lane(&wire.settled());
+            assert_eq!(scene.dns.asked(), heard, "{client:?} by {way:?}: a resolver heard of it");
+            assert!(names > 0 || *way != Way::Redirect, "{client:?} has found its provider without asking");
             let said = screen.line_with("tea time").unwrap_or_default();
-            println!("{client:?} by {way:?}: told after {told:?}, exit {code:?}, {said}");
+            println!(
+                "{client:?} by {way:?}: told after {told:?}, {names} packets of names, exit {code:?}, {said}"
+            );
         }
         assert!(scene.stage.provider.records().is_empty());
     });
 }
 
 /// Connections to neither the meter nor the provider: the lane's, each of which carries one request.
-fn connections_to_others(scene: &Scene, wire: &Capture) -> usize {
+fn connections_to_others(scene: &Scene, packets: &[Packet]) -> usize {
     let meter = scene.stage.daemon.listen_addr().parse::<SocketAddr>().unwrap().port();
     let known = [meter, scene.stage.provider.addresses().https.port()];
-    let packets = wire.settled().into_iter();
-    packets.filter(|packet| packet.protocol == TCP && packet.opens && !known.contains(&packet.port)).count()
+    let opening = packets.iter().filter(|packet| packet.protocol == TCP && packet.opens);
+    opening.filter(|packet| !known.contains(&packet.port)).count()
+}
+
+/// Questions for names that the lane was asked, and its answers: nobody else speaks UDP at this address.
+fn names_at_the_lane(packets: &[Packet]) -> usize {
+    packets.iter().filter(|packet| packet.protocol == UDP && packet.destination.is_loopback()).count()
 }
 
 #[test]
@@ -102,6 +118,12 @@ fn root_answered_codex() {
 
 #[test]
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_answered_codex_by_post() {
+    assert_told(Client::CodexPost);
+}
+
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_answered_codex_logged_in() {
     assert_told(Client::CodexLogin);
 }
@@ -109,7 +131,7 @@ fn root_answered_codex_logged_in() {
 #[test]
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_answered_from_the_start() {
-    for client in [Client::ClaudeCode, Client::Codex, Client::CodexLogin] {
+    for client in [Client::ClaudeCode, Client::Codex, Client::CodexPost, Client::CodexLogin] {
         assert_told_from_the_start(client);
     }
 }

@@ -20,8 +20,10 @@ use crate::installed;
 pub const ANSWERED: Duration = Duration::from_secs(60);
 /// Names under which clients look for their providers.
 const NAMES: [&str; 3] = ["api.anthropic.com", "api.openai.com", "chatgpt.com"];
-/// The resolver of a private network.
+/// The clients' resolver, one of a private network.
 const RESOLVER: &str = "10.9.8.7";
+/// The daemon's: what clients ask is told apart.
+const DAEMON_RESOLVER: &str = "10.9.8.6";
 
 /// See the top of this file.
 pub struct Scene {
@@ -35,18 +37,14 @@ impl Scene {
     /// Runs a test in a new one, whose provider speaks HTTP/2 as all of them do.
     pub fn with(script: impl Into<Script> + Send, settings: &str, test: impl FnOnce(&Self) + Send) {
         in_own_network(|| {
-            mounts::private(|| {
-                // some clients put programs into their home, and want none in a directory for temporary files
-                let files = TempDir::new_in(installed::directory()).unwrap();
-                fs::write(files.path().join("resolv.conf"), format!("nameserver {RESOLVER}\n")).unwrap();
-                mounts::show_instead(Path::new("/etc/resolv.conf"), &files.path().join("resolv.conf"));
-                fs::write(files.path().join("hosts"), "127.0.0.1 localhost\n").unwrap();
-                mounts::show_instead(Path::new("/etc/hosts"), &files.path().join("hosts"));
-                ip(&["address", "add", &format!("{RESOLVER}/32"), "dev", "lo"]);
-                let dns = Dns::start(RESOLVER, 1);
-                let script = script.into().offering_http2();
-                test(&Self { stage: Stage::over_tls(script, settings), dns, files });
-            });
+            // some clients put programs into their home, and want none in a directory for temporary files
+            let files = TempDir::new_in(installed::directory()).unwrap();
+            let for_daemon = resolver(DAEMON_RESOLVER);
+            NAMES.iter().for_each(|name| for_daemon.set(name, &[PUBLIC4]));
+            let script = script.into().offering_http2();
+            let stage = asking(DAEMON_RESOLVER, &files, || Stage::over_tls(script, settings));
+            let scene = Self { stage, dns: resolver(RESOLVER), files };
+            asking(RESOLVER, &scene.files, || test(&scene));
         });
     }
 
@@ -81,4 +79,24 @@ impl Scene {
         assert!(!lines.is_empty(), "{printed}");
         lines.join("\n")
     }
+}
+
+/// A DNS server at this address, which the test's network gets.
+fn resolver(address: &str) -> Dns {
+    ip(&["address", "add", &format!("{address}/32"), "dev", "lo"]);
+    Dns::start(address, 1)
+}
+
+/// Does something where programs ask this resolver alone, and know no name from a file but their own.
+fn asking<T: Send>(resolver: &str, files: &TempDir, work: impl FnOnce() -> T + Send) -> T {
+    mounts::private(|| {
+        let show = |name: &str, text: String| {
+            let shown = files.path().join(format!("{name}-{resolver}"));
+            fs::write(&shown, text).unwrap();
+            mounts::show_instead(&Path::new("/etc").join(name), &shown);
+        };
+        show("resolv.conf", format!("nameserver {resolver}\n"));
+        show("hosts", "127.0.0.1 localhost\n".to_owned());
+        work()
+    })
 }
