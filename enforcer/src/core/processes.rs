@@ -9,7 +9,7 @@ use super::durable::{After, action};
 use super::verdicts::unknown;
 use super::{Bottle, Change, Core, Stage, answer};
 use crate::act::Which;
-use crate::audit::{Action, ActionKind, Cause, CauseKind, Processes};
+use crate::audit::{Action, ActionKind, Cause, Processes};
 use crate::control::api::{self, Problem};
 use crate::hooks::{About, Call, Called, Occasion};
 use crate::kernel::Face;
@@ -174,8 +174,7 @@ impl Core {
     /// What stands of a frozen bottle's verdict once it is thawed; `None`: it opens.
     fn left_by_thaw(&mut self, slot: u32) -> Option<Cause> {
         let cause = self.bottles.get(&slot)?.cause.clone()?;
-        let came_with_freeze = cause.kind == CauseKind::Operator && cause.policy == Policy::Freeze;
-        if !came_with_freeze {
+        if !cause.came_with_freeze() {
             return Some(Cause { processes: Processes::Running, ..cause });
         }
         let (scope, account) = self.used_up(slot)?;

@@ -236,7 +236,7 @@ impl Core {
         let standing = bottle.cause.get_or_insert_with(|| cause.clone());
         standing.face = standing.face.max(cause.face);
         standing.processes = standing.processes.max(cause.policy.into());
-        standing.held |= standing.kind == CauseKind::Budget && cause.kind != CauseKind::Budget;
+        standing.held |= cause.outlasts(standing);
         let standing = standing.clone();
         let (name, attachment) = (bottle.attachment.name.clone(), bottle.attachment.id);
         let attaching = bottle.stage == Stage::Attaching;

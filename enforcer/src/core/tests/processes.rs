@@ -143,6 +143,17 @@ fn a_thaw_takes_back_the_freeze_and_no_other_cut() {
     assert!(!bench.kernel.is_open(cut.slot), "it was cut before it was frozen");
     assert_eq!(bench.view("b1").processes, Processes::Running);
 
+    bench.restore("b1", &[], false).unwrap();
+    bench.freeze("b1").unwrap();
+    bench.cut("b1").unwrap();
+    bench.thaw("b1").unwrap();
+    assert!(!bench.kernel.is_open(cut.slot), "it was cut after it was frozen");
+    bench.freeze("b1").unwrap();
+    bench.thaw("b1").unwrap();
+    assert!(!bench.kernel.is_open(cut.slot), "that cut still stands");
+    bench.restore("b1", &[], false).unwrap();
+    assert!(bench.kernel.is_open(cut.slot));
+
     bench.reserve(1, used_up, 10);
     while bench.order() != (ToMeter::Permit { exchange: 1 }) {}
     bench.freeze("b2").unwrap();
