@@ -68,7 +68,7 @@ impl Core {
         match bottle.stage {
             Stage::Attached => Ok((slot, bottle.cause.as_ref().map(|cause| cause.processes))),
             Stage::Attaching => Err(Problem::failed(format!("{name} is still being attached"))),
-            Stage::Detaching => Err(Problem::failed(format!("{name} is being detached"))),
+            Stage::Detaching | Stage::Detached => Err(Problem::failed(format!("{name} is being detached"))),
         }
     }
 
@@ -85,9 +85,13 @@ impl Core {
         self.hold(slot, asker);
     }
 
-    /// Has done to the processes of a cut bottle what stands decided for them.
+    /// Has done to the processes of a cut bottle what stands decided for them; of one that is being attached, once it
+    /// is. Who was let go is held no more: nobody would be left to thaw it.
     pub(super) fn hold(&mut self, slot: u32, asker: Asker) {
         let Some(bottle) = self.bottles.get(&slot) else { return };
+        if matches!(bottle.stage, Stage::Attaching | Stage::Detached) {
+            return;
+        }
         let act = match bottle.cause.as_ref().map(|cause| cause.processes) {
             Some(Processes::Frozen) => Act::Freeze { snapshot: self.snapshot(bottle) },
             Some(Processes::Killed) => {
