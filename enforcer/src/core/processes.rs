@@ -17,6 +17,9 @@ use crate::ledger::{AttachmentId, Entry, Verdict};
 use crate::policy::{Act, Acted, Order, Snapshot, Snapshotted};
 use crate::settings::{self, Policy};
 
+/// What helps where processes stand still that are not recorded as frozen.
+pub(super) const THAW_AGAIN: &str = "enforcer freeze NAME, then enforcer thaw NAME, has them go on";
+
 /// Who gives an order, when, and who waits for it.
 pub(super) struct Asker {
     /// `controller` or `uid:N`.
@@ -253,7 +256,15 @@ impl Core {
         let after = match (order.reply, result) {
             (Some(reply), Ok(_)) => After::Report { reply },
             (Some(reply), Err(why)) => {
-                answer(reply, Err(Problem::failed(format!("{}: {}: {why}", order.bottle, kind.as_str()))));
+                let problem = Problem::failed(format!("{}: {}: {why}", order.bottle, kind.as_str()));
+                answer(
+                    reply,
+                    Err(match order.act {
+                        // it is not recorded as frozen any more
+                        Act::Thaw => problem.with_hint(THAW_AGAIN.replace("NAME", &order.bottle)),
+                        _ => problem,
+                    }),
+                );
                 After::Nothing
             }
             (None, _) => After::Nothing,
