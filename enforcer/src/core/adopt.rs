@@ -75,6 +75,7 @@ impl Core {
         }
         self.act_on_crossed();
         self.tell_who_stands_still();
+        self.reopen_what_is_late();
         // last: a bottle whose lease ran out opens with this
         self.first_beat();
         Ok(())

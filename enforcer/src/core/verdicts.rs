@@ -11,6 +11,7 @@ use super::budgets::Pending;
 use super::durable::{After, Committed, action};
 use super::processes::{Asker, killed};
 use super::requests::reference;
+use super::windows::window_words;
 use super::{Bottle, Change, Core, Stage, answer};
 use crate::act::{Abort, Which};
 use crate::audit::{ActionKind, Cause, CauseKind, Processes};
@@ -253,11 +254,7 @@ impl Core {
 
     /// A budget's window as people read it: `daily until 2026-02-01T00:00Z`.
     pub(super) fn window_words(&self, figures: &Figures) -> String {
-        let window = figures.window();
-        match window.end(self.accounts.hour()) {
-            Some(end) => format!("{} until {end}:00Z", window.as_str()),
-            None => window.as_str().into(),
-        }
+        window_words(figures.window(), self.accounts.hour())
     }
 
     /// Stores the cut, tells the meter, aborts connections, commits. A bottle that is cut already keeps its first

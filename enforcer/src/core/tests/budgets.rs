@@ -185,6 +185,29 @@ fn what_was_added_and_is_used_up_before_it_counts_opens_nothing() {
 }
 
 #[test]
+fn a_window_that_was_reached_and_opened_nothing_yet_opens_at_the_next_start() {
+    let yaml =
+        "budget: { claude: { tokens: 100, window: daily } }\nbottles: { t: { budget: { claude: 100 } } }";
+    let bench = Bench::new(yaml);
+    let (daily, total) = (bench.attach("b1"), bench.attach("t"));
+    bench.spend(1, daily, 100);
+    bench.spend(2, total, 100);
+    let pinned = ["b1", "t"].map(|name| pinned(&bench.view(name).attachment, true)).to_vec();
+    // the controller dies between the record of the hour and that of the opening
+    let ledger = rusqlite::Connection::open(bench.dir.path().join("ledger.db")).unwrap();
+    assert_eq!(ledger.execute("UPDATE reached SET window_key = '2090-01-01T00'", []).unwrap(), 1);
+    drop(ledger);
+    let mut bench = bench.restart(yaml, pinned);
+    bench.awaited_rows("restore", 1);
+    let until = Instant::now() + SOON;
+    while !bench.kernel.is_open(daily.slot) {
+        assert!(Instant::now() < until, "recorded and not opened");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(!bench.kernel.is_open(total.slot), "its window never ends");
+}
+
+#[test]
 fn a_new_controller_finds_what_was_said() {
     let yaml = "budget: { claude: 100 }\nwarn_at: [50]";
     let mut bench = Bench::new(yaml);
