@@ -16,6 +16,7 @@ use crate::bottles::{Bottle, Standing};
 use crate::controller::{Controller, Slot};
 use crate::exchange::{Exchange, Facts};
 use crate::facts::MAX_REQUEST_BYTES;
+use crate::form;
 use crate::forward::{BODY_TIMEOUT, Outgoing};
 use crate::identify::Client;
 use crate::include_usage::{self, Hiding};
@@ -160,7 +161,9 @@ pub async fn admit(
         return free(client, destination, body);
     };
     let shaped = |reason| Refused::shaped(reason, provider.dialect);
-    match usage::endpoint(provider.dialect, request.method.as_str(), &destination.endpoint) {
+    let endpoint = usage::endpoint(provider.dialect, request.method.as_str(), &destination.endpoint);
+    form::check(provider.dialect, endpoint, request).map_err(shaped)?;
+    match endpoint {
         Endpoint::Free => free(client, destination, body),
         Endpoint::Refused(why) => Err(shaped(Reason::Unmeterable(why))),
         Endpoint::Ambiguous => Err(shaped(Reason::Malformed("the path can be read in more than one way"))),
