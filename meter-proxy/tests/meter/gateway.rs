@@ -189,6 +189,29 @@ fn root_what_is_asked_for_in_a_form_that_is_not_read_is_refused() {
 }
 
 #[test]
+fn root_a_chat_stream_that_may_not_report_usage_is_refused() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    let chat = "/codex/v1/chat/completions";
+    let digest = post(chat, r#"{"stream":true}"#).replace("Host: meter", "Host: meter\r\nContent-Digest: x");
+    let too_long = format!(r#"{{"stream":true,"x":"{}"}}"#, "x".repeat(16 * 1024 * 1024));
+    for request in [
+        post(chat, r#"{"stream":false,"stream":true}"#),
+        post(chat, r#"{"stream":1}"#),
+        post(chat, r#"{"stream":true,"stream_options":{"include_usage":0}}"#),
+        digest,
+        post(chat, &too_long),
+    ] {
+        let answer = rig.ask(&request);
+        assert_eq!((answer.status(), answer.header("x-should-retry")), (400, Some("false")));
+        let error = &answer.json()["error"];
+        assert!(error["message"].as_str().unwrap().contains("usage"), "{error}");
+    }
+    assert!(upstream.heads().is_empty());
+    assert_eq!(rig.ask(&post(chat, r#"{"stream":false}"#)).status(), 200);
+}
+
+#[test]
 fn root_an_encoded_path_is_metered_as_what_it_means() {
     let upstream = Upstream::saying(json_answer("200 OK", JSON));
     let rig = Rig::start(config(upstream.address));
