@@ -54,6 +54,8 @@ mod extensions;
 #[cfg(feature = "proxy")]
 mod flights;
 #[cfg(feature = "proxy")]
+mod form;
+#[cfg(feature = "proxy")]
 mod forward;
 #[cfg(feature = "proxy")]
 mod framing;
