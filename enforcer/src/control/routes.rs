@@ -132,7 +132,7 @@ async fn route<C: Controller>(
             let Nothing {} = optional(body).await?;
             Ok(done(&controller.reload(by).await?))
         }
-        Call::Metrics => Err(Problem::from(Failure::not_yet(path)).into()),
+        Call::Metrics => Err(Refused(StatusCode::NOT_IMPLEMENTED, Failure::not_yet(path).into())),
     }
 }
 
