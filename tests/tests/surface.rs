@@ -1,7 +1,7 @@
 //! The control API and the commands that show things, as scripts use them: events, rows, tables, variables, refusals.
 #![allow(clippy::unwrap_used, reason = "a failed expectation should stop the test where it stands")]
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::control::{Events, request};
