@@ -1,14 +1,11 @@
 //! What the controller is told: drops, seldom, and calls from network namespaces where the meter is missing.
 //!
 //! A bottle's first drop after a cut is told at once, then one a second with the number that was not: whoever floods
-//! gets no room in the ring that others need. Who debugs is told of every drop, in a log of its own, which the programs
-//! are loaded without: it costs then what a constant costs that is never looked at. Nothing is decided here.
+//! gets no room in the ring that others need. Who debugs is told of every drop, in a log of its own, by
+//! programs that are compiled for it. Nothing is decided here.
 use core::arch::asm;
-use core::net::Ipv6Addr;
 
-use aya_log_ebpf::debug;
-use aya_log_ebpf::macro_support::{Level, level_enabled};
-use enforcer_ebpf::{Bottle, EVENT_CUT, EVENT_LEASE, EVENT_NAMESPACE, Event, EventState};
+use enforcer_ebpf::{Bottle, EVENT_NAMESPACE, Event, EventState};
 
 use crate::state::now;
 use crate::{EVENT_STATES, EVENTS, add, read};
@@ -40,9 +37,8 @@ pub struct Subject {
 /// Something was dropped or refused. Only when it is to be told, the subject is looked up.
 #[inline(always)]
 pub fn dropped(slot: u32, bottle: &Bottle, kind: u32, subject: impl Fn() -> Subject) {
-    if level_enabled(Level::Debug) {
-        log(slot, kind, &subject());
-    }
+    #[cfg(feature = "log")]
+    log(slot, kind, &subject());
     let Some(state) = EVENT_STATES.get_ptr_mut(slot) else { return };
     // SAFETY: the pointer is the slot's entry and lives as long as the map.
     let Some(suppressed) = (unsafe { take_turn(state, read(&bottle.epoch)) }) else { return };
@@ -64,8 +60,14 @@ pub fn missing_place(slot: u32, bottle: &Bottle, subject: &Subject) {
 }
 
 /// Writes a drop into the log; one that finds no room is lost.
+#[cfg(feature = "log")]
 #[inline(never)]
 fn log(slot: u32, kind: u32, subject: &Subject) {
+    use core::net::Ipv6Addr;
+
+    use aya_log_ebpf::debug;
+    use enforcer_ebpf::{EVENT_CUT, EVENT_LEASE};
+
     let [a, b, c, d] = subject.ip.map(u32::from_be);
     let ip =
         Ipv6Addr::from_bits(u128::from(a) << 96 | u128::from(b) << 64 | u128::from(c) << 32 | u128::from(d));

@@ -246,8 +246,14 @@ async fn serve(state: &StateDir, reload: Arc<Reload>, options: &Options) -> Resu
 
 /// Loads the programs, or takes over those that are there; when everything is to be logged, what they drop is.
 fn open_kernel(state: &StateDir, log: LevelFilter) -> Result<Loader, Failure> {
-    let log = if log == LevelFilter::TRACE { Log::Drops } else { Log::Nothing };
-    let loader = Loader::open_to_log(state.instance(), log)?;
+    let loader = if log == LevelFilter::TRACE {
+        Loader::open_to_log(state.instance(), Log::Drops).or_else(|error| {
+            tracing::warn!(%error, "the kernel programs log nothing: those that do cannot be loaded here");
+            Loader::open(state.instance())
+        })?
+    } else {
+        Loader::open(state.instance())?
+    };
     if let Some(logged) = loader.logged()? {
         logged.follow().map_err(|error| Failure::io("the kernel programs' log cannot be read", &error))?;
     }

@@ -1,6 +1,7 @@
 //! What the programs log of every drop, for who debugs: whether they do, and its reader.
 //!
-//! Programs are loaded to log or not to. Those that do not pay nothing for it, and cannot be made to later.
+//! Programs are compiled to log or not to. Those that do not pay nothing for it, and cannot be made to later; those that
+//! do take more stack than some kernels give.
 use std::io;
 use std::os::fd::AsFd as _;
 
@@ -9,6 +10,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::KernelError;
+use super::hooks::{LOGGING_OBJECT, OBJECT};
 use super::refusal::refused;
 
 /// What the programs log.
@@ -22,11 +24,11 @@ pub enum Log {
 }
 
 impl Log {
-    /// As the programs know it: the greatest `aya_log::Level` that is logged.
-    pub(super) fn level(self) -> u8 {
+    /// The programs that do.
+    pub(super) fn object(self) -> &'static [u8] {
         match self {
-            Self::Nothing => 0,
-            Self::Drops => aya_log::Level::Debug as u8,
+            Self::Nothing => OBJECT,
+            Self::Drops => LOGGING_OBJECT,
         }
     }
 }

@@ -10,7 +10,7 @@ use ring::digest::{Context, SHA256};
 
 use super::KernelError;
 use super::families;
-use super::hooks::{HOOKS, Hook, OBJECT, load_programs};
+use super::hooks::{HOOKS, Hook, load_programs};
 use super::log::{Log, Logged};
 use super::pins::{Pins, remove_pin};
 use super::refusal::{failed, refused};
@@ -93,8 +93,7 @@ impl Programs {
             .default_map_pin_directory(pins.root())
             .map_pin_path(ORIGINALS, pins.root().join(ORIGINALS))
             .map_pin_path(HOMES, pins.root().join(HOMES))
-            .override_global(aya_log::LEVEL, &log.level(), true)
-            .load(OBJECT)
+            .load(log.object())
             .map_err(|error| refused("cannot load the kernel programs", &error))?;
         let required = load_programs(&mut ebpf)?.into_iter().map(Loaded::new).collect::<Result<_, _>>()?;
         let btf = btf.join().ok().flatten();
@@ -148,9 +147,7 @@ impl Programs {
     /// A digest over what this build loads and where it attaches it, and over the tags of these programs.
     fn digest(&self) -> String {
         let mut digest = Context::new(&SHA256);
-        digest.update(OBJECT);
-        // the kernel's tags do not tell it
-        digest.update(&[self.log.level()]);
+        digest.update(self.log.object());
         for (hook, program) in self.each() {
             digest.update(hook.pin.as_bytes());
             for word in [hook.attach_type, program.tag[0], program.tag[1]] {
