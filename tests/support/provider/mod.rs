@@ -4,6 +4,7 @@
 mod anthropic;
 mod bedrock;
 mod body;
+mod frames;
 mod gemini;
 mod openai;
 mod record;

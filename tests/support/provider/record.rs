@@ -64,6 +64,8 @@ pub struct Record {
     pub tls: bool,
     /// Whether it came by HTTP/2.
     pub http2: bool,
+    /// Whether it came in a compressed message of a WebSocket.
+    pub deflated: bool,
     /// All request headers, names in lower case, in order.
     pub headers: Vec<(String, String)>,
     /// Length of the request body.
@@ -141,6 +143,7 @@ impl Book {
             host: host.or_else(|| head.uri.authority().map(ToString::to_string)),
             tls,
             http2: head.version == http::Version::HTTP_2,
+            deflated: false,
             headers: headers.collect(),
             request_bytes: 0,
             request_sha256: String::new(),
@@ -164,6 +167,10 @@ impl Book {
             entry.record.request_sha256 = sha256_hex(body);
             entry.record.billable = billable;
         });
+    }
+
+    pub(super) fn came_deflated(&self, id: usize, deflated: bool) {
+        self.with(id, |entry| entry.record.deflated = deflated);
     }
 
     /// The answer starts: its status, and what is billed from its first byte on.

@@ -225,6 +225,7 @@ pub struct Script {
     asked: AtomicUsize,
     pub(super) forget_bodies: bool,
     pub(super) http2: bool,
+    pub(super) deflate: bool,
 }
 
 impl Script {
@@ -244,7 +245,13 @@ impl Script {
     /// By a function.
     #[must_use]
     pub fn by(choose: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
-        Self { choose: Box::new(choose), asked: AtomicUsize::new(0), forget_bodies: false, http2: false }
+        Self {
+            choose: Box::new(choose),
+            asked: AtomicUsize::new(0),
+            forget_bodies: false,
+            http2: false,
+            deflate: false,
+        }
     }
 
     /// Keeps only length and hash of what is sent: for long runs.
@@ -257,6 +264,12 @@ impl Script {
     #[must_use]
     pub fn offering_http2(self) -> Self {
         Self { http2: true, ..self }
+    }
+
+    /// Compresses the messages of a WebSocket whose client offers that.
+    #[must_use]
+    pub fn compressing_messages(self) -> Self {
+        Self { deflate: true, ..self }
     }
 
     pub(super) fn reply(&self, path: &str, model: &str, stream: bool) -> Reply {

@@ -1,27 +1,28 @@
 //! OpenAI Responses over WebSocket: every request on it has its own reply of the script and its own record.
 //!
 //! Requests of one lane are answered one after the other, lanes side by side. A record's answer is the texts of its
-//! events. Not here: compression.
+//! events.
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{SinkExt as _, StreamExt as _};
-use http::{Method, Request, Response, StatusCode, header, request};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header, request};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::body::{AnswerBody, Note};
+use super::frames::{Frames, Heard};
 use super::openai;
 use super::record::{Billed, End};
 use super::script::Reply;
 use super::server::Server;
+
+/// The extension that compresses messages: RFC 7692.
+const DEFLATE: &str = "permessage-deflate";
 
 /// What a lane says to its connection.
 enum Say {
@@ -48,35 +49,43 @@ pub(super) fn accept(server: Arc<Server>, request: Request<Incoming>, tls: bool)
     let mut request = request.map(|_| ());
     let upgrade = hyper::upgrade::on(&mut request);
     let (head, ()) = request.into_parts();
+    let deflate = server.script.deflate && offers_deflate(&head.headers);
     tokio::spawn(async move {
         if let Ok(upgraded) = upgrade.await {
-            let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
-            serve(server, socket, head, tls).await;
+            // a client that is gone is noted with its answers
+            drop(serve(server, Frames::new(TokioIo::new(upgraded), deflate), head, tls).await);
         }
     });
-    Response::builder()
+    let mut accepted = Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
         .header(header::CONNECTION, "Upgrade")
         .header(header::UPGRADE, "websocket")
-        .header(header::SEC_WEBSOCKET_ACCEPT, key.unwrap_or_default())
-        .body(AnswerBody::whole(Vec::new(), None))
-        .expect("headers of the mock's own making")
+        .header(header::SEC_WEBSOCKET_ACCEPT, key.unwrap_or_default());
+    if deflate {
+        accepted = accepted.header(header::SEC_WEBSOCKET_EXTENSIONS, DEFLATE);
+    }
+    accepted.body(AnswerBody::whole(Vec::new(), None)).expect("headers of the mock's own making")
+}
+
+fn offers_deflate(headers: &HeaderMap) -> bool {
+    let mut offers = headers.get_all(header::SEC_WEBSOCKET_EXTENSIONS).iter();
+    offers.any(|offer| offer.as_bytes().starts_with(DEFLATE.as_bytes()))
 }
 
 async fn serve(
     server: Arc<Server>,
-    mut socket: WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>,
+    mut socket: Frames<TokioIo<hyper::upgrade::Upgraded>>,
     head: request::Parts,
     tls: bool,
-) {
+) -> io::Result<()> {
     let head = Arc::new(head);
     let (say, mut said) = mpsc::channel(1);
     let mut lanes: HashMap<Option<String>, mpsc::UnboundedSender<Create>> = HashMap::new();
     loop {
         tokio::select! {
-            message = socket.next() => match message {
-                Some(Ok(Message::Text(text))) => {
-                    let Some(create) = taken(&server, &head, tls, &text) else { continue };
+            heard = socket.next() => match heard? {
+                Some(Heard::Text { text, deflated }) => {
+                    let Some(create) = taken(&server, &head, tls, &text, deflated) else { continue };
                     let lane = create.body["stream_id"].as_str().map(str::to_owned);
                     let queue = lanes.entry(lane.clone()).or_insert_with(|| {
                         let (queue, queued) = mpsc::unbounded_channel();
@@ -87,25 +96,27 @@ async fn serve(
                     // a lane that has broken off has ended
                     drop(queue.send(create));
                 }
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => return,
+                Some(Heard::Ping(payload)) => socket.pong(payload).await?,
+                Some(Heard::Other) => {}
+                None => return Ok(()),
             },
             Some(say) = said.recv() => match say {
-                Say::Event(text) => if socket.send(Message::text(text)).await.is_err() { return },
-                Say::Break => return,
+                Say::Event(text) => socket.send(&text).await?,
+                Say::Break => return Ok(()),
             },
         }
     }
 }
 
 /// A request for a response, with its record; other messages are taken and not answered.
-fn taken(server: &Server, head: &request::Parts, tls: bool, text: &str) -> Option<Create> {
+fn taken(server: &Server, head: &request::Parts, tls: bool, text: &str, deflated: bool) -> Option<Create> {
     let body: Value = serde_json::from_str(text).ok()?;
     if body["type"] != "response.create" {
         return None;
     }
     let id = server.book.open(head, tls, server.script.forget_bodies);
     server.book.received_body(id, text.as_bytes(), body["generate"] != false);
+    server.book.came_deflated(id, deflated);
     Some(Create { body, id })
 }
 

@@ -14,8 +14,7 @@ async function anthropic() {
 
 async function chat() {
   const { default: OpenAI } = await import("openai");
-  const options = stream ? { stream, stream_options: { include_usage: true } } : {};
-  const answer = await new OpenAI().chat.completions.create({ model: "gpt-mock-1", messages, ...options });
+  const answer = await new OpenAI().chat.completions.create({ model: "gpt-mock-1", messages, stream });
   if (!stream) return say(answer.choices[0].message.content);
   for await (const chunk of answer) say(chunk.choices[0]?.delta?.content);
 }

@@ -21,8 +21,7 @@ def chat():
     question = {"model": "gpt-mock-1", "messages": messages}
     if not stream:
         return [OpenAI().chat.completions.create(**question).choices[0].message.content]
-    question |= {"stream": True, "stream_options": {"include_usage": True}}
-    chunks = OpenAI().chat.completions.create(**question)
+    chunks = OpenAI().chat.completions.create(stream=True, **question)
     return [choice.delta.content or "" for chunk in chunks for choice in chunk.choices]
 
 

@@ -11,12 +11,11 @@ anthropic)
 chat)
   url="$openai/chat/completions"
   question="{\"model\": \"gpt-mock-1\", \"stream\": $stream, $messages}"
-  [ $stream = true ] && question="${question%\}}, \"stream_options\": {\"include_usage\": true}}"
   ;;
 responses)
   url="$openai/responses"
   question="{\"model\": \"gpt-mock-1\", \"stream\": $stream, \"input\": \"Hello\"}"
   ;;
 esac
-exec curl -sS --fail-with-body --no-buffer -H 'anthropic-version: 2023-06-01' -H "x-api-key: $ANTHROPIC_API_KEY" \
+exec curl -w '%{stderr}by HTTP/%{http_version}\n' -sS --fail-with-body --no-buffer -H 'anthropic-version: 2023-06-01' -H "x-api-key: $ANTHROPIC_API_KEY" \
   -H "authorization: Bearer $OPENAI_API_KEY" -H 'content-type: application/json' --data-binary "$question" "$url"

@@ -19,6 +19,9 @@ const KEYS: [(&str, &str); 3] = [
     ("OPENAI_API_KEY", "sk-visibly-fake"),
     ("CODEX_API_KEY", "sk-visibly-fake"),
 ];
+/// A provider that is asked by POST, up to where it is.
+const POSTS: &str = "model_provider = \"posts\"\n[model_providers.posts]\nname = \"Posts\"\n\
+                     env_key = \"OPENAI_API_KEY\"\nwire_api = \"responses\"\n";
 /// The account of a login with ChatGPT that no server has given.
 const ACCOUNT: &str = "account-visibly-fake";
 
@@ -46,9 +49,11 @@ impl Api {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
     ClaudeCode,
-    /// With an API key.
+    /// With an API key, over WebSocket.
     Codex,
-    /// Logged in with ChatGPT: another host, and its requests are compressed.
+    /// With an API key and a provider of its configuration's, to which it sends POSTs.
+    CodexPost,
+    /// Logged in with ChatGPT, over WebSocket: another host.
     CodexLogin,
     Python(Api),
     Node(Api),
@@ -78,7 +83,7 @@ impl Client {
     pub fn provider(self) -> &'static str {
         match self {
             Self::ClaudeCode => "claude",
-            Self::Codex | Self::CodexLogin => "codex",
+            Self::Codex | Self::CodexPost | Self::CodexLogin => "codex",
             Self::Python(api) | Self::Node(api) | Self::Curl(api) => match api {
                 Api::Messages => "claude",
                 Api::Chat | Api::Responses => "codex",
@@ -94,7 +99,7 @@ impl Client {
     /// Whether it can be asked for streams, and for whole answers.
     fn modes(self) -> &'static [bool] {
         match self {
-            Self::ClaudeCode | Self::Codex | Self::CodexLogin => &[true],
+            Self::ClaudeCode | Self::Codex | Self::CodexPost | Self::CodexLogin => &[true],
             Self::Python(_) | Self::Node(_) | Self::Curl(_) => &[true, false],
         }
     }
@@ -113,11 +118,13 @@ impl Client {
     /// The variables that suffice on a way, of those that `enforcer env` prints. Where two do for trust, each has a way.
     pub fn needs(self, way: Way) -> &'static [&'static str] {
         match (way, self) {
-            (Way::Gateway, Self::Codex | Self::CodexLogin) => &[],
+            (Way::Gateway, Self::Codex | Self::CodexPost | Self::CodexLogin) => &[],
             (Way::Gateway, _) if self.provider() == "claude" => &["ANTHROPIC_BASE_URL"],
             (Way::Gateway, _) => &["OPENAI_BASE_URL"],
             (Way::Connect, Self::ClaudeCode | Self::Node(_)) => &["HTTPS_PROXY", "NODE_EXTRA_CA_CERTS"],
-            (Way::Connect, Self::Codex | Self::CodexLogin) => &["HTTPS_PROXY", "CODEX_CA_CERTIFICATE"],
+            (Way::Connect, Self::Codex | Self::CodexPost | Self::CodexLogin) => {
+                &["HTTPS_PROXY", "CODEX_CA_CERTIFICATE"]
+            }
             (Way::Connect, Self::Python(_)) => &["HTTPS_PROXY", "SSL_CERT_FILE"],
             (Way::Connect, Self::Curl(_)) => &["HTTPS_PROXY", "CURL_CA_BUNDLE"],
             (Way::Redirect, Self::Node(_)) => &["NODE_EXTRA_CA_CERTS"],
@@ -125,9 +132,32 @@ impl Client {
         }
     }
 
-    /// Whether what it needs on this way is in its configuration.
-    pub fn needs_config(self, way: Way) -> bool {
-        self == Self::Codex && way == Way::Gateway
+    /// Its configuration on this way, if it needs any: with the line that `printed` gives where that is the way.
+    pub fn config(self, way: Way, printed: impl FnOnce() -> String) -> Option<String> {
+        let base_url = match (self, way) {
+            (Self::Codex | Self::CodexPost, Way::Gateway) => printed(),
+            _ => "openai_base_url = \"https://api.openai.com/v1\"".to_owned(),
+        };
+        match self {
+            Self::Codex if way == Way::Gateway => Some(base_url),
+            Self::CodexPost => Some(POSTS.to_owned() + &base_url.replace("openai_base_url", "base_url")),
+            _ => None,
+        }
+    }
+
+    /// The status with which its provider agrees to answer: over WebSocket it is that of the handshake.
+    pub fn status(self) -> u16 {
+        if matches!(self, Self::Codex | Self::CodexLogin) { 101 } else { 200 }
+    }
+
+    /// What it says of itself when it speaks HTTP/2, which it does where it reaches the meter over TLS.
+    pub fn says_http2(self, way: Way) -> Option<&'static str> {
+        match self {
+            // of a request with a body, which it has once alone
+            Self::CodexPost if way != Way::Gateway => Some("send frame=Data"),
+            Self::Curl(_) if way != Way::Gateway => Some("by HTTP/2"),
+            _ => None,
+        }
     }
 
     /// Asks it one question in a home of its own. Its environment is that of nobody, with keys.
@@ -141,6 +171,7 @@ impl Client {
             Self::ClaudeCode => command.env("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"),
             // node looks for the SDKs where it runs
             Self::Node(_) => command.current_dir(installed::directory().join("node")),
+            Self::CodexPost if reader == Reader::Program => command.env("RUST_LOG", "h2::codec=debug"),
             _ => &mut command,
         };
         if self == Self::CodexLogin {
@@ -159,7 +190,7 @@ impl Client {
                 let format = if reader == Reader::Person { "text" } else { "json" };
                 (installed::node_program("claude"), vec!["-p", QUESTION, "--output-format", format])
             }
-            Self::Codex | Self::CodexLogin => {
+            Self::Codex | Self::CodexPost | Self::CodexLogin => {
                 let format = if reader == Reader::Person { "--color=never" } else { "--json" };
                 let quiet = ["-c", "analytics.enabled=false"];
                 let words = [&["exec", "--skip-git-repo-check", format], &quiet[..], &[QUESTION]].concat();
@@ -182,7 +213,7 @@ impl Client {
                 let result: Value = serde_json::from_str(stdout).unwrap_or_else(|_| panic!("{stdout}"));
                 result["result"].as_str().unwrap_or_else(|| panic!("{stdout}")).to_owned()
             }
-            Self::Codex | Self::CodexLogin => {
+            Self::Codex | Self::CodexPost | Self::CodexLogin => {
                 let events = stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
                 let mut items = events.map(|event| event["item"].clone());
                 let message = items.find(|item| item["type"] == "agent_message");

@@ -2,12 +2,17 @@
 use std::process::Command;
 use std::time::Instant;
 
-use support::process;
+use support::process::{self, Output};
 use support::provider::{Asked, Billed, Record, Reply, Script};
 use support::stage::Bottle;
 
 use crate::client::{Api, Client, Reader};
 use crate::scene::{ANSWERED, Scene};
+
+/// In each chunk of a stream of Chat Completions.
+const CHUNK: &str = "chat.completion.chunk";
+/// In each but the one with the usage, where usage was asked for.
+const NO_USAGE: &str = ",\"usage\":null";
 
 /// An answer whose bill has something of every class that this client's provider tells.
 pub fn priced(client: Client) -> Reply {
@@ -17,41 +22,56 @@ pub fn priced(client: Client) -> Reply {
 
 /// Asks on every way, in a bottle each.
 fn assert_metered(client: Client) {
-    assert_metered_by(client, priced(client));
+    Scene::with(priced(client), "", |scene| assert_metered_in(scene, client));
 }
 
-/// The same of a provider with a script of its own.
-fn assert_metered_by(client: Client, script: impl Into<Script> + Send) {
-    Scene::with(script, "", |scene| {
-        for (way, stream) in client.rows() {
-            let bottle = scene.stage.bottle(&format!("{way:?}-{stream}").to_lowercase(), &[]);
-            let mut command = scene.ask(client, way, stream, Reader::Program, &bottle);
-            let row = format!("{client:?} by {way:?}{}", if stream { ", streamed" } else { "" });
-            assert_right_and_billed(scene, client, &bottle, &mut command, &row);
+/// The same in a scene whose provider has a script of its own.
+fn assert_metered_in(scene: &Scene, client: Client) {
+    for (way, stream) in client.rows() {
+        let bottle = scene.stage.bottle(&format!("{way:?}-{stream}").to_lowercase(), &[]);
+        let mut command = scene.ask(client, way, stream, Reader::Program, &bottle);
+        let row = format!("{client:?} by {way:?}{}", if stream { ", streamed" } else { "" });
+        let told = assert_right_and_billed(scene, client, &bottle, &mut command, &row);
+        if let Some(words) = client.says_http2(way) {
+            assert!(told.stderr.contains(words), "{row}: not by HTTP/2: {}", told.stderr);
+            println!("{row}: by HTTP/2");
         }
-    });
+    }
 }
 
-/// Runs a client that asks in this bottle. Its answer is the provider's, and the ledger has the provider's bill.
+/// Runs a client that asks in this bottle to its end: what it printed. Its answer is the provider's, and the ledger has
+/// the provider's bill.
 pub fn assert_right_and_billed(
     scene: &Scene,
     client: Client,
     bottle: &Bottle,
     command: &mut Command,
     row: &str,
-) {
+) -> Output {
     let before = scene.stage.provider.billing_records().len();
     let began = Instant::now();
     let output = process::run(command, ANSWERED);
     assert_eq!(output.code, Some(0), "{row}: {output:?}\n{}", scene.stage.daemon.logs());
     let asked = scene.stage.provider.billing_records().split_off(before);
+    let last = asked.last().expect(row);
+    assert_eq!(last.status, client.status(), "{row}: {last:#?}");
     let right = match client {
-        Client::Curl(_) => String::from_utf8(asked.last().expect(row).response_body.clone()).unwrap(),
+        Client::Curl(_) => as_asked_for(&String::from_utf8(last.response_body.clone()).unwrap()),
         _ => priced(client).text(),
     };
     assert_eq!(client.answer(&output.stdout), right, "{row}: {output:?}");
     let bill = assert_billed(scene, bottle, &asked, row);
     println!("{row}: {} tokens in {} requests, {:?}", bill.total(), asked.len(), began.elapsed());
+    output
+}
+
+/// An answer of the provider's as a client hears it: chunks without the usage for which the meter asked.
+fn as_asked_for(answer: &str) -> String {
+    let events = answer.split_inclusive("\n\n");
+    let asked_for = events.filter(|event| !(event.contains(CHUNK) && event.contains("\"choices\":[]")));
+    asked_for
+        .map(|event| if event.contains(CHUNK) { event.replace(NO_USAGE, "") } else { event.into() })
+        .collect()
 }
 
 /// The ledger has of this bottle what these requests were billed, class by class, and all of it reported.
@@ -78,13 +98,30 @@ fn root_metered_claude_code() {
 fn root_metered_claude_code_without_streams() {
     let client = Client::ClaudeCode;
     let streamless = move |asked: &Asked| if asked.stream { Reply::error(404) } else { priced(client) };
-    assert_metered_by(client, Script::by(streamless));
+    Scene::with(Script::by(streamless), "", |scene| assert_metered_in(scene, client));
 }
 
 #[test]
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_metered_codex() {
     assert_metered(Client::Codex);
+}
+
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_metered_codex_compressed() {
+    for client in [Client::Codex, Client::CodexLogin] {
+        Scene::with(Script::from(priced(client)).compressing_messages(), "", |scene| {
+            assert_metered_in(scene, client);
+            assert!(scene.stage.provider.billing_records().iter().all(|record| record.deflated));
+        });
+    }
+}
+
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_metered_codex_by_post() {
+    assert_metered(Client::CodexPost);
 }
 
 #[test]

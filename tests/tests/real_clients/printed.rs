@@ -46,24 +46,14 @@ fn root_printed_suffices() {
                 let bottle = scene.stage.bottle(shell.0, &[]);
                 let bare = scene.bare(client, way, true, Reader::Program, &bottle);
                 let mut command = through_shell(scene, shell, &bare, &bottle);
-                assert_right_and_billed(
-                    scene,
-                    client,
-                    &bottle,
-                    &mut command,
-                    &format!("{client:?} by {}", shell.0),
-                );
+                let row = format!("{client:?} by {}", shell.0);
+                assert_right_and_billed(scene, client, &bottle, &mut command, &row);
             }
             let bottle = scene.stage.bottle("dotenv", &[]);
             let mut command = scene.bare(client, way, true, Reader::Program, &bottle);
             command.envs(scene.stage.daemon.environment(&bottle.name));
-            assert_right_and_billed(
-                scene,
-                client,
-                &bottle,
-                &mut command,
-                &format!("{client:?} by an env file"),
-            );
+            let row = format!("{client:?} by an env file");
+            assert_right_and_billed(scene, client, &bottle, &mut command, &row);
         });
     }
 }

@@ -47,7 +47,9 @@ fn assert_told(scene: &Scene, client: Client, way: Way, stream: bool, bottle: &B
     let mut screen = Screen::of(&mut scene.ask(client, way, stream, Reader::Person, bottle));
     let code = screen.ended(ANSWERED);
     let (name, provider) = (&bottle.name, client.provider());
-    let budget = format!("of 3000 {provider} tokens (budget of scope launch, owner {name}, window total)");
+    let budget = format!(
+        "of 3000 {provider} tokens (budget of scope launch, owner {name}, window total, scope rule nearest)"
+    );
     let said = screen.line_with(&format!("bottle {name} has used 5040 {budget}"));
     let row = format!("{client:?} by {way:?}{}", if stream { ", streamed" } else { "" });
     println!("{row}: exit {code:?}, {}", said.unwrap_or_else(|| panic!("{row}: {}", screen.text())));
@@ -72,7 +74,7 @@ fn assert_one_refusal(scene: &Scene, client: Client, bottle: &Bottle) {
 #[test]
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_refused_agents() {
-    assert_refused(&[Client::ClaudeCode, Client::Codex, Client::CodexLogin]);
+    assert_refused(&[Client::ClaudeCode, Client::Codex, Client::CodexPost, Client::CodexLogin]);
 }
 
 #[test]
