@@ -36,9 +36,10 @@ fn build() -> Result<(), String> {
     }
     let toolchain = ebpf::Toolchain::find()?;
     println!("cargo::rerun-if-changed={}", toolchain.linker.display());
-    let object = toolchain.build(root, &target_directory(&out).join("ebpf"))?;
-    let embedded = out.join("enforcer.bpf.o");
-    fs::copy(&object, &embedded).map_err(|error| format!("{}: {error}", object.display()))?;
+    for (features, name) in [("programs", "enforcer.bpf.o"), ("programs,log", "enforcer-log.bpf.o")] {
+        let object = toolchain.build(root, features, &target_directory(&out).join("ebpf"))?;
+        fs::copy(&object, out.join(name)).map_err(|error| format!("{}: {error}", object.display()))?;
+    }
     Ok(())
 }
 

@@ -1,7 +1,8 @@
 //! What the controller is told: drops, seldom, and calls from network namespaces where the meter is missing.
 //!
 //! A bottle's first drop after a cut is told at once, then one a second with the number that was not: whoever floods
-//! gets no room in the ring that others need. Nothing is decided here.
+//! gets no room in the ring that others need. Who debugs is told of every drop, in a log of its own, by
+//! programs that are compiled for it. Nothing is decided here.
 use core::arch::asm;
 
 use enforcer_ebpf::{Bottle, EVENT_NAMESPACE, Event, EventState};
@@ -35,7 +36,9 @@ pub struct Subject {
 
 /// Something was dropped or refused. Only when it is to be told, the subject is looked up.
 #[inline(always)]
-pub fn dropped(slot: u32, bottle: &Bottle, kind: u32, subject: impl FnOnce() -> Subject) {
+pub fn dropped(slot: u32, bottle: &Bottle, kind: u32, subject: impl Fn() -> Subject) {
+    #[cfg(feature = "log")]
+    log(slot, kind, &subject());
     let Some(state) = EVENT_STATES.get_ptr_mut(slot) else { return };
     // SAFETY: the pointer is the slot's entry and lives as long as the map.
     let Some(suppressed) = (unsafe { take_turn(state, read(&bottle.epoch)) }) else { return };
@@ -54,6 +57,27 @@ pub fn missing_place(slot: u32, bottle: &Bottle, subject: &Subject) {
         // a ring that is full loses it, and the controller's own search finds the namespace later
         tell(slot, bottle, EVENT_NAMESPACE, 0, subject);
     }
+}
+
+/// Writes a drop into the log; one that finds no room is lost.
+#[cfg(feature = "log")]
+#[inline(never)]
+fn log(slot: u32, kind: u32, subject: &Subject) {
+    use core::net::Ipv6Addr;
+
+    use aya_log_ebpf::debug;
+    use enforcer_ebpf::{EVENT_CUT, EVENT_LEASE};
+
+    let [a, b, c, d] = subject.ip.map(u32::from_be);
+    let ip =
+        Ipv6Addr::from_bits(u128::from(a) << 96 | u128::from(b) << 64 | u128::from(c) << 32 | u128::from(d));
+    let why = match kind {
+        EVENT_CUT => "cut",
+        EVENT_LEASE => "without a lease",
+        _ => "ruled out",
+    };
+    let (protocol, port, pid) = (subject.protocol, subject.port, subject.pid);
+    debug!((), "slot {}: {}: protocol {}, {:i} port {}, process {}", slot, why, protocol, ip, port, pid);
 }
 
 /// How many drops were not told since the last that was, if this one is to be. Of programs that ask at once, one is

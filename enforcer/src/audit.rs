@@ -35,7 +35,8 @@ pub struct Cause {
     /// What the operator said (`--reason`).
     #[serde(default)]
     pub reason: Option<String>,
-    /// Whether somebody cut it too whom no budget concerns: then no budget opens it.
+    /// Whether somebody cut it too, whom neither a budget nor a freeze concerns: then neither more tokens nor a thaw
+    /// opens it.
     #[serde(default)]
     pub held: bool,
     /// What the bottle sees of it; silent where nothing is said, as in rows of a time before there was another.
@@ -93,6 +94,25 @@ impl Cause {
             face: Face::Silent,
             policy: Policy::Cutoff,
             processes: Processes::Running,
+        }
+    }
+
+    /// Whether it came with an operator's freeze, and goes with the thaw.
+    #[must_use]
+    pub fn came_with_freeze(&self) -> bool {
+        self.kind == CauseKind::Operator && self.policy == Policy::Freeze && !self.held
+    }
+
+    /// Whether, coming to a bottle that is cut already, it is to stay when what ends the standing cut has come: more
+    /// tokens end a budget's, a thaw that of a freeze. (A thaw looks at budgets by itself.)
+    #[must_use]
+    pub fn outlasts(&self, standing: &Self) -> bool {
+        match self.kind {
+            CauseKind::Budget => false,
+            _ => {
+                standing.kind == CauseKind::Budget
+                    || (standing.came_with_freeze() && !self.came_with_freeze())
+            }
         }
     }
 

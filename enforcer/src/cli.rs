@@ -41,7 +41,7 @@ pub struct Global {
     /// The settings file. Default: STATE_DIR/settings.yml
     #[arg(long, global = true, value_name = "FILE")]
     pub settings: Option<PathBuf>,
-    /// Log more; twice for still more
+    /// Log more; twice for still more, with everything that the kernel programs drop
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
     /// How logs are written to stderr

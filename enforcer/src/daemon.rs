@@ -15,6 +15,7 @@ use rustls_pki_types::pem::PemObject as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
+use tracing::level_filters::LevelFilter;
 
 use crate::act;
 use crate::bottle::awaited::Awaited;
@@ -32,6 +33,7 @@ use crate::helpers::signer::Signer;
 use crate::hooks;
 use crate::kernel::Kernel;
 use crate::kernel::loader::Loader;
+use crate::kernel::log::Log;
 use crate::lane::{self, Berth, Lane};
 use crate::ledger::Ledger;
 use crate::ledger::sqlite::{self, SqliteLedger};
@@ -67,6 +69,8 @@ pub struct Options {
     pub socket: PathBuf,
     /// Settings file; `STATE_DIR/settings.yml`, if there is one, without it.
     pub settings: Option<PathBuf>,
+    /// How much is logged: its helpers are told, and at `TRACE` the kernel programs log what they drop.
+    pub log: LevelFilter,
 }
 
 /// Runs the controller in the foreground until SIGTERM or SIGINT.
@@ -91,14 +95,15 @@ pub fn run(options: Options) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::io("the async runtime cannot be started", &error))?;
-    let outcome = runtime.block_on(serve(&state, reload, &options.socket));
+    let outcome = runtime.block_on(serve(&state, reload, &options));
     // queries on blocking threads may be under way; they must not keep a stopped daemon alive
     runtime.shutdown_timeout(Duration::from_millis(500));
     drop(lock);
     outcome
 }
 
-async fn serve(state: &StateDir, reload: Arc<Reload>, socket: &std::path::Path) -> Result<(), Failure> {
+async fn serve(state: &StateDir, reload: Arc<Reload>, options: &Options) -> Result<(), Failure> {
+    let (socket, log) = (&options.socket, options.log);
     let live = reload.live();
     let settings = live.borrow().clone();
     // one that comes while the daemon is starting must not end it
@@ -115,7 +120,7 @@ async fn serve(state: &StateDir, reload: Arc<Reload>, socket: &std::path::Path) 
     let snapshot = ledger.load()?;
     let reader = ledger.reader()?;
     let home = Home::enter(state.instance(), is_managed())?;
-    let kernel: Arc<dyn Kernel> = Arc::new(Loader::open(state.instance())?);
+    let kernel: Arc<dyn Kernel> = Arc::new(open_kernel(state, log)?);
     let berth = Berth::prepare(kernel.clone(), &home)?;
     let lane_address = Some(berth.address());
     let listener = Listener { address, beside, id: enforcer_ebpf::LISTENER_HOST, lane: lane_address };
@@ -145,12 +150,18 @@ async fn serve(state: &StateDir, reload: Arc<Reload>, socket: &std::path::Path) 
     egress.take_over(bottles.iter().map(|bottle| (&bottle.attachment).into()))?;
 
     let signer = Signer::start(ca, live.clone()).map_err(meter::MeterError::from)?;
-    let meter_options =
-        meter::Options { program: program.clone(), cgroup_procs: Some(home.meter_procs()), config, sockets };
+    let meter_options = meter::Options {
+        program: program.clone(),
+        log,
+        cgroup_procs: Some(home.meter_procs()),
+        config,
+        sockets,
+    };
     let meter = Arc::new(Meter::start(meter_options, core.clone(), signer.clone())?);
     let (namespaces, inbox) = Namespaces::new();
     let lane_parts = lane::Parts {
         program,
+        log,
         settings: live.clone(),
         core: core.clone(),
         signer,
@@ -231,6 +242,22 @@ async fn serve(state: &StateDir, reload: Arc<Reload>, socket: &std::path::Path) 
     join("lane's", std::thread::spawn(move || stop_lane(&lane))).await;
     drop(home);
     Ok(())
+}
+
+/// Loads the programs, or takes over those that are there; when everything is to be logged, what they drop is.
+fn open_kernel(state: &StateDir, log: LevelFilter) -> Result<Loader, Failure> {
+    let loader = if log == LevelFilter::TRACE {
+        Loader::open_to_log(state.instance(), Log::Drops).or_else(|error| {
+            tracing::warn!(%error, "the kernel programs log nothing: those that do cannot be loaded here");
+            Loader::open(state.instance())
+        })?
+    } else {
+        Loader::open(state.instance())?
+    };
+    if let Some(logged) = loader.logged()? {
+        logged.follow().map_err(|error| Failure::io("the kernel programs' log cannot be read", &error))?;
+    }
+    Ok(loader)
 }
 
 /// Serves the network namespaces that the bottles taken over are in, and looks for others from then on.

@@ -14,6 +14,7 @@ use aya::maps::{CgroupStorage, Map, MapData};
 use aya::programs::{ProgramInfo, loaded_links};
 use enforcer::bottle::cgroup::Cgroup;
 use enforcer::kernel::loader::Loader;
+use enforcer::kernel::log::Log;
 use enforcer::kernel::{Face, Guard, Kernel as _, KernelError};
 use support::host::{Host, SLOT, guard, no_meter, retry};
 use support::sender::{Receiver, Sender};
@@ -94,6 +95,26 @@ fn root_programs_that_this_build_did_not_pin_are_not_trusted() {
         drop(host.load());
         assert_eq!(programs(&host), after, "{what}: the next one finds its own");
     }
+}
+
+#[test]
+fn root_programs_that_log_otherwise_are_loaded_anew_and_those_that_log_the_same_are_not() {
+    let host = Host::new("logs");
+    drop(host.attached(no_meter()));
+    let quiet = programs(&host);
+    let load = |log| {
+        let loader = Loader::open_to_log(Some(&host.instance), log).unwrap();
+        assert_eq!(loader.logged().unwrap().is_some(), log == Log::Drops);
+        let now = programs(&host);
+        assert_eq!(now.map(links), [1, 1]);
+        now
+    };
+    let telling = load(Log::Drops);
+    assert_ne!(telling, quiet);
+    assert_eq!(load(Log::Drops), telling);
+    let again = load(Log::Nothing);
+    assert!(again != telling && again != quiet);
+    assert_eq!(load(Log::Nothing), again);
 }
 
 #[test]

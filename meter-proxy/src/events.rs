@@ -1,16 +1,17 @@
 //! What every framing of a stream makes of its bytes: events, and of one that is too long to keep its two ends.
 //!
 //! Not here: the framings (`sse`, `json_array`, `event_stream`), and what an event means (`usage`).
+use crate::limits::limit;
 
 /// Longest event in bytes; of a longer one only both ends are kept, and reported as [`Event::Oversized`].
-pub const MAX_EVENT_BYTES: usize = 4 * 1024 * 1024;
+pub const MAX_EVENT_BYTES: usize = limit(4 * 1024 * 1024, 1024);
 
 /// What is kept of the beginning of a longer one: its type stands there.
-pub(crate) const START_BYTES: usize = 256;
+pub(crate) const START_BYTES: usize = limit(256, 64);
 /// What is kept of its end, where the usage stands; at most twice as much for a while.
-pub(crate) const END_BYTES: usize = 64 * 1024;
+pub(crate) const END_BYTES: usize = limit(64 * 1024, 256);
 /// Buffers larger than this, in bytes, are given back after the event that needed them.
-pub(crate) const KEPT_BUFFER_BYTES: usize = 16 * 1024;
+pub(crate) const KEPT_BUFFER_BYTES: usize = limit(16 * 1024, 512);
 
 /// What a framing found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +53,8 @@ impl Ends {
         }
     }
 
-    /// The event that it was.
+    /// The event that it was. Of its end always as much, however it came: what is read of it must not depend on that.
     pub(crate) fn event(&self) -> Event<'_> {
-        Event::Oversized { start: &self.start, end: &self.end }
+        Event::Oversized { start: &self.start, end: &self.end[self.end.len().saturating_sub(END_BYTES)..] }
     }
 }

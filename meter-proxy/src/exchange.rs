@@ -139,10 +139,12 @@ impl Exchange {
         matches!(self.body, Body::Document(_))
     }
 
-    /// Whether a document has begun to come: the provider has generated most or all of it by then.
+    /// Whether most or all of the answer is generated: a document has begun to come, or a stream lacks nothing but its
+    /// figures.
     #[must_use]
-    pub fn has_begun_document(&self) -> bool {
-        matches!(&self.body, Body::Document(document) if document.seen_bytes() > 0)
+    pub fn is_near_its_end(&self) -> bool {
+        let has_begun = matches!(&self.body, Body::Document(document) if document.seen_bytes() > 0);
+        has_begun || self.tally.finished
     }
 
     /// Takes bytes of the answer as they pass, still encoded.

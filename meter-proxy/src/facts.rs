@@ -5,11 +5,12 @@ use serde::Deserialize;
 
 use crate::decode::Decoder;
 use crate::estimate;
+use crate::limits::limit;
 use crate::usage::read::{Raw, count, model_name, nested, object};
 use crate::usage::{InPath, Shape};
 
 /// Longest decoded request body that is read, in bytes; a longer one is guessed at by its length.
-pub const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
+pub const MAX_REQUEST_BYTES: usize = limit(16 * 1024 * 1024, 4 * 1024);
 
 /// What the gate needs to know of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

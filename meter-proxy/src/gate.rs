@@ -16,6 +16,7 @@ use crate::bottles::{Bottle, Standing};
 use crate::controller::{Controller, Slot};
 use crate::exchange::{Exchange, Facts};
 use crate::facts::MAX_REQUEST_BYTES;
+use crate::form;
 use crate::forward::{BODY_TIMEOUT, Outgoing};
 use crate::identify::Client;
 use crate::include_usage::{self, Hiding};
@@ -29,12 +30,14 @@ use crate::usage::{self, Endpoint, InPath, Shape};
 
 /// Most of a request's body that is read before the question is asked, bytes.
 const MAX_PREFIX_BYTES: usize = 4 * 1024 * 1024;
-/// The same where a body that is not read whole is refused, or cannot be changed: as much as is decoded.
+/// The same where a body that is not read whole is refused: as much as is decoded.
 const MAX_WHOLE_BYTES: usize = MAX_REQUEST_BYTES;
 /// Growth of the running count that is told at once, tokens.
 const URGENT_GROWTH: u64 = 64;
 /// Most of an endpoint's path that the operator and the ledger are told, characters.
 const MAX_ENDPOINT_CHARS: usize = 256;
+
+const TOO_LONG: &str = "it is too long to tell whether it asks for a stream without its usage";
 
 /// Leave to forward one request.
 pub enum Leave {
@@ -160,7 +163,9 @@ pub async fn admit(
         return free(client, destination, body);
     };
     let shaped = |reason| Refused::shaped(reason, provider.dialect);
-    match usage::endpoint(provider.dialect, request.method.as_str(), &destination.endpoint) {
+    let endpoint = usage::endpoint(provider.dialect, request.method.as_str(), &destination.endpoint);
+    form::check(provider.dialect, endpoint, request).map_err(shaped)?;
+    match endpoint {
         Endpoint::Free => free(client, destination, body),
         Endpoint::Refused(why) => Err(shaped(Reason::Unmeterable(why))),
         Endpoint::Ambiguous => Err(shaped(Reason::Malformed("the path can be read in more than one way"))),
@@ -177,13 +182,25 @@ pub async fn admit(
                 read_facts(shape, in_path, client, request, body).await.map_err(shaped)?;
             let is_asked = shape == Shape::OpenaiChat
                 && provider.include_usage
-                && outgoing.rewrite(|body| include_usage::ask(&mut request.headers, body));
+                && ask_for_usage(request, &mut outgoing).map_err(shaped)?;
             let ask = Question { shape, facts, provider, endpoint: &destination.endpoint };
             let mut permit = ask.permit(meter, client).await.map_err(shaped)?;
             permit.asked_for_usage = is_asked.then(|| Arc::clone(provider));
             Ok((Leave::Metered(permit), outgoing))
         }
     }
+}
+
+/// Makes a chat request ask for its usage where it does not; whether it did.
+fn ask_for_usage(request: &mut Parts, body: &mut Outgoing) -> Result<bool, Reason> {
+    if body.is_end_stream() {
+        return Ok(false);
+    }
+    let whole = body.read_whole().ok_or(Reason::Unmeterable(TOO_LONG))?;
+    let asking = include_usage::ask(&mut request.headers, whole).map_err(Reason::Unmeterable)?;
+    let is_asked = asking.is_some();
+    asking.into_iter().for_each(|asking| body.replace(asking));
+    Ok(is_asked)
 }
 
 /// Passes what costs nothing, unless the bottle is cut.
@@ -215,7 +232,10 @@ async fn read_facts(
         Shape::OpenaiResponses | Shape::OpenaiChat => MAX_WHOLE_BYTES,
         _ => MAX_PREFIX_BYTES,
     };
-    let room = client.bottle.room_for(declared.unwrap_or(u64::MAX).min(most as u64)).await;
+    // one that is asked to report usage leaves decoded: its length then is not known yet
+    let leaves_decoded = shape == Shape::OpenaiChat && request.headers.contains_key(CONTENT_ENCODING);
+    let longest = declared.filter(|_| !leaves_decoded).unwrap_or(u64::MAX);
+    let room = client.bottle.room_for(longest.min(most as u64)).await;
     let mut prefix = BytesMut::new();
     let (mut complete, mut trailers) = (body.is_end_stream(), None);
     while !complete && prefix.len() < most {

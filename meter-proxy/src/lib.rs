@@ -22,6 +22,9 @@ pub mod events;
 pub mod exchange;
 #[cfg(feature = "proxy")]
 pub mod facts;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "proxy")]
 pub mod json_array;
 #[cfg(feature = "proxy")]
@@ -54,6 +57,8 @@ mod extensions;
 #[cfg(feature = "proxy")]
 mod flights;
 #[cfg(feature = "proxy")]
+mod form;
+#[cfg(feature = "proxy")]
 mod forward;
 #[cfg(feature = "proxy")]
 mod framing;
@@ -69,6 +74,8 @@ mod identify;
 mod include_usage;
 #[cfg(feature = "proxy")]
 mod intercept;
+#[cfg(feature = "proxy")]
+mod limits;
 #[cfg(feature = "proxy")]
 mod link;
 #[cfg(feature = "proxy")]

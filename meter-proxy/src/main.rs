@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use tokio::runtime;
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
 /// The metering proxy of Enforcer. Started by the controller, with its socket as standard input.
@@ -24,6 +25,9 @@ struct Arguments {
     /// Group to become; not root's.
     #[arg(long)]
     gid: u32,
+    /// How much to log; ENFORCER_LOG, which can say it of each part, goes before it.
+    #[arg(long, value_name = "LEVEL", default_value_t = LevelFilter::INFO)]
+    log: LevelFilter,
 }
 
 /// Which process this is.
@@ -45,12 +49,17 @@ fn main() -> ExitCode {
     }
 }
 
+/// So much of our own; of what we are made of never more than usual: a library's trace holds what passes, keys included.
+fn own_words(level: LevelFilter) -> EnvFilter {
+    EnvFilter::new(format!("info,meter_proxy={level}"))
+}
+
 /// Drops privileges, then serves until the controller is gone.
 fn run() -> anyhow::Result<Infallible> {
     let arguments = Arguments::parse();
     meter_proxy::privileges::drop_to(arguments.uid, arguments.gid)?;
     let descriptors = meter_proxy::privileges::raise_descriptor_limit()?;
-    let level = EnvFilter::try_from_env("ENFORCER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let level = EnvFilter::try_from_env("ENFORCER_LOG").unwrap_or_else(|_| own_words(arguments.log));
     tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr).with_ansi(false).init();
     tracing::info!(uid = arguments.uid, gid = arguments.gid, descriptors, "privileges are dropped");
     let socket = std::io::stdin().as_fd().try_clone_to_owned().context("standard input is no socket")?;

@@ -415,7 +415,7 @@ impl Drop for Tail {
         let ending = permit.ending_if_dropped();
         if upstream.is_end_stream() {
             settle::end(&mut permit, Ending::Completed);
-        } else if (self.holding || permit.exchange.has_begun_document())
+        } else if (self.holding || permit.exchange.is_near_its_end())
             && ending == Ending::ClientGone
             && tokio::runtime::Handle::try_current().is_ok()
         {

@@ -52,6 +52,21 @@ impl Tokens {
             tool_prompt: self.tool_prompt.saturating_add(other.tool_prompt),
         }
     }
+
+    /// The same with no class beyond `most`; parts stay parts.
+    #[must_use]
+    pub fn at_most(&self, most: u64) -> Self {
+        Self {
+            input: self.input.min(most),
+            cache_write: self.cache_write.min(most),
+            cache_read: self.cache_read.min(most),
+            output: self.output.min(most),
+            reasoning: self.reasoning.min(most),
+            cache_write_5m: self.cache_write_5m.min(most),
+            cache_write_1h: self.cache_write_1h.min(most),
+            tool_prompt: self.tool_prompt.min(most),
+        }
+    }
 }
 
 /// Where the figures of an exchange come from.

@@ -29,6 +29,8 @@ pub struct Daemon {
     path: Option<OsString>,
     /// Whether it reads its clock's offset from a file, as a build for tests does when it is told to.
     has_test_clock: bool,
+    /// How much it logs: `-v`, `-vv`.
+    verbosity: Option<&'static str>,
     /// The `enforcer` that is run.
     program: PathBuf,
     child: Option<Child>,
@@ -60,6 +62,11 @@ impl Daemon {
         daemon.has_test_clock = true;
         daemon.set_clock(utc);
         daemon.serve()
+    }
+
+    /// Changes what [`Daemon::restart`] starts it with: `-v`, `-vv` or neither.
+    pub fn set_verbosity(&mut self, verbosity: Option<&'static str>) {
+        self.verbosity = verbosity;
     }
 
     /// Turns the clock: from now on it goes on from there. RFC 3339.
@@ -96,8 +103,9 @@ impl Daemon {
             tempfile::Builder::new().prefix("enforcer-test-").tempdir().expect("a directory for the daemon");
         fs::DirBuilder::new().mode(0o700).create(dir.path().join("state")).expect("a state directory");
         let (helpers, own_cgroups) = (Vec::new(), Vec::new());
-        let (has_test_clock, child, run_dir) = (false, None, None);
-        let daemon = Self { dir, path, has_test_clock, program, child, helpers, own_cgroups, run_dir };
+        let (has_test_clock, verbosity, child, run_dir) = (false, None, None, None);
+        let daemon =
+            Self { dir, path, has_test_clock, verbosity, program, child, helpers, own_cgroups, run_dir };
         daemon.write_settings(settings);
         daemon
     }
@@ -253,7 +261,7 @@ impl Daemon {
         let log = File::options().create(true).append(true).open(self.log_file()).expect("a log file");
         let stderr = log.try_clone().expect("a descriptor for the log");
         let mut command = self.command();
-        command.arg("daemon").stdin(Stdio::null()).stdout(log).stderr(stderr);
+        command.args(self.verbosity).arg("daemon").stdin(Stdio::null()).stdout(log).stderr(stderr);
         command.envs(self.path.as_ref().map(|path| ("PATH", path)));
         command.envs(self.has_test_clock.then(|| ("ENFORCER_TEST_CLOCK", self.clock_file())));
         self.child = Some(command.spawn().expect("the daemon can be started"));

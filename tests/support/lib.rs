@@ -12,6 +12,7 @@ pub mod capture;
 pub mod cgroup;
 pub mod clock;
 pub mod container;
+pub mod control;
 pub mod dns;
 pub mod encoding;
 pub mod enforcer;

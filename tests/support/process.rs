@@ -1,6 +1,6 @@
 //! Child processes with a bound on their time, and the workspace's built programs.
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -81,6 +81,13 @@ fn read_aside(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
         pipe.read_to_end(&mut bytes).expect("a pipe can be read");
         String::from_utf8_lossy(&bytes).into_owned()
     })
+}
+
+/// Copies a program, with its mode. A process of its own writes it: one that is open for writing here might still be so
+/// in a process that another test starts at this moment, and could not be run.
+pub fn copy_program(from: &Path, to: &Path) {
+    let copied = run(Command::new("cp").args([from, to]), Duration::from_secs(30));
+    assert_eq!(copied.code, Some(0), "{copied:?}");
 }
 
 /// Path of a program of this workspace, built in the same profile as the running test.

@@ -7,14 +7,13 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
 use support::cgroup::TestCgroup;
 use support::clock::wait_until;
 use support::enforcer::Daemon;
-use support::process::{self, Seen, Stopped, built};
+use support::process::{Seen, Stopped, built, copy_program};
 use support::provider::Reply;
 use support::rounds;
 use support::sink::Sink;
@@ -86,13 +85,6 @@ fn root_a_stopped_or_dead_meter_lets_nothing_through() {
     assert_eq!(stage.provider.records().len(), before, "what waited in its queue is refused");
 }
 
-/// Copies a program. A process of its own writes it: one that is open for writing here might still be so in a process
-/// that another test starts at this moment, and could not be run.
-fn copy(from: &Path, to: &Path) {
-    let copied = process::run(Command::new("cp").args([from, to]), SOON);
-    assert_eq!(copied.code, Some(0), "{copied:?}");
-}
-
 /// A controller whose meter can be replaced by other programs.
 struct Replaceable {
     /// Taken down first: its own program lies in the directory.
@@ -104,7 +96,7 @@ impl Replaceable {
     fn start() -> Self {
         let programs = tempfile::tempdir().unwrap();
         for name in ["enforcer", "meter-proxy"] {
-            copy(&built(name), &programs.path().join(name));
+            copy_program(&built(name), &programs.path().join(name));
         }
         let daemon = Daemon::start_from(programs.path(), "lease: off\n");
         Self { daemon, programs }
@@ -113,7 +105,7 @@ impl Replaceable {
     /// Puts a program in the meter's place and ends the meter: this one is started from now on.
     fn replace(&self, program: &Path) {
         let waiting = self.programs.path().join("waiting");
-        copy(program, &waiting);
+        copy_program(program, &waiting);
         fs::rename(waiting, self.programs.path().join("meter-proxy")).unwrap();
         if let Some(pid) = self.meter()["pid"].as_u64() {
             Seen::now(u32::try_from(pid).unwrap()).unwrap().kill();

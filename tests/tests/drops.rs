@@ -1,49 +1,16 @@
 //! What the kernel drops is told: to whoever follows the events, and in the audit, within bounds.
 #![allow(clippy::unwrap_used, reason = "a failed expectation should stop the test where it stands")]
-use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::clock::wait_until;
+use support::control::Events;
 use support::provider::Reply;
 use support::sink::Sink;
-use support::sse::Reader;
 use support::stage::{Sending, Stage};
 
 const SOON: Duration = Duration::from_secs(10);
-
-/// Reads `drop` events as they come.
-struct Drops {
-    stream: UnixStream,
-    reader: Reader,
-}
-
-impl Drops {
-    fn follow(stage: &Stage) -> Self {
-        let mut stream = UnixStream::connect(stage.daemon.socket()).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        stream.write_all(b"GET /v1/events HTTP/1.0\r\nHost: enforcer\r\n\r\n").unwrap();
-        Self { stream, reader: Reader::default() }
-    }
-
-    /// The next one for which this holds.
-    fn next(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + SOON;
-        let mut byte = [0];
-        while Instant::now() < deadline {
-            assert_eq!(self.stream.read(&mut byte).unwrap(), 1, "the stream ended");
-            for event in self.reader.feed(&byte).into_iter().filter(|event| event.name == "drop") {
-                let value = serde_json::from_str(&event.data).unwrap();
-                if wanted(&value) {
-                    return value;
-                }
-            }
-        }
-        panic!("not within {SOON:?}");
-    }
-}
 
 /// Rows that tell of drops for this cause, by its words.
 fn rows(stage: &Stage, action: &str, words: &str) -> Vec<Value> {
@@ -55,17 +22,17 @@ fn rows(stage: &Stage, action: &str, words: &str) -> Vec<Value> {
 fn root_drops_are_told_with_where_they_went_and_a_row_stands_for_many() {
     let stage = Stage::new(Reply::default(), "");
     let bottle = stage.bottle("dropping", &[]);
-    let mut drops = Drops::follow(&stage);
+    let mut events = Events::follow(&stage.daemon);
     let sink = Sink::udp(IpAddr::V4(Ipv4Addr::LOCALHOST));
     stage.daemon.ok(&["cut", "dropping", "--reason", "watched"]);
     let figures = Sending::start(Some(&bottle.cgroup), "udp", sink.address(), 2_500).figures();
     let refused = figures["errors"]["EPERM"].as_u64().unwrap();
 
-    let first = drops.next(|drop| drop["bottle"] == "dropping");
+    let first = events.next("drop", |drop| drop["bottle"] == "dropping");
     let told = ["cause", "protocol", "address", "port", "suppressed"].map(|key| first[key].clone());
     assert_eq!(json!(told), json!(["cut", "udp", "127.0.0.1", sink.address().port(), 0]), "{first}");
     assert!(first["pid"].as_u64().is_some() && first["at"].as_str().is_some(), "{first}");
-    let second = drops.next(|drop| drop["suppressed"].as_u64() > Some(0));
+    let second = events.next("drop", |drop| drop["suppressed"].as_u64() > Some(0));
     assert!(second["suppressed"].as_u64().unwrap() < refused, "{second} of {refused}");
 
     let row = wait_until(SOON, || rows(&stage, "refuse", "the bottle is cut").pop()).unwrap();
@@ -81,10 +48,10 @@ fn root_drops_are_told_with_where_they_went_and_a_row_stands_for_many() {
 fn root_what_a_rule_drops_and_what_the_lease_drops_is_told_apart() {
     let mut stage = Stage::new(Reply::default(), "lease: 1s\n");
     let bottle = stage.bottle("dropping", &["--egress", "allowlist"]);
-    let mut drops = Drops::follow(&stage);
+    let mut events = Events::follow(&stage.daemon);
     let sink = Sink::udp(IpAddr::V4(Ipv4Addr::LOCALHOST));
     drop(Sending::start(Some(&bottle.cgroup), "udp", sink.address(), 100).figures());
-    let told = drops.next(|drop| drop["bottle"] == "dropping");
+    let told = events.next("drop", |drop| drop["bottle"] == "dropping");
     let told = ["cause", "protocol", "address", "port"].map(|key| told[key].clone());
     assert_eq!(json!(told), json!(["rule", "udp", "127.0.0.1", sink.address().port()]));
     assert!(wait_until(SOON, || rows(&stage, "refuse", "the rules do not").pop()).is_some());

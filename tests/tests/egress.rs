@@ -14,7 +14,7 @@ use support::cgroup::TestCgroup;
 use support::clock::wait_until;
 use support::dns::Dns;
 use support::network::{PUBLIC4, PUBLIC6, in_own_network};
-use support::process::{self, Output, built};
+use support::process::{self, Output, built, copy_program};
 use support::provider::Reply;
 use support::stage::{Bottle, Stage};
 
@@ -112,7 +112,7 @@ fn root_run_in_mode_metered_reaches_its_provider_and_nobody_else() {
         fs::set_permissions(programs.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let program = |name: &str| {
             let copy = programs.path().join(name);
-            fs::copy(built(name), &copy).unwrap();
+            copy_program(&built(name), &copy);
             copy.to_str().unwrap().to_owned()
         };
         let run = |words: &[&str]| {

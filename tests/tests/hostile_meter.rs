@@ -74,8 +74,8 @@ fn read_all(inmate: &mut Inmate) -> bool {
 fn root_a_hostile_meter_reaches_no_cut_bottle_and_hears_nothing_of_it() {
     let far = FarEnd::start();
     let programs = tempfile::tempdir().unwrap();
-    fs::copy(process::built("enforcer"), programs.path().join("enforcer")).unwrap();
-    fs::copy(process::built("hostile-meter"), programs.path().join("meter-proxy")).unwrap();
+    process::copy_program(&process::built("enforcer"), &programs.path().join("enforcer"));
+    process::copy_program(&process::built("hostile-meter"), &programs.path().join("meter-proxy"));
     fs::write(programs.path().join("upstream"), far.address.to_string()).unwrap();
     let daemon = Daemon::start_from(programs.path(), "");
     let cgroup = TestCgroup::new("prey");

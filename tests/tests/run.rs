@@ -32,7 +32,7 @@ impl Scene {
         let stage = Stage::over_tls(script, settings);
         let programs = tempfile::tempdir().unwrap();
         fs::set_permissions(programs.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::copy(process::built("demo-agent"), programs.path().join("demo-agent")).unwrap();
+        process::copy_program(&process::built("demo-agent"), &programs.path().join("demo-agent"));
         Self { stage, programs }
     }
 

@@ -29,7 +29,7 @@ impl Scene {
     fn new() -> Self {
         let programs = tempfile::tempdir().unwrap();
         fs::set_permissions(programs.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::copy(process::built("confined"), programs.path().join("confined")).unwrap();
+        process::copy_program(&process::built("confined"), &programs.path().join("confined"));
         Self { stage: Stage::new(Reply::default(), ""), programs }
     }
 

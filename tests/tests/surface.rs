@@ -1,79 +1,31 @@
 //! The control API and the commands that show things, as scripts use them: events, rows, tables, variables, refusals.
 #![allow(clippy::unwrap_used, reason = "a failed expectation should stop the test where it stands")]
-use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::enforcer::Daemon;
+use support::control::{Events, request};
 use support::process::{Output, run};
 use support::provider::Reply;
-use support::sse::{Event, Reader};
 use support::stage::{Bottle, Stage};
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// A raw HTTP/1.0 request to the control socket: whatever comes back ends with the connection.
-fn connect(daemon: &Daemon, method: &str, path: &str, body: &str) -> UnixStream {
-    let mut stream = UnixStream::connect(daemon.socket()).unwrap();
-    let head =
-        format!("{method} {path} HTTP/1.0\r\nHost: enforcer\r\nContent-Length: {}\r\n\r\n", body.len());
-    stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
-    stream.set_read_timeout(Some(SOON)).unwrap();
-    stream
-}
-
-/// Status and document of one request.
-fn request(daemon: &Daemon, method: &str, path: &str, body: &str) -> (u16, Value) {
-    let mut answer = String::new();
-    connect(daemon, method, path, body).read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (status, serde_json::from_str(body).unwrap_or_default())
-}
-
-/// Reads events until one is wanted.
-fn next_event(
-    stream: &mut UnixStream,
-    reader: &mut Reader,
-    wanted: impl Fn(&Event, &Value) -> bool,
-) -> Value {
-    let deadline = Instant::now() + SOON;
-    let mut seen = Vec::new();
-    let mut byte = [0];
-    while Instant::now() < deadline {
-        assert_eq!(stream.read(&mut byte).unwrap_or(0), 1, "the stream ended; it said {seen:#?}");
-        for event in reader.feed(&byte) {
-            let value: Value = serde_json::from_str(&event.data).unwrap();
-            if wanted(&event, &value) {
-                return value;
-            }
-            seen.push(event);
-        }
-    }
-    panic!("not within {SOON:?}; it said {seen:#?}");
-}
-
 #[test]
 fn root_events_tell_states_usage_and_audit_as_they_happen() {
     let stage = Stage::new(Reply::default(), "");
-    let mut events = connect(&stage.daemon, "GET", "/v1/events", "");
-    let mut reader = Reader::default();
+    let mut events = Events::follow(&stage.daemon);
     let bottle = stage.bottle("watched", &["--budget", "claude=10k"]);
-    let mut next = |name: &str, wanted: &dyn Fn(&Value) -> bool| {
-        next_event(&mut events, &mut reader, |event, value| event.name == name && wanted(value))
-    };
-    next("state", &|value| value["name"] == "watched" && value["state"] == "open");
+    events.next("state", |value| value["name"] == "watched" && value["state"] == "open");
     assert_eq!(stage.ask(&bottle, &["--stream"]).code, Some(0));
-    let usage = next("usage", &|value| value["bottle"] == "watched");
+    let usage = events.next("usage", |value| value["bottle"] == "watched");
     assert_eq!(json!([usage["input"], usage["output"], usage["estimated"]]), json!([25, 40, 0]), "{usage}");
     stage.daemon.ok(&["cut", "watched", "--reason", "seen"]);
-    let state = next("state", &|value| value["state"] == "cut");
+    let state = events.next("state", |value| value["state"] == "cut");
     assert_eq!(state["cause"]["reason"], "seen", "{state}");
     assert_eq!(state["usage"]["claude"]["total"], 65, "{state}");
     stage.daemon.ok(&["restore", "watched"]);
-    let row = next("audit", &|value| value["action"] == "restore");
+    let row = events.next("audit", |value| value["action"] == "restore");
     assert_eq!(
         json!([row["bottle"], row["by"], row["outcome"]]),
         json!(["watched", "uid:0", "done"]),

@@ -51,14 +51,14 @@ impl Toolchain {
         Ok(Self { compiler, linker })
     }
 
-    /// Builds the object of the workspace at `root` below `target_dir`; returns its path.
+    /// Builds the object of the workspace at `root`, with these of its features, below `target_dir`; returns its path.
     ///
     /// # Errors
     /// When cargo cannot be started or fails; its own output has gone to stderr.
-    pub fn build(&self, root: &Path, target_dir: &Path) -> Result<PathBuf, String> {
+    pub fn build(&self, root: &Path, features: &str, target_dir: &Path) -> Result<PathBuf, String> {
         let mut cargo = self.cargo();
         cargo.current_dir(root).args(["build", "--release", "--locked", "--package", "enforcer-ebpf"]);
-        cargo.args(["--bin", "enforcer-ebpf", "--features", "programs", "--target", TARGET, "--target-dir"]);
+        cargo.args(["--bin", "enforcer-ebpf", "--features", features, "--target", TARGET, "--target-dir"]);
         cargo.arg(target_dir).env("CARGO_ENCODED_RUSTFLAGS", self.flags());
         // bitcode goes to bpf-linker, which optimises the whole: rustc's own LTO would be in its way
         cargo.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1");

@@ -5,6 +5,7 @@ mod clients;
 mod demo;
 #[allow(dead_code, reason = "the build script of `enforcer` uses the other half of this file")]
 mod ebpf;
+mod fuzz;
 mod peers;
 mod setup;
 mod tally;
@@ -34,7 +35,9 @@ enum Task {
     Test(test::Options),
     /// Measure one part and print its figures
     Bench(bench::Options),
-    /// What continuous integration runs: formatting, lints, then the tests
+    /// Set up, build the fuzz targets and run them
+    Fuzz(fuzz::Options),
+    /// What continuous integration runs: formatting, lints, a short round of fuzzing, then the tests
     Ci,
 }
 
@@ -54,6 +57,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Ci => ci::run(),
     }
 }

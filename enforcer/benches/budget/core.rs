@@ -1,5 +1,5 @@
 //! The same verdict where it is made: in the core's thread, from the meter's question to the answer, with every bottle
-//! attached and the ledger and the kernel replaced by ones that cost nothing.
+//! attached that there are slots for and the ledger and the kernel replaced by ones that cost nothing.
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -75,7 +75,7 @@ pub fn verdicts(bottles: usize) {
     };
     // the first also writes a row of the audit for each
     let means: Vec<u64> = (0..=ROUNDS).map(round).skip(1).collect();
-    report("a refusal in the core, question to answer, mean of all bottles", means);
+    report(&format!("a refusal in the core, {bottles} attached: question to answer, means of rounds"), means);
 }
 
 fn question(exchange: u64, bottle: BottleRef) -> ToController {

@@ -23,6 +23,8 @@ use figures::{nanoseconds, report};
 
 /// Bottles, each with an agent and a parent that it shares with others.
 const BOTTLES: usize = 10_000;
+/// The kernel's table has slots for little more.
+const ATTACHED: usize = 4_000;
 const AGENTS: usize = 100;
 const PARENTS: usize = 50;
 /// Settled exchanges before the verdicts.
@@ -42,7 +44,7 @@ fn main() {
             report(&format!("figures and a verdict by {rule}, after {history} exchanges"), chains.charges());
         }
     }
-    core::verdicts(BOTTLES);
+    core::verdicts(ATTACHED);
     books::settle_and_load(&RECORDED);
 }
 

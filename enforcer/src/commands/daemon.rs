@@ -21,16 +21,21 @@ pub(super) fn run(global: &Global, daemon: &Daemon) -> Result<(), Failure> {
         state_dir: global.state_dir.clone(),
         socket: super::socket(global),
         settings: global.settings.clone(),
+        log: level(global),
     })
 }
 
-fn log_to_stderr(global: &Global) {
-    let level = match global.verbose {
+fn level(global: &Global) -> LevelFilter {
+    match global.verbose {
         0 => LevelFilter::INFO,
         1 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
-    };
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).with_ansi(false);
+    }
+}
+
+fn log_to_stderr(global: &Global) {
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false);
+    let log = log.with_max_level(level(global));
     match global.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),

@@ -7,6 +7,8 @@ pub mod env;
 pub mod events;
 mod routes;
 pub mod server;
+mod stream;
+pub mod table;
 
 use std::future::Future;
 

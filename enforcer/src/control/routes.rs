@@ -7,25 +7,25 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
-use http_body_util::channel::{Channel, Sender};
+use http_body_util::channel::Channel;
 use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
-use super::api::{AddTokens, BudgetScope, Problem};
-use super::{AUDIT_LIMIT_MAX, Controller, Event};
+use super::api::{self, AddTokens, BudgetScope, Problem};
+use super::table::{self, BottleCall, BudgetCall, Call, Parts};
+use super::{AUDIT_LIMIT_MAX, Controller, stream};
 use crate::core::{BudgetOrder, BudgetVerb};
 use crate::error::{Exit, Failure};
 use crate::ledger::UsageQuery;
 
+/// What the API is, in OpenAPI 3.1.
+const DESCRIPTION: &[u8] = include_bytes!("../../openapi.json");
 /// Longest request body, bytes.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
 /// Longest wait for a request's body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// A silent event stream says something this often, so that a dead reader is noticed.
-const EVENTS_IDLE: Duration = Duration::from_secs(15);
 /// Audit rows in an answer when the request names no limit.
 const AUDIT_LIMIT_DEFAULT: u32 = 1_000;
 
@@ -77,7 +77,7 @@ pub async fn answer<C: Controller>(
     shutdown: CancellationToken,
 ) -> Response<Body> {
     let answered = match admit(&*controller, &caller).await {
-        Ok(by) => route(&controller, &by, request, shutdown).await,
+        Ok(by) => route(&*controller, &by, request, shutdown).await,
         Err(refused) => Err(refused),
     };
     answered.unwrap_or_else(|Refused(status, problem)| document(status, &problem))
@@ -100,85 +100,72 @@ async fn admit<C: Controller>(controller: &C, caller: &Caller) -> Result<String,
 }
 
 async fn route<C: Controller>(
-    controller: &Arc<C>,
+    controller: &C,
     by: &str,
     request: Request<Incoming>,
     shutdown: CancellationToken,
 ) -> Result<Response<Body>, Refused> {
     let (head, body) = request.into_parts();
-    let path = head.uri.path().to_owned();
-    let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
-    match (&head.method, segments.as_slice()) {
-        (&Method::GET, ["v1", "status"]) => Ok(done(&controller.status().await)),
-        (&Method::GET, ["v1", "bottles"]) => Ok(done(&controller.status().await.bottles)),
-        (&Method::POST, ["v1", "bottles"]) => {
+    let (uri, path) = (&head.uri, head.uri.path());
+    let (call, parts) = table::find(&head.method, path).ok_or_else(|| unknown(&head.method, path))?;
+    match call {
+        Call::Description => Ok(json(StatusCode::OK, Bytes::from_static(DESCRIPTION))),
+        Call::Status => Ok(done(&controller.status().await)),
+        Call::Bottles => Ok(done(&controller.status().await.bottles)),
+        Call::Attach => {
             let attached = controller.attach(required(body).await?, by).await?;
             Ok(document(StatusCode::CREATED, &attached))
         }
-        (method, ["v1", "bottles", name, verb @ ..]) => {
-            one_bottle(&**controller, by, method, name, verb, &head.uri, body).await
-        }
-        (&Method::POST, ["v1", "cut"]) => Ok(done(&controller.cut_all(optional(body).await?, by).await?)),
-        (&Method::GET, ["v1", "usage"]) => Ok(done(&controller.usage(usage_query(&head.uri)?).await?)),
-        (&Method::GET, ["v1", "flows"]) => Ok(done(&controller.flows(usage_query(&head.uri)?).await?)),
-        (&Method::GET, ["v1", "audit"]) => {
-            let page: Page = query(&head.uri)?;
+        Call::Bottle(call) => one_bottle(controller, by, call, parts, uri, body).await,
+        Call::CutAll => Ok(done(&controller.cut_all(optional(body).await?, by).await?)),
+        Call::Budgets => Ok(done(&controller.budgets().await?)),
+        Call::Budget(call) => one_budget(controller, by, call, parts, body).await,
+        Call::Usage => Ok(done(&controller.usage(usage_query(uri)?).await?)),
+        Call::Flows => Ok(done(&controller.flows(usage_query(uri)?).await?)),
+        Call::Audit => {
+            let page: Page = query(uri)?;
             let limit = page.limit.unwrap_or(AUDIT_LIMIT_DEFAULT).min(AUDIT_LIMIT_MAX);
             Ok(done(&controller.audit(page.after, limit).await?))
         }
-        (&Method::POST, ["v1", "settings", "reload"]) => {
+        Call::Events => Ok(stream::of(controller.subscribe(), shutdown)),
+        Call::Reload => {
             let Nothing {} = optional(body).await?;
             Ok(done(&controller.reload(by).await?))
         }
-        (&Method::GET, ["v1", "events"]) => Ok(events(&**controller, shutdown)),
-        (&Method::GET, ["v1", "budgets"]) => Ok(done(&controller.budgets().await?)),
-        (method, ["v1", "budgets", scope, provider]) => {
-            one_budget(&**controller, by, method, scope, provider, body).await
-        }
-        (_, ["metrics"]) => Err(not_yet(&path)),
-        (method, _) => Err(unknown(method, &path)),
+        Call::Metrics => Err(Refused(StatusCode::NOT_IMPLEMENTED, Failure::not_yet(path).into())),
     }
 }
 
-/// Everything under `/v1/bottles/NAME`.
+/// Everything under `/v1/bottles/{name}`.
 async fn one_bottle<C: Controller>(
     controller: &C,
     by: &str,
-    method: &Method,
-    name: &str,
-    verb: &[&str],
+    call: BottleCall,
+    [name, _]: Parts<'_>,
     uri: &Uri,
     body: Incoming,
 ) -> Result<Response<Body>, Refused> {
     crate::settings::check_name(name)
         .map_err(|error| Refused::new(StatusCode::BAD_REQUEST, Exit::Usage, error.to_string()))?;
-    let answered = match (method, verb) {
-        (&Method::GET, []) => controller.bottle(name).await.map(|bottle| done(&bottle)),
-        (&Method::DELETE, []) => {
+    let shown = |bottle: api::Bottle| done(&bottle);
+    let answered = match call {
+        BottleCall::Show => controller.bottle(name).await.map(shown),
+        BottleCall::Detach => {
             let force = query::<Detach>(uri)?.force;
             controller.detach(name, force, by).await.map(|detached| match detached.warnings.as_slice() {
                 [] => empty(),
                 _ => done(&detached),
             })
         }
-        (&Method::POST, ["cut"]) => {
-            controller.cut(name, optional(body).await?, by).await.map(|bottle| done(&bottle))
-        }
-        (&Method::POST, ["restore"]) => {
-            controller.restore(name, optional(body).await?, by).await.map(|bottle| done(&bottle))
-        }
-        (&Method::POST, ["freeze"]) => {
-            controller.freeze(name, optional(body).await?, by).await.map(|bottle| done(&bottle))
-        }
-        (&Method::POST, ["thaw"]) => {
+        BottleCall::Cut => controller.cut(name, optional(body).await?, by).await.map(shown),
+        BottleCall::Restore => controller.restore(name, optional(body).await?, by).await.map(shown),
+        BottleCall::Freeze => controller.freeze(name, optional(body).await?, by).await.map(shown),
+        BottleCall::Thaw => {
             let Nothing {} = optional(body).await?;
-            controller.thaw(name, by).await.map(|bottle| done(&bottle))
+            controller.thaw(name, by).await.map(shown)
         }
-        (&Method::POST, ["kill"]) => {
-            controller.kill(name, optional(body).await?, by).await.map(|bottle| done(&bottle))
-        }
-        (&Method::GET, ["env"]) => controller.environment(name).await.map(|env| done(&env)),
-        _ => return Err(unknown(method, uri.path())),
+        BottleCall::Kill => controller.kill(name, optional(body).await?, by).await.map(shown),
+        BottleCall::Environment => controller.environment(name).await.map(|environment| done(&environment)),
     };
     match answered {
         Ok(response) => Ok(response),
@@ -190,30 +177,24 @@ async fn one_bottle<C: Controller>(
     }
 }
 
-/// Everything under `/v1/budgets/SCOPE/PROVIDER`.
+/// Everything under `/v1/budgets/{scope}/{provider}`.
 async fn one_budget<C: Controller>(
     controller: &C,
     by: &str,
-    method: &Method,
-    scope: &str,
-    provider: &str,
+    call: BudgetCall,
+    [scope, provider]: Parts<'_>,
     body: Incoming,
 ) -> Result<Response<Body>, Refused> {
     let scope: BudgetScope =
         scope.parse().map_err(|error: String| Refused::new(StatusCode::BAD_REQUEST, Exit::Usage, error))?;
-    let verb = match *method {
-        Method::PUT => BudgetVerb::Set(required(body).await?),
-        Method::POST => BudgetVerb::Add(required::<AddTokens>(body).await?.tokens),
-        Method::DELETE => BudgetVerb::Clear,
-        _ => return Err(unknown(method, &format!("/v1/budgets/{scope}/{provider}"))),
+    let verb = match call {
+        BudgetCall::Set => BudgetVerb::Set(required(body).await?),
+        BudgetCall::Add => BudgetVerb::Add(required::<AddTokens>(body).await?.tokens),
+        BudgetCall::Clear => BudgetVerb::Clear,
     };
     let order = BudgetOrder { scope, provider: provider.to_owned(), verb };
     let stands = controller.state_budget(order, by).await?;
     Ok(stands.map_or_else(empty, |budget| done(&budget)))
-}
-
-fn not_yet(path: &str) -> Refused {
-    Refused(StatusCode::NOT_IMPLEMENTED, Failure::not_yet(path).into())
 }
 
 fn unknown(method: &Method, path: &str) -> Refused {
@@ -302,61 +283,18 @@ fn empty() -> Response<Body> {
 }
 
 fn document(status: StatusCode, value: &impl Serialize) -> Response<Body> {
-    let (status, json) = match serde_json::to_vec(value) {
-        Ok(json) => (status, json),
+    match serde_json::to_vec(value) {
+        Ok(document) => json(status, document.into()),
         Err(error) => {
             tracing::error!(%error, "an answer of the control API cannot be written as JSON");
-            (StatusCode::INTERNAL_SERVER_ERROR, Vec::new())
+            json(StatusCode::INTERNAL_SERVER_ERROR, Bytes::new())
         }
-    };
-    let mut response = Response::new(Either::Left(Full::new(json.into())));
+    }
+}
+
+fn json(status: StatusCode, document: Bytes) -> Response<Body> {
+    let mut response = Response::new(Either::Left(Full::new(document)));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
-}
-
-/// The event stream: server-sent events until the reader or the daemon goes.
-fn events<C: Controller>(controller: &C, shutdown: CancellationToken) -> Response<Body> {
-    let mut events = controller.subscribe();
-    let (mut sender, channel) = Channel::new(16);
-    tokio::spawn(async move {
-        loop {
-            let next = tokio::time::timeout(EVENTS_IDLE, events.recv());
-            let line = match shutdown.run_until_cancelled(next).await {
-                None | Some(Ok(Err(RecvError::Closed))) => return,
-                Some(Ok(Ok(event))) => server_sent(&event),
-                Some(Ok(Err(RecvError::Lagged(missed)))) => server_sent(&Event::Lagged(missed)),
-                Some(Err(_)) => Bytes::from_static(b": idle\n\n"),
-            };
-            if !deliver(&mut sender, line, &shutdown).await {
-                return;
-            }
-        }
-    });
-    let mut response = Response::new(Either::Right(channel));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    response
-}
-
-/// Hands one event to the connection; `false` when reader or daemon is gone.
-async fn deliver(sender: &mut Sender<Bytes>, line: Bytes, shutdown: &CancellationToken) -> bool {
-    matches!(shutdown.run_until_cancelled(sender.send_data(line)).await, Some(Ok(())))
-}
-
-/// One event as `event:` and `data:` lines (WHATWG server-sent events; JSON holds no line end).
-fn server_sent(event: &Event) -> Bytes {
-    let written = match event {
-        Event::State(bottle) => ("state", serde_json::to_string(bottle)),
-        Event::Usage(row) => ("usage", serde_json::to_string(row)),
-        Event::Audit(row) => ("audit", serde_json::to_string(row)),
-        Event::Drop(dropped) => ("drop", serde_json::to_string(dropped)),
-        Event::Lagged(missed) => ("lagged", serde_json::to_string(missed)),
-    };
-    match written {
-        (name, Ok(data)) => Bytes::from(format!("event: {name}\ndata: {data}\n\n")),
-        (name, Err(error)) => {
-            tracing::error!(%error, name, "an event cannot be written as JSON");
-            Bytes::from_static(b": an event was lost\n\n")
-        }
-    }
 }

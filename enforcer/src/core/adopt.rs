@@ -7,9 +7,10 @@ use meter_proxy::tokens::Tokens;
 
 use super::durable::{After, action};
 use super::members::KEPT;
+use super::processes::THAW_AGAIN;
 use super::requests::{PROGRESS_GRAIN, orphan};
 use super::verdicts::Crossing;
-use super::{Core, Stage};
+use super::{Bottle, Core, Stage};
 use crate::act::Which;
 use crate::audit::{ActionKind, Cause, Processes};
 use crate::bottle::cgroup::{self, Cgroup, CgroupError, Hierarchy};
@@ -73,6 +74,8 @@ impl Core {
             self.settle_verdict(slot, cause);
         }
         self.act_on_crossed();
+        self.tell_who_stands_still();
+        self.reopen_what_is_late();
         // last: a bottle whose lease ran out opens with this
         self.first_beat();
         Ok(())
@@ -285,10 +288,25 @@ impl Core {
 
     /// A cut that was not recorded may have had a freeze with it.
     fn found_frozen(&self, slot: u32, cause: Cause) -> Cause {
-        let path = self.bottles.get(&slot).map(|bottle| Path::new(&bottle.attachment.cgroup));
-        let frozen = path.and_then(|path| Cgroup::open(path).ok()?.is_frozen().ok());
-        let processes = if frozen == Some(true) { Processes::Frozen } else { Processes::Running };
+        let frozen = self.bottles.get(&slot).is_some_and(|bottle| is_frozen(&bottle.attachment));
+        let processes = if frozen { Processes::Frozen } else { Processes::Running };
         Cause { processes, ..cause }
+    }
+
+    /// A controller that died between the record of a thaw and doing it leaves frozen what is recorded as running. Others
+    /// freeze too (`docker pause`), so it is not for us to thaw it: it is said.
+    fn tell_who_stands_still(&mut self) {
+        let runs = |bottle: &&Bottle| {
+            bottle.cause.as_ref().is_none_or(|cause| cause.processes == Processes::Running)
+        };
+        let still = self.bottles.values().filter(runs).filter(|bottle| is_frozen(&bottle.attachment));
+        for name in still.map(|bottle| bottle.attachment.name.clone()).collect::<Vec<_>>() {
+            let detail = format!(
+                "its processes stand still and nothing recorded has them do so: if it is no pause of somebody else's, {}",
+                THAW_AGAIN.replace("NAME", &name)
+            );
+            self.warn(Some(name), detail, true);
+        }
     }
 
     /// Accounts that are used up already have been acted upon: only a later crossing is news.
@@ -331,6 +349,13 @@ fn gone(attachment: &Attachment, pinned: Option<&Pinned>) -> Result<Option<&'sta
         Err(CgroupError::Missing(_)) => Ok(Some("its cgroup is gone")),
         Err(error) => Err(not_taken(attachment, error)),
     }
+}
+
+/// Whether somebody has told the bottle's processes to stand still; one that cannot be looked at was told nothing.
+fn is_frozen(attachment: &Attachment) -> bool {
+    let cgroup = Cgroup::open(Path::new(&attachment.cgroup)).ok();
+    let cgroup = cgroup.filter(|cgroup| cgroup.id() == attachment.cgroup_id);
+    cgroup.is_some_and(|cgroup| cgroup.is_frozen().unwrap_or(false))
 }
 
 /// As was judged when it was attached, where the kernel does not know that any more.

@@ -213,9 +213,11 @@ impl Core {
         if let Err(problem) = result {
             return answer(reply, Err(problem));
         }
-        self.apply(pending);
-        self.cut_all_bound_by(pending.account, Crossing::now());
         let slots = self.payers(pending.account);
+        let before = self.used_up_by_slot(slots.clone());
+        self.apply(pending);
+        // also by a wider budget, which binds them only since this one does not
+        self.cut_newly_used_up(before);
         let why = format!("the budget is {}", words(&self.accounts.figures(pending.account)));
         self.reopen_covered(slots, by, &why, Some(reply));
         self.admit_waiting();

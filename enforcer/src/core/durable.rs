@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use super::budgets::Pending;
 use super::processes::Asker;
 use super::reload::Reloading;
+use super::verdicts::Restored;
 use super::windows::Opening;
 use super::{Change, Core, Message, answer};
 use crate::audit::{Action, ActionKind, Cause};
@@ -54,6 +55,8 @@ pub(super) enum After {
         verdict: u64,
         /// Tokens to add to accounts.
         additions: Vec<Pending>,
+        /// Whether it opens whatever is used up.
+        force: bool,
         by: String,
         reply: oneshot::Sender<Result<(), Problem>>,
     },
@@ -177,8 +180,9 @@ impl Core {
             After::Released { attachment, keep_cut, by, reply } => {
                 self.released(*attachment, keep_cut, by, result.map_err(not_done), reply)
             }
-            After::Restored { attachment, verdict, additions, by, reply } => {
-                self.restored(attachment, verdict, &additions, by, result.map_err(not_done), reply);
+            After::Restored { attachment, verdict, additions, force, by, reply } => {
+                let restored = Restored { attachment, verdict, force, by };
+                self.restored(restored, &additions, result.map_err(not_done), reply);
             }
             After::Thawed { attachment, verdict, left, asker } => {
                 let left = left.map(|cause| *cause);

@@ -275,7 +275,10 @@ impl Core {
             Stage::Attaching => {
                 return answer(reply, Err(Problem::failed(format!("{name} is still being attached"))));
             }
-            Stage::Detaching => return answer(reply, Ok(attachment)),
+            Stage::Detaching => {
+                return answer(reply, Err(Problem::failed(format!("{name} is being detached"))));
+            }
+            Stage::Detached => return answer(reply, Ok(attachment)),
             Stage::Attached => {}
         }
         if bottle.cause.is_some() && !force {
@@ -308,14 +311,15 @@ impl Core {
         reply: oneshot::Sender<Result<Attachment, Problem>>,
     ) {
         if let Some(bottle) = self.bottles.get_mut(&attachment.slot) {
-            match (&result, &bottle.cause) {
-                (Err(_), _) => bottle.stage = Stage::Attached,
+            bottle.stage = if result.is_ok() { Stage::Detached } else { Stage::Attached };
+            let cause = bottle.cause.clone();
+            match (&result, cause) {
+                (Err(_), _) => {}
                 (Ok(()), Some(cause)) if keep_cut => {
-                    let kept = cause.clone().without_processes();
-                    self.kept_cuts.insert(attachment.name.clone(), (attachment.id, kept));
+                    let kept = (attachment.id, cause.without_processes());
+                    self.kept_cuts.insert(attachment.name.clone(), kept);
                 }
                 (Ok(()), cause) => {
-                    let cause = cause.clone();
                     let asker = Asker { by, ..Asker::controller(Instant::now()) };
                     self.thaw_with(attachment.slot, cause.as_ref(), asker);
                 }

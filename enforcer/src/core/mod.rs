@@ -398,8 +398,10 @@ enum Stage {
     Attaching,
     /// Guarded; its verdict decides.
     Attached,
-    /// Recorded as detached; its hooks are being taken off.
+    /// Let go; the record of that is being committed.
     Detaching,
+    /// Recorded as detached; its hooks are being taken off, and its processes are nobody's to hold.
+    Detached,
 }
 
 /// The core's state. See the module's head for who changes what.

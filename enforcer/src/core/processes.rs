@@ -9,13 +9,16 @@ use super::durable::{After, action};
 use super::verdicts::unknown;
 use super::{Bottle, Change, Core, Stage, answer};
 use crate::act::Which;
-use crate::audit::{Action, ActionKind, Cause, CauseKind, Processes};
+use crate::audit::{Action, ActionKind, Cause, Processes};
 use crate::control::api::{self, Problem};
 use crate::hooks::{About, Call, Called, Occasion};
 use crate::kernel::Face;
 use crate::ledger::{AttachmentId, Entry, Verdict};
 use crate::policy::{Act, Acted, Order, Snapshot, Snapshotted};
 use crate::settings::{self, Policy};
+
+/// What helps where processes stand still that are not recorded as frozen.
+pub(super) const THAW_AGAIN: &str = "enforcer freeze NAME, then enforcer thaw NAME, has them go on";
 
 /// Who gives an order, when, and who waits for it.
 pub(super) struct Asker {
@@ -68,7 +71,7 @@ impl Core {
         match bottle.stage {
             Stage::Attached => Ok((slot, bottle.cause.as_ref().map(|cause| cause.processes))),
             Stage::Attaching => Err(Problem::failed(format!("{name} is still being attached"))),
-            Stage::Detaching => Err(Problem::failed(format!("{name} is being detached"))),
+            Stage::Detaching | Stage::Detached => Err(Problem::failed(format!("{name} is being detached"))),
         }
     }
 
@@ -85,9 +88,13 @@ impl Core {
         self.hold(slot, asker);
     }
 
-    /// Has done to the processes of a cut bottle what stands decided for them.
+    /// Has done to the processes of a cut bottle what stands decided for them; of one that is being attached, once it
+    /// is. Who was let go is held no more: nobody would be left to thaw it.
     pub(super) fn hold(&mut self, slot: u32, asker: Asker) {
         let Some(bottle) = self.bottles.get(&slot) else { return };
+        if matches!(bottle.stage, Stage::Attaching | Stage::Detached) {
+            return;
+        }
         let act = match bottle.cause.as_ref().map(|cause| cause.processes) {
             Some(Processes::Frozen) => Act::Freeze { snapshot: self.snapshot(bottle) },
             Some(Processes::Killed) => {
@@ -174,8 +181,7 @@ impl Core {
     /// What stands of a frozen bottle's verdict once it is thawed; `None`: it opens.
     fn left_by_thaw(&mut self, slot: u32) -> Option<Cause> {
         let cause = self.bottles.get(&slot)?.cause.clone()?;
-        let came_with_freeze = cause.kind == CauseKind::Operator && cause.policy == Policy::Freeze;
-        if !came_with_freeze {
+        if !cause.came_with_freeze() {
             return Some(Cause { processes: Processes::Running, ..cause });
         }
         let (scope, account) = self.used_up(slot)?;
@@ -250,7 +256,15 @@ impl Core {
         let after = match (order.reply, result) {
             (Some(reply), Ok(_)) => After::Report { reply },
             (Some(reply), Err(why)) => {
-                answer(reply, Err(Problem::failed(format!("{}: {}: {why}", order.bottle, kind.as_str()))));
+                let problem = Problem::failed(format!("{}: {}: {why}", order.bottle, kind.as_str()));
+                answer(
+                    reply,
+                    Err(match order.act {
+                        // it is not recorded as frozen any more
+                        Act::Thaw => problem.with_hint(THAW_AGAIN.replace("NAME", &order.bottle)),
+                        _ => problem,
+                    }),
+                );
                 After::Nothing
             }
             (None, _) => After::Nothing,

@@ -1,16 +1,12 @@
 //! Changed settings, as far as sums and verdicts are concerned. They are recorded before they hold; then what they close
 //! is closed first. What they would open stays cut until somebody restores it, and is said.
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::oneshot;
 
 use super::durable::{After, action};
-use super::verdicts::Crossing;
 use super::{Change, Core, answer};
 use crate::audit::{Action, ActionKind};
-use crate::budget::{AccountId, Scope};
 use crate::control::api::Problem;
 use crate::ledger::Entry;
 use crate::settings::Settings;
@@ -42,11 +38,11 @@ impl Core {
         if let Err(problem) = result {
             return answer(reloading.reply, Err(problem));
         }
-        let before = self.used_up_by_slot();
+        let before = self.used_up_by_slot(self.bottles.keys().copied().collect());
         let lease = self.settings.lease;
         self.settings = reloading.settings;
         self.redefine_budgets();
-        self.cut_for_settings(&before);
+        self.cut_newly_used_up(before);
         self.warn_of_all();
         if self.settings.lease != lease {
             self.bottles.keys().for_each(|slot| self.lend(*slot));
@@ -81,30 +77,6 @@ impl Core {
             self.open_accounts(slot);
         }
         self.forget_crossings();
-    }
-
-    /// Of each bottle, the budgets that bind it and are used up.
-    fn used_up_by_slot(&mut self) -> HashMap<u32, Vec<(Scope, AccountId)>> {
-        let slots: Vec<u32> = self.bottles.keys().copied().collect();
-        let used_up = |core: &mut Self, slot| {
-            let binding = core.binding_accounts(slot).into_iter();
-            binding.filter(|(_, account)| core.accounts.is_used_up(*account)).collect()
-        };
-        slots.into_iter().map(|slot| (slot, used_up(self, slot))).collect()
-    }
-
-    /// Cuts the bottles that a budget binds which is used up only since the settings changed: one that an operator
-    /// opened although its budget was used up before stays as it is.
-    fn cut_for_settings(&mut self, before: &HashMap<u32, Vec<(Scope, AccountId)>>) {
-        let received = Instant::now();
-        for (slot, used_up) in self.used_up_by_slot() {
-            for (scope, account) in used_up {
-                self.crossed.insert(account);
-                if !before.get(&slot).is_some_and(|before| before.contains(&(scope, account))) {
-                    self.cut_for_budget(slot, scope, account, Crossing::Now { flow: None, received });
-                }
-            }
-        }
     }
 
     /// What budgets alone have cut and none cuts any longer, one line each.

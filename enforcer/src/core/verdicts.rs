@@ -1,5 +1,6 @@
 //! Cuts and restores. A cut is stored, then told, then done to sockets and committed; a restore is committed, then
 //! stored and told. Of two faces of a cut the more closed one stands.
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -10,6 +11,7 @@ use super::budgets::Pending;
 use super::durable::{After, Committed, action};
 use super::processes::{Asker, killed};
 use super::requests::reference;
+use super::windows::window_words;
 use super::{Bottle, Change, Core, Stage, answer};
 use crate::act::{Abort, Which};
 use crate::audit::{ActionKind, Cause, CauseKind, Processes};
@@ -44,6 +46,9 @@ impl Crossing {
     }
 }
 
+/// By slot, the budgets that bind a bottle and are used up.
+type UsedUp = HashMap<u32, Vec<(Scope, AccountId)>>;
+
 /// What the audit says of a cut that was to be answered and is not.
 const MUTED: &str =
     "silent: a process of it rules over a network that leads out, and could misuse the lane's address";
@@ -56,7 +61,20 @@ struct Restoring {
     verdict: u64,
     /// Tokens to add to accounts.
     additions: Vec<Pending>,
+    /// Whether it opens whatever is used up.
+    force: bool,
     by: String,
+}
+
+/// A restore that is durable.
+pub(super) struct Restored {
+    pub(super) attachment: AttachmentId,
+    /// The verdict's number when it was ordered.
+    pub(super) verdict: u64,
+    /// Whether it opens whatever is used up.
+    pub(super) force: bool,
+    /// `controller` or `uid:N`.
+    pub(super) by: String,
 }
 
 impl Core {
@@ -96,6 +114,35 @@ impl Core {
         }
         // every store is done before anything is told or written
         for (slot, scope) in bound {
+            self.cut_for_budget(slot, scope, account, crossing);
+        }
+    }
+
+    /// Of each of these bottles, the budgets that bind it and are used up.
+    pub(super) fn used_up_by_slot(&mut self, slots: Vec<u32>) -> UsedUp {
+        let used_up = |core: &mut Self, slot| {
+            let binding = core.binding_accounts(slot).into_iter();
+            binding.filter(|(_, account)| core.accounts.is_used_up(*account)).collect()
+        };
+        slots.into_iter().map(|slot| (slot, used_up(self, slot))).collect()
+    }
+
+    /// Cuts those of these bottles that a budget binds which is used up only since `before`: one that an operator opened
+    /// although its budget was used up before stays as it is.
+    pub(super) fn cut_newly_used_up(&mut self, before: UsedUp) {
+        let crossing = Crossing::now();
+        let slots = before.keys().copied().collect();
+        let mut news = Vec::new();
+        for (slot, used_up) in self.used_up_by_slot(slots) {
+            for (scope, account) in used_up {
+                self.crossed.insert(account);
+                if !before.get(&slot).is_some_and(|before| before.contains(&(scope, account))) {
+                    self.store_crossing(slot, crossing);
+                    news.push((slot, scope, account));
+                }
+            }
+        }
+        for (slot, scope, account) in news {
             self.cut_for_budget(slot, scope, account, crossing);
         }
     }
@@ -207,11 +254,7 @@ impl Core {
 
     /// A budget's window as people read it: `daily until 2026-02-01T00:00Z`.
     pub(super) fn window_words(&self, figures: &Figures) -> String {
-        let window = figures.window();
-        match window.end(self.accounts.hour()) {
-            Some(end) => format!("{} until {end}:00Z", window.as_str()),
-            None => window.as_str().into(),
-        }
+        window_words(figures.window(), self.accounts.hour())
     }
 
     /// Stores the cut, tells the meter, aborts connections, commits. A bottle that is cut already keeps its first
@@ -236,7 +279,7 @@ impl Core {
         let standing = bottle.cause.get_or_insert_with(|| cause.clone());
         standing.face = standing.face.max(cause.face);
         standing.processes = standing.processes.max(cause.policy.into());
-        standing.held |= standing.kind == CauseKind::Budget && cause.kind != CauseKind::Budget;
+        standing.held |= cause.outlasts(standing);
         let standing = standing.clone();
         let (name, attachment) = (bottle.attachment.name.clone(), bottle.attachment.id);
         let attaching = bottle.stage == Stage::Attaching;
@@ -325,8 +368,8 @@ impl Core {
             return answer(reply, Err(Problem::failed(behind.to_string())));
         }
         match self.prepare_restore(name, order, &by) {
-            Ok(Restoring { entries, attachment, verdict, additions, by }) => {
-                self.submit(entries, After::Restored { attachment, verdict, additions, by, reply });
+            Ok(Restoring { entries, attachment, verdict, additions, force, by }) => {
+                self.submit(entries, After::Restored { attachment, verdict, additions, force, by, reply });
             }
             Err(problem) => answer(reply, Err(problem)),
         }
@@ -354,7 +397,7 @@ impl Core {
         let (additions, mut entries): (Vec<Pending>, Vec<Entry>) = stated.unzip();
         entries.push(Entry::Verdict(Verdict { attachment, cause: None }));
         entries.push(Entry::Action(row));
-        Ok(Restoring { entries, attachment, verdict, additions, by: by.to_owned() })
+        Ok(Restoring { entries, attachment, verdict, additions, force: order.force, by: by.to_owned() })
     }
 
     /// The accounts that the order adds to: for each provider, the one that governs this bottle.
@@ -446,18 +489,24 @@ impl Core {
     /// The restore is durable: what was added counts, and the bottle opens unless it was cut again meanwhile.
     pub(super) fn restored(
         &mut self,
-        attachment: AttachmentId,
-        verdict: u64,
+        restored: Restored,
         additions: &[Pending],
-        by: String,
         result: Result<(), Problem>,
         reply: oneshot::Sender<Result<(), Problem>>,
     ) {
+        let Restored { attachment, verdict, force, by } = restored;
         if let Err(problem) = result {
             return answer(reply, Err(problem));
         }
         additions.iter().for_each(|addition| self.apply(addition));
-        let opened = self.open_restored(attachment, verdict, "restored");
+        let slot = self.slot_of_attachment(attachment);
+        let opened = match slot.filter(|slot| !force && self.used_up(*slot).is_some()) {
+            // exchanges under way have used meanwhile what was left, or was added
+            Some(slot) => {
+                Err(self.stays_cut(slot, "its budget was used up again while it was being restored"))
+            }
+            None => self.open_restored(attachment, verdict, "restored"),
+        };
         self.admit_waiting();
         self.publish(Change::State);
         match opened {
@@ -494,11 +543,16 @@ impl Core {
 
     /// A cut came while its opposite was being written: the ledger must say so again.
     pub(super) fn cut_again(&mut self, slot: u32, how: &str) -> Problem {
+        self.stays_cut(slot, &format!("it was cut again while it was being {how}"))
+    }
+
+    /// The ledger says already that it is open, and must say that it is not.
+    fn stays_cut(&mut self, slot: u32, why: &str) -> Problem {
         let Some(bottle) = self.bottles.get(&slot) else { return Problem::failed("the bottle is gone") };
         let name = bottle.attachment.name.clone();
         let entry = Verdict { attachment: bottle.attachment.id, cause: bottle.cause.clone() };
         self.submit_done(vec![Entry::Verdict(entry)], After::Nothing);
-        Problem::refused(format!("{name} was cut again while it was being {how}"))
+        Problem::refused(format!("{name} stays cut: {why}"))
     }
 
     /// Tells the meter how this bottle and those nested in its cgroup stand now.

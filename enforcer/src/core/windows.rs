@@ -7,12 +7,17 @@ use tokio::sync::oneshot;
 use super::durable::{After, action};
 use super::processes::Asker;
 use super::{Change, Core, Stage, answer};
-use crate::audit::{ActionKind, CauseKind, Processes};
-use crate::budget::window::Hour;
+use crate::audit::{ActionKind, Cause, CauseKind, Processes};
+use crate::budget::window::{Hour, Window};
 use crate::clock::now_ms;
 use crate::control::api::Problem;
 use crate::ledger::{AttachmentId, Entry, Verdict};
 use crate::settings::Reopen;
+
+/// Between a window and its end.
+const UNTIL: &str = " until ";
+/// After an hour.
+const FULL_HOUR: &str = ":00Z";
 
 /// How the clock stands to the hour that windows have reached.
 #[derive(Default)]
@@ -60,11 +65,33 @@ impl Core {
         closed.retain(|slot| self.used_up(*slot).is_some());
         self.accounts.roll(hour);
         self.forget_crossings();
-        if self.settings.reopen == Reopen::Auto {
-            self.reopen_covered(closed, "controller", &format!("a window began anew at {hour}:00 UTC"), None);
-        }
+        closed.extend(self.cut_in_ended_windows());
+        self.reopen_with_window(closed);
         self.admit_waiting();
         self.publish(Change::State);
+    }
+
+    /// Opens what a window had cut that ended before: its opening was not recorded, or an earlier controller died first.
+    pub(super) fn reopen_what_is_late(&mut self) {
+        let late = self.cut_in_ended_windows();
+        self.reopen_with_window(late);
+    }
+
+    fn reopen_with_window(&mut self, mut slots: Vec<u32>) {
+        if self.settings.reopen == Reopen::Auto {
+            slots.sort_unstable();
+            slots.dedup();
+            let why = format!("a window began anew at {}:00 UTC", self.accounts.hour());
+            self.reopen_covered(slots, "controller", &why, None);
+        }
+    }
+
+    /// Bottles that were cut for a budget in a window that has ended.
+    fn cut_in_ended_windows(&self) -> Vec<u32> {
+        let hour = self.accounts.hour();
+        let has_ended = |cause: &Cause| window_end(cause).is_some_and(|end| end <= hour);
+        let cut = self.bottles.iter().filter(|(_, bottle)| bottle.cause.as_ref().is_some_and(has_ended));
+        cut.map(|(slot, _)| *slot).collect()
     }
 
     /// Accounts that are not used up any more can be crossed again.
@@ -133,4 +160,18 @@ impl Core {
         }
         reply.into_iter().for_each(|reply| answer(reply, result.clone()));
     }
+}
+
+/// A budget's window as people read it: `daily until 2026-02-01T00:00Z`.
+pub(super) fn window_words(window: Window, now: Hour) -> String {
+    match window.end(now) {
+        Some(end) => format!("{}{UNTIL}{end}{FULL_HOUR}", window.as_str()),
+        None => window.as_str().into(),
+    }
+}
+
+/// When the window ends that a cause names.
+fn window_end(cause: &Cause) -> Option<Hour> {
+    let (_, end) = cause.window.as_deref()?.split_once(UNTIL)?;
+    end.strip_suffix(FULL_HOUR)?.parse().ok()
 }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use meter_proxy::protocol::{self, ProtocolError};
 use serde::de::DeserializeOwned;
+use tracing::level_filters::LevelFilter;
 
 /// User and group of helpers when there is no user named `enforcer-meter`: an id that no distribution gives out.
 const FALLBACK_ID: u32 = 64_911;
@@ -64,8 +65,10 @@ pub trait Helper: Send + Sync + 'static {
 pub struct Launch {
     /// Path of its program.
     pub program: PathBuf,
-    /// What comes before `--uid` and `--gid`.
+    /// What comes before the options of its command line.
     pub role: Option<&'static str>,
+    /// How much it logs, unless `ENFORCER_LOG` says more exactly.
+    pub log: LevelFilter,
     /// `cgroup.procs` of the cgroup it is moved to; `None`: it stays in the controller's.
     pub cgroup_procs: Option<PathBuf>,
 }
@@ -225,7 +228,7 @@ fn spawn(launch: &Launch, socket: OwnedFd) -> io::Result<Child> {
     let (uid, gid) = identity();
     let mut child = Command::new(&launch.program)
         .args(launch.role)
-        .args(["--uid", &uid.to_string(), "--gid", &gid.to_string()])
+        .args(["--uid", &uid.to_string(), "--gid", &gid.to_string(), "--log", &launch.log.to_string()])
         .stdin(Stdio::from(socket))
         .stdout(Stdio::null())
         .spawn()?;

@@ -2,7 +2,7 @@
 //! in an argument stays in it. Not here: which program, when, and what becomes of the outcome.
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 use std::{fs, io};
@@ -67,9 +67,9 @@ pub enum ChildError {
 pub async fn run(argv: &[String], limit: Duration) -> Result<String, ChildError> {
     let (name, arguments) = argv.split_first().map_or(("", [].as_slice()), |(name, rest)| (name, rest));
     let program = scrub(name);
-    check_trusted(Path::new(name))?;
+    let path = trusted(Path::new(name))?;
     let io = |source| ChildError::Io { program: program.clone(), source };
-    let (mut child, group) = start(name, arguments).map_err(io)?;
+    let (mut child, group) = start_as(&path, name, arguments).map_err(io)?;
     let said = Words::listen(&mut child);
     let ended = tokio::time::timeout(limit, child.wait()).await;
     drop(group);
@@ -88,8 +88,13 @@ pub async fn run(argv: &[String], limit: Duration) -> Result<String, ChildError>
 /// # Errors
 /// When the operating system refuses.
 pub fn start(program: &str, arguments: &[impl AsRef<OsStr>]) -> io::Result<(Child, Group)> {
+    start_as(Path::new(program), program, arguments)
+}
+
+/// As [`start`], under another name than its path: some programs do what they are called.
+fn start_as(program: &Path, name: &str, arguments: &[impl AsRef<OsStr>]) -> io::Result<(Child, Group)> {
     let mut command = Command::new(program);
-    command.args(arguments).current_dir("/").env_clear().env("LC_ALL", "C");
+    command.arg0(name).args(arguments).current_dir("/").env_clear().env("LC_ALL", "C");
     command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let child = command.spawn()?;
@@ -97,9 +102,9 @@ pub fn start(program: &str, arguments: &[impl AsRef<OsStr>]) -> io::Result<(Chil
     Ok((child, group))
 }
 
-/// A program that others than root can write would give them root. Its interpreter, and what it starts, are its own
-/// author's care.
-fn check_trusted(program: &Path) -> Result<(), ChildError> {
+/// The program's path without links: what is looked at is what is run, wherever a link points by then. One that others
+/// than root can write would give them root. Its interpreter, and what it starts, are its own author's care.
+fn trusted(program: &Path) -> Result<PathBuf, ChildError> {
     let shown = scrub(&program.display().to_string());
     let io = |source| ChildError::Io { program: shown.clone(), source };
     let path = fs::canonicalize(program).map_err(io)?;
@@ -112,7 +117,10 @@ fn check_trusted(program: &Path) -> Result<(), ChildError> {
     };
     match why {
         Some(why) => Err(ChildError::Untrusted(shown, why)),
-        None => Ok(state::check_way(&path, "a program that is run as root")?),
+        None => {
+            state::check_way(&path, "a program that is run as root")?;
+            Ok(path)
+        }
     }
 }
 
@@ -226,6 +234,17 @@ mod tests {
             assert!(began.elapsed() < Duration::from_secs(10), "process {pid} lives on");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_link_points_to_is_looked_at_and_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let (hook, link) = (dir.path().join("hook"), dir.path().join("link"));
+        fs::write(&hook, "#!/bin/sh\necho \"$0\"\n").unwrap();
+        fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+        std::os::unix::fs::symlink(&hook, &link).unwrap();
+        let said = run(&[link.display().to_string()], LIMIT).await.unwrap();
+        assert_eq!(said, fs::canonicalize(&hook).unwrap().display().to_string());
     }
 
     #[tokio::test]

@@ -14,6 +14,9 @@ use crate::bottle::cgroup::Cgroup;
 
 /// The programs, as the build script compiled them.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer.bpf.o"));
+/// The same, logging what they drop.
+pub static LOGGING_OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer-log.bpf.o"));
 
 /// One place where a program is attached to a bottle.
 pub struct Hook {

@@ -18,6 +18,7 @@ use enforcer_ebpf::{Bottle, LISTENER_HOST, SLOTS};
 use super::allow::{AllowList, Allowed};
 use super::families;
 use super::hooks::{HOOKS, check_unguarded};
+use super::log::{Log, Logged};
 use super::maps::{Namespaces, Readers, Slots, lock, pinned, words};
 use super::pins::{self, Pins};
 use super::programs::Programs;
@@ -54,6 +55,14 @@ impl Loader {
     /// `Unsupported` when the kernel or the host cannot do it, `Pins` when what is pinned has another shape or
     /// version, or is not whole.
     pub fn open(instance: Option<&str>) -> Result<Self, KernelError> {
+        Self::open_to_log(instance, Log::Nothing)
+    }
+
+    /// As [`Self::open`]; the programs log what is said.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn open_to_log(instance: Option<&str>, log: Log) -> Result<Self, KernelError> {
         if !nix::unistd::geteuid().is_root() {
             return Err(KernelError::Unsupported {
                 what: "loading kernel programs needs root".to_owned(),
@@ -63,7 +72,7 @@ impl Loader {
         pins::mount_bpffs()?;
         let pins = Pins::of(instance);
         let fresh = pins.prepare()?;
-        Self::load(pins.clone()).or_else(|error| {
+        Self::load(pins.clone(), log).or_else(|error| {
             if fresh {
                 pins.remove_all()?;
             }
@@ -72,9 +81,9 @@ impl Loader {
     }
 
     /// Opens the prepared directories.
-    fn load(pins: Pins) -> Result<Self, KernelError> {
+    fn load(pins: Pins, log: Log) -> Result<Self, KernelError> {
         check_shapes(&pins)?;
-        let programs = Programs::take(&pins)?;
+        let programs = Programs::take(&pins, log)?;
         let bottles = pinned::<Array<MapData, Bottle>>(&pins, "BOTTLES")?;
         let table = Table::map(bottles.map().fd().as_fd()).map_err(|source| KernelError::Io {
             what: "cannot map the table of bottles".to_owned(),
@@ -107,6 +116,14 @@ impl Loader {
     #[must_use]
     pub fn why_not_every_family(&self) -> Option<&str> {
         self.programs.why_not_every_family()
+    }
+
+    /// What the programs log; `None` where they log nothing.
+    ///
+    /// # Errors
+    /// When the kernel does not give it out.
+    pub fn logged(&self) -> Result<Option<Logged>, KernelError> {
+        self.programs.logged()
     }
 
     /// Attaches and pins every hook, and gives each its slot after that: one that is pinned without a slot drops, and

@@ -8,6 +8,7 @@ pub mod fake;
 mod families;
 mod hooks;
 pub mod loader;
+pub mod log;
 mod maps;
 pub mod pins;
 pub mod probe;

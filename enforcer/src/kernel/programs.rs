@@ -10,7 +10,8 @@ use ring::digest::{Context, SHA256};
 
 use super::KernelError;
 use super::families;
-use super::hooks::{HOOKS, Hook, OBJECT, load_programs};
+use super::hooks::{HOOKS, Hook, load_programs};
+use super::log::{Log, Logged};
 use super::pins::{Pins, remove_pin};
 use super::refusal::{failed, refused};
 use super::shapes::{HOMES, ORIGINALS, all_pinned};
@@ -51,6 +52,8 @@ pub struct Programs {
     required: Vec<Loaded>,
     /// The optional hook's, or why there is none.
     families: Result<Loaded, String>,
+    /// What they log.
+    log: Log,
     /// Whether they were found pinned.
     found: bool,
 }
@@ -60,37 +63,37 @@ impl Programs {
     ///
     /// # Errors
     /// When the kernel refuses a program or a map.
-    pub fn take(pins: &Pins) -> Result<Self, KernelError> {
-        if let Some(pinned) = Self::pinned(pins) {
+    pub fn take(pins: &Pins, log: Log) -> Result<Self, KernelError> {
+        if let Some(pinned) = Self::pinned(pins, log) {
             return Ok(pinned);
         }
         // until all is in its place again: a controller that dies meanwhile leaves what the next one loads anew
         pins.set_build(None)?;
-        Self::load(pins)
+        Self::load(pins, log)
     }
 
-    /// The pinned programs, if this build has loaded them and nothing is missing.
-    fn pinned(pins: &Pins) -> Option<Self> {
+    /// The pinned programs, if this build has loaded them to log as much and nothing is missing.
+    fn pinned(pins: &Pins, log: Log) -> Option<Self> {
         let build = pins.build()?;
         let (digest, families) = match build.split_once(WITHOUT) {
             Some((digest, why)) => (digest, Err(why.to_owned())),
             None => (&*build, Ok(Loaded::pinned(pins, &families::HOOK)?)),
         };
         let required = HOOKS.iter().map(|hook| Loaded::pinned(pins, hook)).collect::<Option<_>>()?;
-        let programs = Self { required, families, found: true };
+        let programs = Self { required, families, log, found: true };
         let is_this_build = all_pinned(pins) && programs.digest() == digest;
         is_this_build.then_some(programs)
     }
 
     /// Loads the programs, and the maps that are not pinned yet.
-    fn load(pins: &Pins) -> Result<Self, KernelError> {
+    fn load(pins: &Pins, log: Log) -> Result<Self, KernelError> {
         // aya reads it too, and keeps it to itself; the optional hook needs it
         let btf = std::thread::spawn(|| Btf::from_sys_fs().ok());
         let mut ebpf = EbpfLoader::new()
             .default_map_pin_directory(pins.root())
             .map_pin_path(ORIGINALS, pins.root().join(ORIGINALS))
             .map_pin_path(HOMES, pins.root().join(HOMES))
-            .load(OBJECT)
+            .load(log.object())
             .map_err(|error| refused("cannot load the kernel programs", &error))?;
         let required = load_programs(&mut ebpf)?.into_iter().map(Loaded::new).collect::<Result<_, _>>()?;
         let btf = btf.join().ok().flatten();
@@ -98,7 +101,7 @@ impl Programs {
             Ok(program) => Ok(Loaded::new(program)?),
             Err(why) => Err(why.chars().take(REASON).collect()),
         };
-        Ok(Self { required, families, found: false })
+        Ok(Self { required, families, log, found: false })
     }
 
     /// Pins them in place of earlier ones, if they are new. To be called when every link runs them: the next controller
@@ -132,10 +135,19 @@ impl Programs {
         self.families.as_ref().err().map(String::as_str)
     }
 
+    /// What they log; `None` where they log nothing.
+    ///
+    /// # Errors
+    /// When the kernel does not give it out.
+    pub fn logged(&self) -> Result<Option<Logged>, KernelError> {
+        let program = self.required.first().filter(|_| self.log == Log::Drops);
+        program.map(|program| Logged::of(program.id)).transpose()
+    }
+
     /// A digest over what this build loads and where it attaches it, and over the tags of these programs.
     fn digest(&self) -> String {
         let mut digest = Context::new(&SHA256);
-        digest.update(OBJECT);
+        digest.update(self.log.object());
         for (hook, program) in self.each() {
             digest.update(hook.pin.as_bytes());
             for word in [hook.attach_type, program.tag[0], program.tag[1]] {

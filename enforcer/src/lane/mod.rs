@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use enforcer_ebpf::LISTENER_HOST;
 use meter_proxy::protocol::{self, LaneConfig, LaneToController, ProtocolError, ToLane};
+use tracing::level_filters::LevelFilter;
 
 use self::guard::Guards;
 pub use self::guard::{FIRST_OWN_SLOT, is_own_guard};
@@ -79,6 +80,8 @@ impl Berth {
 pub struct Parts {
     /// Path of its program.
     pub program: PathBuf,
+    /// How much it logs.
+    pub log: LevelFilter,
     /// What it is told first.
     pub settings: Live,
     /// Who knows why.
@@ -115,12 +118,12 @@ impl Lane {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(berth: Berth, parts: Parts) -> Result<Self, LaneError> {
-        let Parts { program, settings, core, signer, namespaces } = parts;
+        let Parts { program, log, settings, core, signer, namespaces } = parts;
         let Berth { guards, inside, sockets_procs, process_procs } = berth;
         let listeners = Listeners::new(|id| ToLane::Listen { id }, |id| ToLane::Unlisten { id });
         listeners.add(LISTENER_HOST, inside.sockets);
         let part = Arc::new(Part { settings, link: Mutex::new(None), core, signer, namespaces, listeners });
-        let launch = Launch { program, role: Some("lane"), cgroup_procs: Some(process_procs) };
+        let launch = Launch { program, role: Some("lane"), log, cgroup_procs: Some(process_procs) };
         let supervisor = Supervisor::start(part.clone(), launch)?;
         Ok(Self { supervisor, guards, part, port: inside.address.ip4.port(), sockets_procs })
     }

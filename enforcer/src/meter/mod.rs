@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use enforcer_ebpf::LISTENER_HOST;
 use meter_proxy::protocol::{self, Config, ProtocolError, ToController, ToMeter};
+use tracing::level_filters::LevelFilter;
 
 use crate::core::{CoreHandle, Message};
 use crate::helpers::listeners::{self, Listeners, Sockets};
@@ -41,6 +42,8 @@ pub enum MeterError {
 pub struct Options {
     /// Path of its program.
     pub program: PathBuf,
+    /// How much it logs.
+    pub log: LevelFilter,
     /// `cgroup.procs` of the cgroup it is moved to; `None`: it stays in the controller's.
     pub cgroup_procs: Option<PathBuf>,
     /// What it is told first.
@@ -84,12 +87,12 @@ impl Meter {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(options: Options, core: CoreHandle, signer: Signer) -> Result<Self, MeterError> {
-        let Options { program, cgroup_procs, config, sockets } = options;
+        let Options { program, log, cgroup_procs, config, sockets } = options;
         let listeners = Listeners::new(|id| ToMeter::Listen { id }, |id| ToMeter::Unlisten { id });
         listeners.add(LISTENER_HOST, sockets.into_iter().map(OwnedFd::from).collect());
         let told = Mutex::new(Told { config, link: None });
         let part = Arc::new(Part { told, core, signer, listeners });
-        let launch = Launch { program, role: None, cgroup_procs };
+        let launch = Launch { program, role: None, log, cgroup_procs };
         Ok(Self { supervisor: Supervisor::start(part.clone(), launch)?, part })
     }
 

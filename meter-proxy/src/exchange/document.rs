@@ -1,11 +1,12 @@
 //! A JSON answer as it passes: kept whole while it is short, else only its end, where the usage stands.
 //!
 //! Not here: what the JSON means (`usage`).
+use crate::limits::limit;
 
 /// Longest decoded answer that is kept whole, bytes.
-pub const MAX_WHOLE_BYTES: usize = 1024 * 1024;
+pub const MAX_WHOLE_BYTES: usize = limit(1024 * 1024, 1024);
 /// What is kept of the end of a longer one, bytes, and at most twice as much for a while.
-const END_BYTES: usize = 64 * 1024;
+const END_BYTES: usize = limit(64 * 1024, 256);
 
 /// What is kept of one document.
 #[derive(Default)]
@@ -31,9 +32,9 @@ impl Document {
         self.seen_bytes <= MAX_WHOLE_BYTES as u64
     }
 
-    /// The document, or its end.
+    /// The document, or its end: always as much, however it came.
     pub(super) fn kept(&self) -> &[u8] {
-        &self.kept
+        if self.is_whole() { &self.kept } else { &self.kept[self.kept.len().saturating_sub(END_BYTES)..] }
     }
 
     /// Bytes that passed so far.

@@ -49,13 +49,15 @@ impl Outgoing {
         Self { trailers, ..self }
     }
 
-    /// Changes a body that was read whole; whether it did.
-    pub fn rewrite(&mut self, change: impl FnOnce(&Bytes) -> Option<Bytes>) -> bool {
-        let whole = if self.rest.is_none() { self.begun.as_ref() } else { None };
-        let changed = whole.and_then(change);
-        let is_changed = changed.is_some();
-        self.begun = changed.or(self.begun.take());
-        is_changed
+    /// The body, when it was read whole and is not empty.
+    #[must_use]
+    pub fn read_whole(&self) -> Option<&Bytes> {
+        if self.rest.is_none() { self.begun.as_ref() } else { None }
+    }
+
+    /// Puts another body in the place of one that was read whole.
+    pub fn replace(&mut self, body: Bytes) {
+        self.begun = Some(body);
     }
 
     fn new(begun: Option<Bytes>, rest: Option<Arriving>, room: Option<OwnedSemaphorePermit>) -> Self {

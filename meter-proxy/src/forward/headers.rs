@@ -15,8 +15,12 @@ static HOP_BY_HOP: [HeaderName; 8] = [
     header::UPGRADE,
 ];
 
-/// Removes what is not for the other side, what `Connection` names included. Lengths and hosts stay whatever
-/// it names: they frame and address the message.
+/// Headers that stay whatever `Connection` names: they frame and address the message, and say how it is read, which the
+/// gate has done.
+static END_TO_END: [HeaderName; 4] =
+    [header::CONTENT_LENGTH, header::HOST, header::CONTENT_ENCODING, header::CONTENT_TYPE];
+
+/// Removes what is not for the other side, what `Connection` names included.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
@@ -24,7 +28,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
-        .filter(|name| name != header::CONTENT_LENGTH && name != header::HOST)
+        .filter(|name| !END_TO_END.contains(name))
         .collect();
     for name in named.iter().chain(HOP_BY_HOP.iter()) {
         headers.remove(name);
@@ -50,8 +54,9 @@ mod tests {
         let mut headers = HeaderMap::new();
         for (name, value) in [
             ("connection", "keep-alive, X-Mine"),
-            ("connection", "content-length"),
+            ("connection", "content-length, Content-Encoding"),
             ("content-length", "3"),
+            ("content-encoding", "br"),
             ("x-mine", "1"),
             ("keep-alive", "timeout=5"),
             ("proxy-authorization", "Basic x"),
@@ -65,7 +70,7 @@ mod tests {
         strip_hop_by_hop(&mut headers);
         let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
-        assert_eq!(left, ["accept-encoding", "authorization", "content-length"]);
+        assert_eq!(left, ["accept-encoding", "authorization", "content-encoding", "content-length"]);
     }
 
     #[test]

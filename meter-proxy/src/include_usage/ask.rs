@@ -25,32 +25,49 @@ pub(super) fn stated<'de, D: Deserializer<'de>>(field: D) -> Result<Option<&'de 
     Deserialize::deserialize(field).map(Some)
 }
 
-/// `body` with `stream_options.include_usage`; `None` when it has it, when it asks for no stream, or when its options
-/// are not what they should be: that is for the provider to say.
-pub(super) fn asking(body: &[u8]) -> Option<Vec<u8>> {
-    let request = object::<Request<'_>>(body)?;
-    if request.stream?.get() != "true" {
-        return None;
+/// What becomes of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Asking {
+    /// It leaves as it is: its answer is no stream, or a stream with its usage.
+    AsItIs,
+    /// This leaves in its place.
+    Rewritten(Vec<u8>),
+    /// Whether it asks for a stream, and for its usage, is not to be told: servers differ over it.
+    Unclear,
+}
+
+/// Makes `body` ask for `stream_options.include_usage` where it asks for a stream alone.
+pub(super) fn asking(body: &[u8]) -> Asking {
+    let Some(request) = object::<Request<'_>>(body) else { return Asking::Unclear };
+    match request.stream.map(RawValue::get) {
+        None | Some("false" | "null") => Asking::AsItIs,
+        Some("true") => asking_too(body, request.stream_options),
+        Some(_) => Asking::Unclear,
     }
-    let Some(options) = request.stream_options else {
-        let open = body.iter().position(|byte| *byte == b'{')?;
-        return Some(replaced(body, open..open + 1, br#"{"stream_options":{"include_usage":true},"#));
+}
+
+/// The same for a request for a stream with these options.
+fn asking_too(body: &[u8], options: Option<&RawValue>) -> Asking {
+    let rewritten = |at, by| Asking::Rewritten(replaced(body, at, by));
+    let Some(options) = options else {
+        let open = body.len() - body.trim_ascii_start().len();
+        return rewritten(open..open + 1, br#"{"stream_options":{"include_usage":true},"#);
     };
     if options.get() == "null" {
-        return Some(replaced(body, place(body, options), br#"{"include_usage":true}"#));
+        return rewritten(place(body, options), br#"{"include_usage":true}"#);
     }
-    match object::<Options<'_>>(options.get().as_bytes())?.include_usage {
+    let Some(read) = object::<Options<'_>>(options.get().as_bytes()) else { return Asking::Unclear };
+    match read.include_usage.map(|asked| (asked, asked.get())) {
         None => {
             let open = place(body, options).start;
             let is_empty = options.get()[1..].trim_ascii_start().starts_with('}');
             let asked: &[u8] =
                 if is_empty { br#"{"include_usage":true"# } else { br#"{"include_usage":true,"# };
-            Some(replaced(body, open..open + 1, asked))
+            rewritten(open..open + 1, asked)
         }
-        Some(asked) if matches!(asked.get(), "false" | "null") => {
-            Some(replaced(body, place(body, asked), b"true"))
-        }
-        Some(_) => None,
+        Some((asked, "false" | "null")) => rewritten(place(body, asked), b"true"),
+        Some((_, "true")) => Asking::AsItIs,
+        Some(_) => Asking::Unclear,
     }
 }
 
@@ -97,27 +114,35 @@ mod tests {
             ),
         ];
         for (body, expected) in table {
-            assert_eq!(String::from_utf8(asking(body.as_bytes()).unwrap()).unwrap(), expected);
-            assert_eq!(asking(expected.as_bytes()), None, "once is enough");
+            assert_eq!(asking(body.as_bytes()), Asking::Rewritten(expected.into()), "{body}");
+            assert_eq!(asking(expected.as_bytes()), Asking::AsItIs, "once is enough");
         }
     }
 
     #[test]
     fn what_does_not_ask_for_a_stream_stays() {
+        for body in ["{}", r#"{"stream":false}"#, r#"{"stream":null}"#, r#"{"stream_options":"x"}"#] {
+            assert_eq!(asking(body.as_bytes()), Asking::AsItIs, "{body}");
+        }
+    }
+
+    #[test]
+    fn what_servers_may_read_otherwise_is_unclear() {
         for body in [
-            "",
-            "{}",
             "[true]",
             "not json",
-            r#"{"stream":false}"#,
-            r#"{"stream":null}"#,
+            "\u{feff}{\"stream\":true}",
+            r#"{"x":NaN,"stream":true}"#,
             r#"{"stream":"true"}"#,
-            r#"{"stream":true,"stream":true}"#,
+            r#"{"stream":1}"#,
+            r#"{"stream":false,"stream":true}"#,
             r#"{"stream":true,"stream_options":"x"}"#,
             r#"{"stream":true,"stream_options":[true]}"#,
             r#"{"stream":true,"stream_options":{"include_usage":"yes"}}"#,
+            r#"{"stream":true,"stream_options":{"include_usage":0}}"#,
+            r#"{"stream":true,"stream_options":{"include_usage":true,"include_usage":false}}"#,
         ] {
-            assert_eq!(asking(body.as_bytes()), None, "{body}");
+            assert_eq!(asking(body.as_bytes()), Asking::Unclear, "{body}");
         }
     }
 }

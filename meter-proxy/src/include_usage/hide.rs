@@ -6,11 +6,12 @@ use serde_json::value::RawValue;
 
 use super::ask::{place, stated};
 use crate::events::Event;
+use crate::limits::limit;
 use crate::sse::Parser;
 use crate::usage::read::{Raw, list, object};
 
 /// Longest event that is looked into, bytes; a longer one passes. The one with the figures is short.
-const MAX_LOOKED_INTO: usize = 256 * 1024;
+const MAX_LOOKED_INTO: usize = limit(256 * 1024, 512);
 
 #[derive(Deserialize)]
 struct Chunk<'a> {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, HeaderValue};
 
+use self::ask::Asking;
 pub use self::hide::Hiding;
 use crate::facts::decode_whole;
 
@@ -16,24 +17,32 @@ use crate::facts::decode_whole;
 const VOUCHING: [&str; 5] =
     ["content-digest", "digest", "content-md5", "signature-input", "x-amz-content-sha256"];
 
-/// Makes a request for a chat stream ask for its usage: its new body, and `headers` as they fit that. `None` when it
-/// asks already, is none, or cannot be changed.
+const UNCLEAR: &str = "whether it asks for a stream without its usage cannot be told";
+const VOUCHED_FOR: &str =
+    "it asks for a stream without its usage, and a header vouches for it: set stream_options.include_usage";
+
+/// Makes a request for a chat stream ask for its usage: its new body, and `headers` as they fit that. `None` when its
+/// answer reports usage as it is.
 ///
 /// An answer in a content coding could not be changed in its middle, so of these requests alone the answer is wanted in
 /// none; a coded request leaves decoded.
-pub fn ask(headers: &mut HeaderMap, body: &Bytes) -> Option<Bytes> {
-    if is_vouched_for(headers) {
-        return None;
-    }
-    let encoding =
-        headers.get(CONTENT_ENCODING).map(HeaderValue::to_str).transpose().ok()?.unwrap_or_default();
-    let asking = Bytes::from(ask::asking(&decode_whole(body, encoding)?)?);
+///
+/// # Errors
+/// Why the answer may be a stream that reports no usage, in words.
+pub fn ask(headers: &mut HeaderMap, body: &Bytes) -> Result<Option<Bytes>, &'static str> {
+    let encoding = headers.get(CONTENT_ENCODING).map_or(Ok(""), HeaderValue::to_str).map_err(|_| UNCLEAR)?;
+    let asking = match ask::asking(&decode_whole(body, encoding).ok_or(UNCLEAR)?) {
+        Asking::AsItIs => return Ok(None),
+        Asking::Unclear => return Err(UNCLEAR),
+        Asking::Rewritten(_) if is_vouched_for(headers) => return Err(VOUCHED_FOR),
+        Asking::Rewritten(asking) => Bytes::from(asking),
+    };
     headers.remove(CONTENT_ENCODING);
     if headers.contains_key(CONTENT_LENGTH) {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(asking.len()));
     }
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    Some(asking)
+    Ok(Some(asking))
 }
 
 /// Whether something in the head holds only for the body as it is.
@@ -62,28 +71,32 @@ mod tests {
                 head.insert(CONTENT_ENCODING, encoding.parse().unwrap());
             }
             let asking = ask(&mut head, &encode(encoding, BODY).into());
-            assert_eq!(asking.as_deref(), Some(ASKING), "{encoding}");
+            assert_eq!(asking.unwrap().as_deref(), Some(ASKING), "{encoding}");
             let length = ASKING.len().to_string();
             let fits =
                 [("content-length", length.as_str()), ("accept-encoding", "identity"), ("x-mine", "1")];
             assert_eq!(head, headers(&fits), "{encoding}");
         }
         let mut chunked = headers(&[]);
-        ask(&mut chunked, &Bytes::from_static(BODY)).unwrap();
+        ask(&mut chunked, &Bytes::from_static(BODY)).unwrap().unwrap();
         assert!(!chunked.contains_key(CONTENT_LENGTH));
     }
 
     #[test]
-    fn what_cannot_be_changed_leaves_as_it_is() {
-        for pair in [
-            ("content-digest", "sha-256=:x:"),
-            ("authorization", "AWS4-HMAC-SHA256 Credential=x"),
-            ("content-encoding", "secret"),
-            ("content-encoding", "gzip"),
+    fn what_cannot_be_changed_must_ask_by_itself() {
+        for (pair, why) in [
+            (("content-digest", "sha-256=:x:"), VOUCHED_FOR),
+            (("authorization", "AWS4-HMAC-SHA256 Credential=x"), VOUCHED_FOR),
+            (("content-encoding", "secret"), UNCLEAR),
+            (("content-encoding", "gzip"), UNCLEAR),
         ] {
             let mut head = headers(&[pair]);
-            assert_eq!(ask(&mut head, &Bytes::from_static(BODY)), None, "{pair:?}");
+            assert_eq!(ask(&mut head, &Bytes::from_static(BODY)), Err(why), "{pair:?}");
             assert_eq!(head, headers(&[pair]));
+        }
+        let mut signed = headers(&[("signature-input", "x")]);
+        for body in [ASKING, br#"{"stream":false}"#] {
+            assert_eq!(ask(&mut signed, &Bytes::from_static(body)), Ok(None));
         }
     }
 }

@@ -5,7 +5,7 @@
 //! connects to nobody: there is no code here that dials, and from [`seccomp`] on the kernel would not let it.
 mod controller;
 mod conversation;
-mod dns;
+pub(crate) mod dns;
 mod guests;
 mod listening;
 mod queries;

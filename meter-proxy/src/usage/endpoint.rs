@@ -24,6 +24,9 @@ use Endpoint::{Billing, Free, Refused};
 const BATCH: &str = "a batch reports its usage hours later, where no budget can stop it";
 const LATER: &str = "it reports its usage later, where no budget can stop it";
 const BIDIRECTIONAL: &str = "a bidirectional stream is not metered";
+const SEVERAL: &str = "several requests in one cannot be told apart";
+const UNREAD: &str = "what it costs is not reported in a form that is read";
+const BY_POST: &str = "only a POST asks for it; a server might take another method for one";
 
 /// Dialects, methods, path, what it is. `*` stands for one segment or the beginning of one, `**` for any number of
 /// segments, `a|b` for either.
@@ -62,10 +65,8 @@ const TABLE: &[Row] = &[
     (ANTHROPIC, "GET", "api/oauth/claude_cli/roles|client_data", Free),
     (ANTHROPIC, "POST", "api/oauth/claude_cli/create_api_key", Free),
     // OpenAI Responses; reading a stored answer repeats usage that was charged when it was made
-    (OPENAI, "POST", "v1/responses", Billing(Shape::OpenaiResponses)),
-    (OPENAI, "POST", "v1/responses/compact", Billing(Shape::OpenaiResponses)),
-    (OPENAI, "POST", "backend-api/codex/responses", Billing(Shape::OpenaiResponses)),
-    (OPENAI, "POST", "backend-api/codex/responses/compact", Billing(Shape::OpenaiResponses)),
+    (OPENAI, "POST", "**/responses", Billing(Shape::OpenaiResponses)),
+    (OPENAI, "POST", "**/responses/compact", Billing(Shape::OpenaiResponses)),
     (OPENAI, "POST", "v1/responses/input_tokens", Free),
     (OPENAI, "POST", "v1/responses/*/cancel", Free),
     (OPENAI, "GET DELETE", "v1/responses/*", Free),
@@ -90,6 +91,14 @@ const TABLE: &[Row] = &[
     (GEMINI, "POST", "**/cachedContents", Billing(Shape::Gemini)),
     (GEMINI, "POST", "**/*:batchGenerateContent|*:asyncBatchEmbedContent", Refused(BATCH)),
     (GEMINI, "POST", "**/batchPredictionJobs", Refused(BATCH)),
+    (GEMINI, "POST", "**/tuningJobs", Refused(LATER)),
+    (GEMINI, "POST", "**/interactions", Refused(UNREAD)),
+    // Google's other ways to the same: methods of services by their names, and requests as parts of one
+    (GEMINI, "POST", "**/*Service/*", Refused(UNREAD)),
+    (GEMINI, "POST", "batch/**", Refused(SEVERAL)),
+    (GEMINI, "GET PUT PATCH DELETE", "**/*:generateContent|*:streamGenerateContent", Refused(BY_POST)),
+    (GEMINI, "GET PUT PATCH DELETE", "**/*:embedContent|*:batchEmbedContents", Refused(BY_POST)),
+    (GEMINI, "GET PUT PATCH DELETE", "**/*:batchGenerateContent|*:asyncBatchEmbedContent", Refused(BY_POST)),
     (GEMINI, "POST", "**/*:countTokens|*:computeTokens", Free),
     (GEMINI, "POST", "**/publishers/anthropic/models/count-tokens:rawPredict", Free),
     (
@@ -264,6 +273,8 @@ mod tests {
             (Openai, "GET", "/v1/models/gpt-x", Free),
             (Openai, "POST", "/v1/moderations", Free),
             (OpenaiChat, "POST", "/openai/v1/chat/completions", chat),
+            (Openai, "POST", "/openai/v1/responses", responses),
+            (Openai, "POST", "/api/v1/responses/compact", responses),
             (OpenaiChat, "POST", "/v1/responses", Unlisted),
             (OpenaiChat, "GET", "/api/v1/models", Free),
             (OpenaiChat, "POST", "", Unlisted),
@@ -280,7 +291,18 @@ mod tests {
             (Gemini, "POST", "/v1internal:loadCodeAssist", Free),
             (Gemini, "POST", "/v1internal:somethingNew", Unlisted),
             (Gemini, "GET", "/v1beta/models/gemini-x", Free),
-            (Gemini, "POST", "/v1beta/interactions", Unlisted),
+            (Gemini, "POST", "/v1beta/interactions", Refused(UNREAD)),
+            (
+                Gemini,
+                "POST",
+                "/google.ai.generativelanguage.v1beta.GenerativeService/StreamGenerateContent",
+                Refused(UNREAD),
+            ),
+            (Gemini, "POST", "/$rpc/google.cloud.aiplatform.v1.PredictionService/Predict", Refused(UNREAD)),
+            (Gemini, "POST", "/batch", Refused(SEVERAL)),
+            (Gemini, "POST", "/batch/v1beta", Refused(SEVERAL)),
+            (Gemini, "GET", "/v1beta/models/gemini-x:generateContent", Refused(BY_POST)),
+            (Gemini, "PATCH", "/v1beta/files/x%3AbatchEmbedContents", Refused(BY_POST)),
             (Gemini, "POST", "/v1beta/models/:generateContent", Unlisted),
             (Bedrock, "POST", "/model/anthropic.claude-x-v1%3A0/invoke", bedrock),
             (Bedrock, "POST", "/model/arn%3Aaws%3Abedrock%3Aeu%3A1%3Aprofile%2Fx/converse-stream", bedrock),

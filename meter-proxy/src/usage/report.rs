@@ -1,6 +1,7 @@
 //! A provider's usage figures as it names them, and how several statements of them are one report.
 //!
 //! Not here: reading them (one file a dialect), and everything else that is known of an answer (`tally`).
+use super::read::MAX_COUNT;
 use crate::tokens::Tokens;
 
 /// The figures of one usage object; `None`: not stated.
@@ -115,6 +116,7 @@ impl Report {
             tool_prompt: stated(tool_prompt),
         }
         .saturating_add(&self.beside)
+        .at_most(MAX_COUNT)
     }
 }
 
@@ -144,6 +146,20 @@ mod tests {
         assert_eq!((tokens.cache_write_5m, tokens.cache_write_1h, tokens.reasoning), (3, 7, 5));
         let bare = tokens_of(&[Stated { cache_write: None, ..stated }]);
         assert_eq!((bare.cache_write, bare.cache_write_5m), (15, 8), "a breakdown is not added to its sum");
+    }
+
+    #[test]
+    fn sums_are_bounded_as_their_parts_are() {
+        let compacted = Tokens { input: 100 * MAX_COUNT, output: MAX_COUNT, ..Tokens::default() };
+        let stated = Stated {
+            cache_write_5m: Some(MAX_COUNT),
+            cache_write_1h: Some(MAX_COUNT),
+            output: Some(MAX_COUNT),
+            beside: Some(compacted),
+            ..Stated::default()
+        };
+        let tokens = tokens_of(&[stated]);
+        assert_eq!([tokens.input, tokens.cache_write, tokens.output], [MAX_COUNT; 3]);
     }
 
     #[test]

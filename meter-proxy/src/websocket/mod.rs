@@ -4,11 +4,11 @@
 //! exchange; any other WebSocket there is refused, because what it costs would not be seen. Not here: tunnels to
 //! hosts that are not metered, in which nobody sees a WebSocket.
 mod client;
-mod deflate;
-mod events;
-mod frames;
+pub(crate) mod deflate;
+pub(crate) mod events;
+pub(crate) mod frames;
 mod handshake;
-mod reader;
+pub(crate) mod reader;
 mod server;
 mod session;
 mod socket;

@@ -38,6 +38,14 @@ struct Response {
     /// As the provider names it, once it has.
     id: Option<String>,
     cost: Cost,
+    /// An error came while it was under way, which may have been its end.
+    is_in_doubt: bool,
+}
+
+impl Response {
+    fn new(id: Option<String>, cost: Cost) -> Self {
+        Self { id, cost, is_in_doubt: false }
+    }
 }
 
 /// A response that generates and for which the gate was not asked.
@@ -101,12 +109,12 @@ impl Session {
             has_left(permit);
         }
         cost.exchange().head(200, "text/event-stream", "");
-        self.lanes.entry(lane).or_default().push_back(Response { id: None, cost });
+        self.lanes.entry(lane).or_default().push_back(Response::new(None, cost));
     }
 
     /// Leave has come for a response under way.
     pub fn adopt(&mut self, unasked: Unasked, permit: Box<Permit>) {
-        let response = Response { id: unasked.id, cost: Cost::Metered(permit) };
+        let response = Response::new(unasked.id, Cost::Metered(permit));
         self.lanes.entry(unasked.lane).or_default().push_front(response);
     }
 
@@ -114,6 +122,7 @@ impl Session {
     pub fn take(&mut self, event: Event<'_>, midstream: bool) -> Verdict {
         let heard = Heard::read(event);
         let Some((lane, at)) = self.place_of(&heard) else { return self.take_unasked(&heard, event) };
+        let at = if heard.kind == "error" { at } else { at - self.end_in_doubt(&lane, at) };
         let Some(response) = self.lanes.get_mut(&lane).and_then(|lane| lane.get_mut(at)) else {
             return Verdict::Pass;
         };
@@ -160,7 +169,9 @@ impl Session {
         let lane = self.lanes.get(&heard.lane);
         let unnamed = lane.and_then(|lane| lane.iter().position(|response| response.id.is_none()));
         let at = match (heard.kind.as_str(), &heard.response) {
-            // a request may be turned down while an earlier one of its lane is answered
+            // a status turns a message down: a request, while an earlier one of its lane may be answered, or something
+            // that the client sent to provoke it, while all go on
+            ("error", _) if heard.status.is_some() => unnamed,
             ("error", _) => unnamed.or((lane.is_some()).then_some(0)),
             (_, Some(_)) => unnamed,
             (_, None) => lane.map(|_| 0),
@@ -193,7 +204,7 @@ impl Session {
     /// Takes a response out until the gate has given leave for it.
     fn ask_for(&mut self, lane: Lane, at: usize, is_over: bool) -> Verdict {
         match self.remove(&lane, at) {
-            Some(Response { id, cost: Cost::WarmUp(exchange) }) => {
+            Some(Response { id, cost: Cost::WarmUp(exchange), .. }) => {
                 Verdict::Ask(Unasked { lane, id, exchange, is_over })
             }
             _ => Verdict::Pass,
@@ -202,6 +213,11 @@ impl Session {
 
     /// An event of no response that was asked for: one that the provider began by itself, or nothing.
     fn take_unasked(&mut self, heard: &Heard, event: Event<'_>) -> Verdict {
+        if heard.kind == "error"
+            && let Some(response) = self.lanes.get_mut(&heard.lane).and_then(VecDeque::front_mut)
+        {
+            response.is_in_doubt = true;
+        }
         let known = heard.response.as_ref().is_none_or(|id| self.ended.contains(id));
         if known || !heard.kind.starts_with("response.") {
             return Verdict::Pass;
@@ -214,6 +230,19 @@ impl Session {
             self.remember(heard.response.clone());
         }
         Verdict::Ask(Unasked { lane: heard.lane.clone(), id: heard.response.clone(), exchange, is_over })
+    }
+
+    /// The response at `at` goes on, so those before it whose end was in doubt have ended; how many. Their ids are not
+    /// remembered: should one go on all the same, it is asked for anew.
+    fn end_in_doubt(&mut self, lane: &Lane, at: usize) -> usize {
+        let Some(responses) = self.lanes.get_mut(lane) else { return 0 };
+        let ended = responses.iter().take(at).take_while(|response| response.is_in_doubt).count();
+        for response in responses.drain(..ended) {
+            if let Cost::Metered(mut permit) = response.cost {
+                settle::end(&mut permit, Ending::UpstreamBroke);
+            }
+        }
+        ended
     }
 
     fn response(&mut self, lane: &Lane, at: usize) -> Option<&mut Response> {

@@ -1,8 +1,8 @@
 //! Answers that are far longer once they are decoded: passed on as they are, and read in bounded memory.
 use std::io::Write;
 
-use crate::rig::{Rig, Upstream, config, post};
-use crate::words::{ASK, MESSAGES};
+use crate::rig::{Rig, Upstream, config, json_answer, post};
+use crate::words::{ASK, JSON, MESSAGES};
 
 /// What an answer unpacks to: so much that whoever keeps it is seen.
 const UNPACKED_BYTES: usize = 64 * 1024 * 1024;
@@ -44,4 +44,41 @@ fn root_a_bomb_is_passed_on_and_does_not_go_off() {
         assert!(growth < MOST_GROWTH_KIB, "{coding}: the meter grew by {growth} KiB");
         assert_ne!(rig.settlement().tokens.total(), 0);
     }
+}
+
+/// Requests that are short, decoded as long as is read, and leave decoded.
+const REQUESTS: usize = 40;
+const REQUEST_BYTES: usize = 15 * 1024 * 1024;
+/// What a bottle's requests may take at the gate, and as much again three times while some of them are decoded, KiB.
+const MOST_OF_REQUESTS_KIB: usize = 4 * 64 * 1024;
+
+#[test]
+fn root_requests_that_leave_decoded_are_bounded_by_what_they_decode_to() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    rig.manner(|manner| manner.permits = false);
+    let memory_kib = |key: &str| rig.status_line(key).trim_end_matches(" kB").parse::<usize>().unwrap();
+    let before = memory_kib("VmRSS:");
+    let body = format!(r#"{{"stream":true,"x":"{}"}}"#, " ".repeat(REQUEST_BYTES));
+    let bomb = zstd::encode_all(body.as_bytes(), 1).unwrap();
+    let head = format!(
+        "POST /codex/v1/chat/completions HTTP/1.1\r\nHost: meter\r\ncontent-encoding: zstd\r\ncontent-length: {}\r\n\r\n",
+        bomb.len()
+    );
+    let clients: Vec<_> = (0..REQUESTS)
+        .map(|_| {
+            let mut client = rig.connect();
+            client.write_all(&[head.as_bytes(), &bomb].concat()).unwrap();
+            client
+        })
+        .collect();
+    rig.reservation();
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    let growth = memory_kib("VmHWM:").saturating_sub(before);
+    eprintln!(
+        "{REQUESTS} requests of {} bytes stand for {REQUEST_BYTES} each; grew by {growth} KiB",
+        bomb.len()
+    );
+    assert!(growth < MOST_OF_REQUESTS_KIB, "the meter grew by {growth} KiB");
+    drop(clients);
 }

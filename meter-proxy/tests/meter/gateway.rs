@@ -2,7 +2,7 @@
 use std::io::Write;
 use std::net::TcpListener;
 
-use meter_proxy::protocol::{Refusal, ToController, ToMeter, Upstream as Towards};
+use meter_proxy::protocol::{Dialect, Refusal, ToController, ToMeter, Upstream as Towards};
 use meter_proxy::tokens::{Ending, Provenance};
 
 use crate::rig::{Answer, BOTTLE, Rig, Upstream, config, json_answer, post};
@@ -159,6 +159,56 @@ fn root_a_background_response_is_refused() {
     assert!(upstream.heads().is_empty());
     let large = format!(r#"{{"input":"{}"}}"#, "x ".repeat(3 * 1024 * 1024));
     assert_eq!(rig.ask(&post("/codex/v1/responses", &large)).status(), 200, "long ones are read whole");
+}
+
+#[test]
+fn root_what_is_asked_for_in_a_form_that_is_not_read_is_refused() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let mut settings = config(upstream.address);
+    settings.providers[0].dialect = Dialect::Gemini;
+    let rig = Rig::start(settings);
+    let generate = "/claude/v1beta/models/gemini-x:generateContent";
+    let typed = |path, kind: &str| post(path, "x").replace("Host: meter", &format!("Host: meter\r\n{kind}"));
+    for (request, words) in [
+        (post(&format!("{generate}?fields=candidates"), ASK), "parameters"),
+        (typed(generate, "X-Goog-FieldMask: candidates"), "parameters"),
+        (typed(generate, "X-HTTP-Method-Override: GET"), "method"),
+        (typed("/claude/v1beta/models", "x-http-method-override: POST"), "method"),
+        (typed("/claude/anything", "Content-Type: application/gRPC+proto"), "gRPC"),
+        (typed("/codex/xai_api.Chat/GetCompletion", "Content-Type: application/grpc"), "gRPC"),
+        (typed(generate, "Content-Type: application/x-protobuf"), "protobuf"),
+        (post("/claude/google.ai.generativelanguage.v1beta.GenerativeService/GenerateContent", ASK), "form"),
+    ] {
+        let answer = rig.ask(&request);
+        assert_eq!(answer.status(), 400, "{request}");
+        let error = &answer.json()["error"];
+        assert!(error["message"].as_str().unwrap().contains(words), "{request}: {error}");
+    }
+    assert!(upstream.heads().is_empty());
+    assert_eq!(rig.ask(&post(&format!("{generate}?key=k&alt=json"), ASK)).status(), 200);
+}
+
+#[test]
+fn root_a_chat_stream_that_may_not_report_usage_is_refused() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    let chat = "/codex/v1/chat/completions";
+    let digest = post(chat, r#"{"stream":true}"#).replace("Host: meter", "Host: meter\r\nContent-Digest: x");
+    let too_long = format!(r#"{{"stream":true,"x":"{}"}}"#, "x".repeat(16 * 1024 * 1024));
+    for request in [
+        post(chat, r#"{"stream":false,"stream":true}"#),
+        post(chat, r#"{"stream":1}"#),
+        post(chat, r#"{"stream":true,"stream_options":{"include_usage":0}}"#),
+        digest,
+        post(chat, &too_long),
+    ] {
+        let answer = rig.ask(&request);
+        assert_eq!((answer.status(), answer.header("x-should-retry")), (400, Some("false")));
+        let error = &answer.json()["error"];
+        assert!(error["message"].as_str().unwrap().contains("usage"), "{error}");
+    }
+    assert!(upstream.heads().is_empty());
+    assert_eq!(rig.ask(&post(chat, r#"{"stream":false}"#)).status(), 200);
 }
 
 #[test]

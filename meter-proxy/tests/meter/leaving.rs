@@ -74,6 +74,26 @@ fn root_a_client_that_leaves_at_the_end_is_still_charged_what_is_reported() {
     assert_eq!((settle.tokens.output, settle.provenance), (25, Provenance::Reported));
 }
 
+/// The end of a chat, and what follows it.
+const FINISH: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"x\"},\"finish_reason\":\"stop\"}]}\n\n";
+const FIGURES: &str = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":900}}\n\n";
+
+#[test]
+fn root_a_client_that_leaves_a_chat_before_its_figures_is_still_charged_what_is_reported() {
+    let (upstream, step) = stepped(&[FINISH, FIGURES]);
+    let rig = Rig::start(config(upstream.address));
+    let mut client = rig.connect();
+    client.write_all(post("/codex/v1/chat/completions", r#"{"stream":true}"#).as_bytes()).unwrap();
+    step.send(()).unwrap();
+    Answer::read_head(&mut client).unwrap();
+    read_chunk(&mut client).unwrap();
+    drop(client);
+    std::thread::sleep(Duration::from_millis(50));
+    step.send(()).unwrap();
+    let settle = rig.settlement();
+    assert_eq!((settle.tokens.total(), settle.provenance), (907, Provenance::Reported));
+}
+
 #[test]
 fn root_a_client_that_leaves_a_document_is_charged_what_is_reported() {
     let (step, steps) = mpsc::channel::<()>();

@@ -18,15 +18,16 @@ use crate::{Place, REFUSED, SOON, USAGE, assert_refused};
 
 /// The built programs, but for a lane that ends at once with these words from when this file is there.
 fn programs_with_mortal_lane(directory: &Path, end: &Path, words: &str) {
-    fs::copy(process::built("enforcer"), directory.join("enforcer")).unwrap();
+    process::copy_program(&process::built("enforcer"), &directory.join("enforcer"));
     let script = format!(
         "#!/bin/sh\n[ \"$1\" = lane ] && [ -e {} ] && echo '{words}' >&2 && exit 1\nexec {} \"$@\"\n",
         end.display(),
         process::built("meter-proxy").display()
     );
-    let program = directory.join("meter-proxy");
-    fs::write(&program, script).unwrap();
-    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    let written = directory.join("script");
+    fs::write(&written, script).unwrap();
+    fs::set_permissions(&written, Permissions::from_mode(0o755)).unwrap();
+    process::copy_program(&written, &directory.join("meter-proxy"));
 }
 
 #[test]

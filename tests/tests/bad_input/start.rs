@@ -21,7 +21,7 @@ fn root_another_user_is_told_that_root_is_needed() {
     // nobody must be able to reach the program, which may be built where only root looks
     fs::set_permissions(place.dir.path(), Permissions::from_mode(0o755)).unwrap();
     let program = place.beside("enforcer");
-    fs::copy(process::built("enforcer"), &program).unwrap();
+    process::copy_program(&process::built("enforcer"), &program);
     let own = place.beside("own");
     fs::create_dir(&own).unwrap();
     fs::set_permissions(&own, Permissions::from_mode(0o700)).unwrap();
@@ -47,7 +47,7 @@ fn root_another_user_may_not_ask_the_daemon() {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
     let program = dir.path().join("enforcer");
-    fs::copy(process::built("enforcer"), &program).unwrap();
+    process::copy_program(&process::built("enforcer"), &program);
     for arguments in [&["status", "--json"][..], &["attach", "b1", "--pid", "1"], &["cut", "--all"]] {
         let mut command = unnamed(&program);
         command.arg("--socket").arg(daemon.socket()).args(arguments).uid(NOBODY).gid(NOBODY);
@@ -124,7 +124,7 @@ fn root_a_missing_meter_is_told() {
     require_root();
     let place = Place::new();
     let alone = place.beside("enforcer");
-    fs::copy(process::built("enforcer"), &alone).unwrap();
+    process::copy_program(&process::built("enforcer"), &alone);
     let mut command = unnamed(&alone);
     let output = process::run(command.arg("--state-dir").arg(place.state()).arg("daemon"), SOON);
     assert_refused(&output, FAILED, "the meter's program is not at");

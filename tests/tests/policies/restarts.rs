@@ -61,3 +61,21 @@ fn root_unpinning_thaws_nobody_and_the_next_daemon_can() {
     stage.daemon.ok(&["thaw", "kept"]);
     ticking.assert_ticks();
 }
+
+#[test]
+fn root_a_thaw_that_was_recorded_and_not_done_is_told_and_can_be_done_again() {
+    let mut stage = Stage::new(Reply::default(), "");
+    let bottle = stage.bottle("still", &[]);
+    let ticking = Ticking::start(&bottle.cgroup);
+    stage.daemon.kill9();
+    fs::write(bottle.cgroup.path().join("cgroup.freeze"), "1").unwrap();
+    stage.daemon.restart();
+    let told = row(&stage, "still", "warn", 1);
+    assert_eq!(told["outcome"], "failed", "{told}");
+    assert!(detail(&told).contains("stand still and nothing recorded has them do so"), "{told}");
+    ticking.assert_still();
+    stage.daemon.ok(&["freeze", "still"]);
+    stage.daemon.ok(&["thaw", "still"]);
+    ticking.assert_ticks();
+    assert_eq!(stage.daemon.bottle("still")["state"], "open");
+}

@@ -142,6 +142,72 @@ fn of_two_operators_the_last_word_holds_and_both_are_written() {
 }
 
 #[test]
+fn a_wider_budget_that_is_used_up_while_a_nearer_one_is_cleared_cuts() {
+    let bench = Bench::new("budget: { claude: 1000 }");
+    let (own, other) = (bench.attach("own"), bench.attach("other"));
+    bench.budget("bottle:own", set(500)).unwrap();
+    bench.reserve(1, other, 10);
+    assert_eq!(bench.order(), ToMeter::Permit { exchange: 1 });
+    bench.silent.store(true, Ordering::SeqCst);
+    // it opens, so it waits for the disk; and meanwhile there is nothing left that it could open
+    let answer = bench.say_budget("bottle:own", BudgetVerb::Clear, "uid:7");
+    bench.settle(1, 1000);
+    assert_eq!(bench.order(), ToMeter::Cut { bottle: other, upstream: Upstream::Close });
+    assert!(bench.kernel.is_open(own.slot), "its own budget governs it still");
+    bench.silent.store(false, Ordering::SeqCst);
+    answer.blocking_recv().unwrap().unwrap();
+    assert!(!bench.kernel.is_open(own.slot));
+}
+
+#[test]
+fn what_was_added_and_is_used_up_before_it_counts_opens_nothing() {
+    let bench = Bench::new("budget: { claude: 100 }");
+    let (restored, other) = (bench.attach("b1"), bench.attach("other"));
+    for (exchange, bottle) in [(1, restored), (2, other)] {
+        bench.reserve(exchange, bottle, 10);
+        assert_eq!(bench.order(), ToMeter::Permit { exchange });
+    }
+    bench.settle(1, 100);
+    bench.silent.store(true, Ordering::SeqCst);
+    let (reply, answer) = oneshot::channel();
+    let order = api::Restore { add: [("claude".to_owned(), 50)].into(), ..api::Restore::default() };
+    bench.core.tell(Message::Restore { name: "b1".into(), order, by: "uid:7".into(), reply });
+    // what was under way is told only now
+    bench.settle(2, 60);
+    bench.ask(|reply| Message::UnderWay { reply });
+    bench.silent.store(false, Ordering::SeqCst);
+    let problem = answer.blocking_recv().unwrap().unwrap_err();
+    assert_eq!((problem.exit_code, problem.error.starts_with("b1 stays cut: ")), (4, true), "{problem:?}");
+    assert!(!bench.kernel.is_open(restored.slot));
+    assert_eq!(bench.stand(), ["global=160/150"], "what was added is there all the same");
+    bench.restore("b1", &[("claude", 50)], false).unwrap();
+    assert!(bench.kernel.is_open(restored.slot));
+}
+
+#[test]
+fn a_window_that_was_reached_and_opened_nothing_yet_opens_at_the_next_start() {
+    let yaml =
+        "budget: { claude: { tokens: 100, window: daily } }\nbottles: { t: { budget: { claude: 100 } } }";
+    let bench = Bench::new(yaml);
+    let (daily, total) = (bench.attach("b1"), bench.attach("t"));
+    bench.spend(1, daily, 100);
+    bench.spend(2, total, 100);
+    let pinned = ["b1", "t"].map(|name| pinned(&bench.view(name).attachment, true)).to_vec();
+    // the controller dies between the record of the hour and that of the opening
+    let ledger = rusqlite::Connection::open(bench.dir.path().join("ledger.db")).unwrap();
+    assert_eq!(ledger.execute("UPDATE reached SET window_key = '2090-01-01T00'", []).unwrap(), 1);
+    drop(ledger);
+    let mut bench = bench.restart(yaml, pinned);
+    bench.awaited_rows("restore", 1);
+    let until = Instant::now() + SOON;
+    while !bench.kernel.is_open(daily.slot) {
+        assert!(Instant::now() < until, "recorded and not opened");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(!bench.kernel.is_open(total.slot), "its window never ends");
+}
+
+#[test]
 fn a_new_controller_finds_what_was_said() {
     let yaml = "budget: { claude: 100 }\nwarn_at: [50]";
     let mut bench = Bench::new(yaml);

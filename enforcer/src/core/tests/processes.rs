@@ -143,6 +143,17 @@ fn a_thaw_takes_back_the_freeze_and_no_other_cut() {
     assert!(!bench.kernel.is_open(cut.slot), "it was cut before it was frozen");
     assert_eq!(bench.view("b1").processes, Processes::Running);
 
+    bench.restore("b1", &[], false).unwrap();
+    bench.freeze("b1").unwrap();
+    bench.cut("b1").unwrap();
+    bench.thaw("b1").unwrap();
+    assert!(!bench.kernel.is_open(cut.slot), "it was cut after it was frozen");
+    bench.freeze("b1").unwrap();
+    bench.thaw("b1").unwrap();
+    assert!(!bench.kernel.is_open(cut.slot), "that cut still stands");
+    bench.restore("b1", &[], false).unwrap();
+    assert!(bench.kernel.is_open(cut.slot));
+
     bench.reserve(1, used_up, 10);
     while bench.order() != (ToMeter::Permit { exchange: 1 }) {}
     bench.freeze("b2").unwrap();
@@ -310,4 +321,40 @@ fn what_was_crossed_while_nobody_looked_is_acted_upon_and_what_an_operator_opene
     bench.nothing_held();
     assert_eq!(bench.kernel.face(bottle.slot), Some(Face::Answered));
     assert_eq!(bench.view("b1").processes, Processes::Running);
+}
+
+#[test]
+fn nobody_is_held_before_the_attach_is_whole_or_after_the_detach() {
+    let mut bench = Bench::new("budget: { claude: 100 }");
+    let spender = bench.attach("s");
+    bench.attach_with("left", Policy::Freeze);
+    bench.release("left", false, false).unwrap();
+    bench.order();
+    let coming = bench.admit_as("coming", "/sys/fs/cgroup/coming", &[], Policy::Freeze);
+    bench.use_up(1, spender, 100);
+    // a failed attach would leave one frozen whom no command can thaw, and so would the detach
+    bench.nothing_held();
+    assert!(!bench.kernel.is_open(coming.slot));
+    bench.guarded(coming.id);
+    let order = bench.held();
+    assert_eq!((order.bottle.as_str(), order.act), ("coming", Act::Freeze { snapshot: None }));
+    bench.nothing_held();
+}
+
+#[test]
+fn the_hooks_stay_on_until_the_detach_is_written_however_often_it_is_ordered() {
+    let bench = Bench::new("");
+    bench.attach("b1");
+    bench.silent.store(true, Ordering::SeqCst);
+    let release = || {
+        let (reply, answer) = oneshot::channel();
+        let (name, by) = ("b1".into(), "uid:0".into());
+        bench.core.tell(Message::Release { name, force: false, keep_cut: false, by, reply });
+        answer
+    };
+    let (first, second) = (release(), release());
+    assert_eq!(second.blocking_recv().unwrap().unwrap_err().error, "b1 is being detached");
+    bench.silent.store(false, Ordering::SeqCst);
+    first.blocking_recv().unwrap().unwrap();
+    release().blocking_recv().unwrap().unwrap();
 }

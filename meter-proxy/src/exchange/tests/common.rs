@@ -277,6 +277,31 @@ fn an_event_too_long_to_read_may_have_hidden_the_figures() {
 }
 
 #[test]
+fn what_is_read_of_a_long_answer_does_not_depend_on_how_it_is_cut() {
+    // the usage stands where some cuts left it in the end that is kept, and others did not
+    let after = "y".repeat(80 * 1024);
+    let usage = r#""usage":{"input_tokens":10,"output_tokens":20}"#;
+    let long =
+        |length| format!(r#"{{"type":"message_delta","x":"{}",{usage},"z":"{after}"}}"#, "x".repeat(length));
+    for (kind, answer) in [
+        ("application/json", long(document::MAX_WHOLE_BYTES)),
+        ("text/event-stream", framed(&long(crate::events::MAX_EVENT_BYTES))),
+    ] {
+        let figures = |piece_bytes: usize| {
+            let mut exchange = started(Shape::AnthropicMessages, kind, "");
+            answer.as_bytes().chunks(piece_bytes).for_each(|piece| {
+                exchange.feed(piece);
+            });
+            exchange.end(Ending::Completed)
+        };
+        let whole = figures(answer.len());
+        for piece_bytes in [1_000, 40_000, 70_000, 100_000] {
+            assert_eq!(figures(piece_bytes), whole, "{kind} in pieces of {piece_bytes}");
+        }
+    }
+}
+
+#[test]
 fn the_figures_of_an_event_too_long_to_keep_are_found_at_its_end() {
     let text = r#"a \"usage\":{} "#.repeat(crate::events::MAX_EVENT_BYTES / 12);
     let usage =

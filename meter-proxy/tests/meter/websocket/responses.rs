@@ -108,6 +108,42 @@ fn root_lanes_go_on_side_by_side() {
 }
 
 #[test]
+fn root_an_error_that_turns_no_request_down_ends_no_response() {
+    let (rig, mut pair) = opened();
+    pair.asks(&asking(&create()));
+    pair.answers(&saying(&created("r1")));
+    // nobody knows such a message, and the provider says so while it goes on
+    pair.asks(&asking(&json!({"type": "response.bogus"})));
+    pair.answers(&saying(&json!({"type": "error", "status": 400, "error": {"code": "unknown"}})));
+    pair.answers(&saying(&delta("words that go on")));
+    assert_eq!(rig.count(is_settle), 0);
+    pair.answers(&saying(&completed("r1", 10, 5)));
+    let settle = rig.settlement();
+    assert_eq!((settle.tokens.total(), settle.provenance), (15, Provenance::Reported));
+    assert_eq!((settle.ending, rig.count(reserves)), (Ending::Completed, 1));
+}
+
+#[test]
+fn root_a_response_that_an_error_has_ended_is_charged_when_the_next_one_begins() {
+    let (rig, mut pair) = opened();
+    pair.asks(&asking(&create()));
+    pair.answers(&saying(&created("r1")));
+    pair.answers(&saying(&delta(&"words ".repeat(30))));
+    pair.answers(&saying(&json!({"type": "error", "status": 500, "error": {"code": "server_error"}})));
+    pair.asks(&asking(&create()));
+    pair.answers(&saying(&created("r2")));
+    let settle = rig.settlement();
+    assert_eq!((settle.ending, settle.provenance), (Ending::UpstreamBroke, Provenance::Estimated));
+    assert!(settle.tokens.output >= 60, "{:?}", settle.tokens);
+    pair.answers(&saying(&delta("words of the next one")));
+    pair.answers(&saying(&completed("r2", 10, 5)));
+    // and if the first one has not ended after all, its figures are charged all the same
+    pair.answers(&saying(&completed("r1", 20, 40)));
+    let totals: Vec<u64> = rig.settlements(3).iter().map(|settle| settle.tokens.total()).collect();
+    assert_eq!(totals[1..], [15, 60]);
+}
+
+#[test]
 fn root_a_warm_up_is_free() {
     let (rig, mut pair) = opened();
     let mut warm_up = create();

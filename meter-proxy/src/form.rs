@@ -1,0 +1,106 @@
+//! What beside its endpoint decides over the form of an answer: of a request that may cost it must be one that is read.
+//!
+//! Not here: the endpoints (`usage`), and the body of a chat request, which is made to ask for usage (`include_usage`).
+use http::HeaderMap;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::request::Parts;
+use memchr::memmem;
+
+use crate::protocol::Dialect;
+use crate::refuse::Reason;
+use crate::usage::Endpoint;
+
+/// Types of content whose answers are not read.
+const UNREAD: [&[u8]; 2] = [b"grpc", b"protobuf"];
+
+/// Google's "system parameters" that change nothing of what an answer reports; written with a `$` before them or without.
+const HARMLESS: [&str; 9] = [
+    "key",
+    "access_token",
+    "oauth_token",
+    "prettyPrint",
+    "quotaUser",
+    "userProject",
+    "uploadType",
+    "upload_protocol",
+    ".xgafv",
+];
+
+/// Forms of answers that are read: one document or a growing array, and server-sent events. The longer ones are what
+/// Google's own clients ask for, as it is and encoded.
+const FORMS: [&str; 4] = ["json", "sse", "json;enum-encoding=int", "json%3Benum-encoding%3Dint"];
+
+/// Checks the form that a request to this endpoint asks for.
+///
+/// # Errors
+/// When what it costs might not be read in the answer.
+pub fn check(dialect: Dialect, endpoint: Endpoint, request: &Parts) -> Result<(), Reason> {
+    if request.headers.contains_key("x-http-method-override") {
+        return Err(Reason::Malformed("the method can be read in more than one way"));
+    }
+    let is_unread = |value: &HeaderValue| {
+        let content_type = value.as_bytes().to_ascii_lowercase();
+        UNREAD.iter().any(|form| memmem::find(&content_type, form).is_some())
+    };
+    let is_binary = request.headers.get_all(CONTENT_TYPE).iter().any(is_unread);
+    if endpoint != Endpoint::Free && is_binary {
+        return Err(Reason::Unmeterable("what a call by gRPC or protobuf costs cannot be read"));
+    }
+    let may_cost = matches!(endpoint, Endpoint::Billing(_));
+    if dialect == Dialect::Gemini && may_cost && !asks_for_usage(request.uri.query(), &request.headers) {
+        let why = "its parameters may leave the usage out of the answer";
+        return Err(Reason::Unmeterable(why));
+    }
+    Ok(())
+}
+
+/// Whether a request to Google asks for an answer in JSON, with its usage in it: not for a part of it, by what they call
+/// a field mask.
+fn asks_for_usage(query: Option<&str>, headers: &HeaderMap) -> bool {
+    let mut pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+    let is_harmless = |pair: &str| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        match name.strip_prefix('$').or(name.strip_prefix("%24")).unwrap_or(name) {
+            "alt" => FORMS.contains(&value),
+            name => HARMLESS.contains(&name),
+        }
+    };
+    !headers.contains_key("x-goog-fieldmask") && pairs.all(is_harmless)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_known_to_leave_the_usage_in_may_be_asked_for() {
+        let none = HeaderMap::new();
+        for query in [
+            None,
+            Some(""),
+            Some("alt=sse"),
+            Some("%24alt=json%3Benum-encoding%3Dint&key=k"),
+            Some("$alt=json;enum-encoding=int"),
+            Some("key=k&$alt=json&prettyPrint=false&$.xgafv=2"),
+        ] {
+            assert!(asks_for_usage(query, &none), "{query:?}");
+        }
+        for query in [
+            "fields=candidates",
+            "$fields=candidates",
+            "%24fields=candidates",
+            "%66ields=candidates",
+            "alt=json;fields=candidates",
+            "alt=proto",
+            "alt=sse&alt=media",
+            "alt",
+            "callback=f",
+            "$httpHeaders=X-Goog-FieldMask:candidates",
+        ] {
+            assert!(!asks_for_usage(Some(query), &none), "{query}");
+        }
+        let masked =
+            HeaderMap::from_iter([("x-goog-fieldmask".parse().unwrap(), "candidates".parse().unwrap())]);
+        assert!(!asks_for_usage(None, &masked));
+    }
+}
