@@ -7,13 +7,13 @@
 //! to say. Where no lane is, an answered cut is a silent one.
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
 use enforcer_ebpf::address::{is_endpoint, is_endpoint_anywhere};
-use enforcer_ebpf::{Asker, Bottle, Original, Place};
+use enforcer_ebpf::{ANSWERS_OWED, Asker, Bottle, Original, Place};
 
 use crate::connect::is_for_meter;
 use crate::sock_addr::{Destination, UDP};
 use crate::state::{self, State};
 use crate::way::Way;
-use crate::{ASKERS, BOTTLES, DNS, endpoint, flows, originals, place, read};
+use crate::{ASKERS, BOTTLES, DNS, add, endpoint, flows, originals, place, read};
 
 /// What becomes of a connection, or of a datagram.
 #[inline(always)]
@@ -95,18 +95,43 @@ pub fn guest(packet: &SkBuffContext) -> Option<&'static Original> {
     (is_current && state::of(bottle) == State::Answered).then_some(original)
 }
 
-/// Notes that a query is on its way from this address and port, to be answered once; whether that could be.
+/// Notes that a query is on its way from this address and port, to be answered once; whether that could be. Resolving
+/// programs have several under way by one socket.
 #[inline(always)]
 pub fn note_asker(ip: [u32; 4], port: u32, guest: &Original) -> bool {
     let asker = Asker { ip, port, listener: read(&guest.listener) };
-    ASKERS.insert(&asker, &1, 0).is_ok()
+    let Some((count, owed)) = owed_to(&asker) else {
+        // of two first ones at the same moment one is answered, and the other asked again
+        return ASKERS.insert(&asker, &1, 0).is_ok();
+    };
+    if owed < ANSWERS_OWED {
+        // SAFETY: an aligned word of the map.
+        unsafe { add(count, 1) };
+    }
+    true
 }
 
-/// Whether a datagram of the lane's answers a query that was sent to it in this network namespace. It is the only one
-/// that does.
+/// Whether a datagram of the lane's answers a query that was sent to it in this network namespace. There is one to
+/// each. (An entry that is down to none stays: another query may be noted there at this moment.)
 #[inline(always)]
 pub fn is_answer(socket: &SockAddrContext, to: &Destination) -> bool {
     let Some(place) = place::of(place::cookie(socket)) else { return false };
+    if to.protocol != UDP {
+        return false;
+    }
     let asker = Asker { ip: to.ip, port: to.port, listener: read(&place.listener) };
-    to.protocol == UDP && ASKERS.remove(&asker).is_ok()
+    let Some((count, owed)) = owed_to(&asker) else { return false };
+    if owed > 0 {
+        // SAFETY: as above. As many threads of the lane's as send at this moment may bring it below none.
+        unsafe { add(count, u64::MAX) };
+    }
+    owed > 0
+}
+
+/// How many answers the lane owes to an asker, and where they are counted.
+#[inline(always)]
+fn owed_to(asker: &Asker) -> Option<(*mut u64, i64)> {
+    let count = ASKERS.get_ptr_mut(asker)?;
+    // SAFETY: an aligned word of the map; volatile, because other programs add to it.
+    Some((count, unsafe { count.read_volatile() } as i64))
 }

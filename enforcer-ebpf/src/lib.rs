@@ -11,8 +11,8 @@ pub mod address;
 
 /// Version of this ABI: the maps' shapes and which hooks a bottle has. What another version has pinned is refused
 /// at adoption. (2: the redirect's hooks and `ORIGINALS`. 3: places, lease, events, allow-list, homes. 4: the last
-/// listener id. 5: DNS of answered cuts, by `ASKERS` and the hooks on what is received.)
-pub const ABI_VERSION: u32 = 5;
+/// listener id. 5: DNS of answered cuts, by `ASKERS` and the hooks on what is received. 6: `ASKERS` counts.)
+pub const ABI_VERSION: u32 = 6;
 
 /// Entries of `BOTTLES`; slot 0 is never live, so a hook whose slot is not written yet drops.
 pub const SLOTS: u32 = 4096;
@@ -26,8 +26,11 @@ pub const FLOWS_PER_BOTTLE: u32 = 2_048;
 /// Entries of `NAMESPACES`: network namespaces in which a bottle's processes meet the meter.
 pub const NAMESPACES: u32 = 8_192;
 
-/// Entries of `ASKERS`: queries that the lane has not answered yet.
+/// Entries of `ASKERS`: whence queries came that the lane has not answered yet.
 pub const ASKERS: u32 = 16_384;
+
+/// Answers that the lane may owe to one asker; to further queries it gives none.
+pub const ANSWERS_OWED: i64 = 64;
 
 /// Bytes of the ring `EVENTS`.
 pub const EVENT_BYTES: u32 = 256 * 1024;
@@ -273,7 +276,7 @@ pub struct Original {
     pub listener: u32,
 }
 
-/// Whence a query came to the lane, which may answer it once: a key of `ASKERS`.
+/// Whence queries came to the lane, which may answer each once: a key of `ASKERS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Asker {

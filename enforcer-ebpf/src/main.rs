@@ -59,10 +59,10 @@ static COUNTERS: PerCpuArray<Counters> = PerCpuArray::pinned(SLOTS, 0);
 #[map]
 static FLOWS: HashMap<FlowKey, Flow> = HashMap::pinned(FLOW_ENTRIES, 0);
 
-/// Whom the lane owes the answer to a query. An LRU: what was never answered goes by itself, and a query takes the lane
+/// How many answers the lane owes to whom. An LRU: what was never answered goes by itself, and a query takes the lane
 /// less time than a flood needs to fill this.
 #[map]
-static ASKERS: LruHashMap<Asker, u32> = LruHashMap::pinned(ASKER_ENTRIES, 0);
+static ASKERS: LruHashMap<Asker, u64> = LruHashMap::pinned(ASKER_ENTRIES, 0);
 
 /// How many entries of `FLOWS` each slot holds; the controller, which removes some, writes through shared memory.
 #[map]

@@ -361,6 +361,12 @@ fn root_the_lane_answers_each_query_once_and_sends_to_nobody_else() {
             assert_eq!(lane.order(&format!("ask {asker}")), "PermissionDenied", "once");
             assert_eq!(bottle.order("answered"), "127.0.0.53:53");
         }
+        // as resolving programs ask for both kinds of address: at once, by one socket
+        for order in ["ask 127.0.0.53:53"; 2] {
+            assert_eq!(bottle.order(order), "ok");
+        }
+        let answers = ["ok", "ok", "PermissionDenied"];
+        assert_eq!([(); 3].map(|()| lane.order(&format!("ask {asker}"))), answers, "one to each");
         assert_eq!([heard(&stub), heard(&neighbour)], [None; 2]);
         assert_eq!(lane.order(&format!("towards {asker}")), "PermissionDenied");
     });

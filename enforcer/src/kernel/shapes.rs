@@ -42,7 +42,7 @@ const SHAPES: [Shape; 14] = [
     shape("BOTTLES", MapType::Array, size_of::<u32>(), size_of::<Bottle>(), SLOTS, MMAPABLE),
     shape("COUNTERS", MapType::PerCpuArray, size_of::<u32>(), size_of::<Counters>(), SLOTS, 0),
     shape("FLOWS", MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>(), FLOWS, 0),
-    shape("ASKERS", MapType::LruHash, size_of::<Asker>(), size_of::<u32>(), ASKERS, 0),
+    shape("ASKERS", MapType::LruHash, size_of::<Asker>(), size_of::<u64>(), ASKERS, 0),
     shape("FLOW_COUNTS", MapType::Array, size_of::<u32>(), size_of::<u64>(), SLOTS, MMAPABLE),
     shape("NAMESPACES", MapType::Hash, size_of::<u64>(), size_of::<Place>(), NAMESPACES, 0),
     shape("HEART", MapType::Array, size_of::<u32>(), size_of::<u64>(), 1, MMAPABLE),
