@@ -371,9 +371,11 @@ fn ctrl_c(stage: &Stage, command: &[&str]) -> Option<i32> {
         fs::File::options().read(true).write(true).custom_flags(libc::O_NOCTTY).open(name).unwrap();
     let mut run = stage.command(&[&["--user", "nobody", "--"], command].concat());
     run.stdin(terminal);
-    // SAFETY: setsid(2) and ioctl(2) alone: no allocation, no lock.
+    // SAFETY: signal(2), setsid(2) and ioctl(2) alone: no allocation, no lock.
     unsafe {
         run.pre_exec(|| {
+            // where tests run in the background of a shell Ctrl-C is ignored, and would be by all that they start
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
             rustix::process::setsid()?;
             Ok(rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?)
         });
