@@ -55,7 +55,7 @@ impl Decoder {
     /// Decodes the next bytes; `sink` gets all that they make readable, in order.
     ///
     /// # Errors
-    /// When the bytes are corrupt; what was readable before has gone to `sink`.
+    /// When the bytes are corrupt; what was readable of earlier calls has gone to `sink`, and of this one perhaps some.
     pub fn feed(&mut self, bytes: &[u8], sink: &mut dyn FnMut(&[u8])) -> Result<(), DecodeError> {
         run(&mut self.codecs, bytes, sink)
     }

@@ -28,7 +28,9 @@ fn events_of(stream: &[u8]) -> Vec<Vec<u8>> {
         match line.strip_prefix(b"data") {
             _ if line.is_empty() => events.push(std::mem::take(&mut data).join(&b'\n')),
             Some(b"") => data.push(b""),
-            Some(value) if value[0] == b':' => data.push(value[1..].strip_prefix(b" ").unwrap_or(&value[1..])),
+            Some(value) if value[0] == b':' => {
+                data.push(value[1..].strip_prefix(b" ").unwrap_or(&value[1..]))
+            }
             _ => {}
         }
     }

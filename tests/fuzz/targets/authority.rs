@@ -31,7 +31,10 @@ fn a_host(host: &Host) {
     assert_eq!(host.to_string().parse().as_ref(), Ok(host), "one form");
     match host {
         Host::Name(name) => {
-            assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte)));
+            assert!(
+                name.bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte))
+            );
             assert!(!is_address_to_libc(name), "{name:?} is an address to others");
             assert!(HostPattern::parse(name).is_ok_and(|pattern| pattern.matches(host)));
         }

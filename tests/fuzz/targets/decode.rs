@@ -29,7 +29,13 @@ fn any_bytes(encoding: &str, input: &Input<'_>) {
     let whole = decoded(encoding, [input.bytes].into_iter());
     let (cut, memory_bytes) = memory::most_while(|| decoded(encoding, input.pieces()));
     assert!(memory_bytes < MAX_MEMORY_BYTES, "{memory_bytes} bytes to decode {encoding}");
-    assert_eq!(cut, whole, "{encoding}");
+    assert_eq!(cut.end, whole.end, "{encoding}");
+    if whole.end.is_ok() {
+        assert_eq!(cut.bytes, whole.bytes, "{encoding}");
+    } else {
+        // what came in one piece with what is corrupt is lost with it
+        assert!(cut.bytes.starts_with(&whole.bytes) || whole.bytes.starts_with(&cut.bytes), "{encoding}");
+    }
 }
 
 fn there_and_back(encoding: &str, input: &Input<'_>) {
@@ -74,7 +80,8 @@ fn encoded(encoding: &str, body: &[u8]) -> Vec<u8> {
     let level = flate2::Compression::fast();
     match encoding {
         "gzip" => both(&|half| {
-            let mut to = flate2::GzBuilder::new().filename("x").comment("y").extra([1]).write(Vec::new(), level);
+            let mut to =
+                flate2::GzBuilder::new().filename("x").comment("y").extra([1]).write(Vec::new(), level);
             to.write_all(half).and_then(|()| to.finish()).expect("memory takes all")
         }),
         "deflate" => {

@@ -44,8 +44,11 @@ fn framed(lines: &[u8]) -> Vec<u8> {
             Some(model) => format!(r#"{{"bytes":"{}"}}"#, aws_smithy_types::base64::encode(model)),
             None => payload.to_owned(),
         };
-        let header = |key: &'static str, text: &str| Header::new(key, HeaderValue::String(text.to_owned().into()));
-        let message = Message::new(payload).add_header(header(name_key, name)).add_header(header(":message-type", kind));
+        let header =
+            |key: &'static str, text: &str| Header::new(key, HeaderValue::String(text.to_owned().into()));
+        let message = Message::new(payload)
+            .add_header(header(name_key, name))
+            .add_header(header(":message-type", kind));
         if write_message_to(&message, &mut stream).is_err() {
             return stream;
         }

@@ -20,7 +20,9 @@ fuzz_target!(|data: &[u8]| {
     match way % 4 {
         0 => drop(message::<ToController>(packet)),
         1 => match message::<ToMeter>(packet) {
-            Some(ToMeter::Refused { refusal, .. } | ToMeter::Judged { refusal: Some(refusal), .. }) => said(&refusal),
+            Some(ToMeter::Refused { refusal, .. } | ToMeter::Judged { refusal: Some(refusal), .. }) => {
+                said(&refusal)
+            }
             _ => {}
         },
         2 => drop(message::<LaneToController>(packet)),

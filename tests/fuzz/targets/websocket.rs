@@ -43,11 +43,7 @@ struct Direction {
     end: Option<Unreadable>,
 }
 
-fn read<'a>(
-    sender: Sender,
-    deflate: Option<Deflate>,
-    pieces: impl Iterator<Item = &'a [u8]>,
-) -> Direction {
+fn read<'a>(sender: Sender, deflate: Option<Deflate>, pieces: impl Iterator<Item = &'a [u8]>) -> Direction {
     let mut reader = Reader::new(sender, deflate);
     let mut read = Direction::default();
     for piece in pieces {
