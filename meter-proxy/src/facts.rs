@@ -23,6 +23,8 @@ pub struct Facts {
     pub input_estimate: u64,
     /// Output that is reserved beforehand, tokens; 0 for streams, whose output is counted as it flows.
     pub output_allowance: u64,
+    /// The most output that the request allows, tokens; `None` when it does not say.
+    pub output_limit: Option<u64>,
     /// Whether the provider adds input that it keeps: a conversation of which the request is the last turn.
     pub has_stored_input: bool,
     /// Why the answer may not report what it costs, in words; such a request is not forwarded.
@@ -45,15 +47,17 @@ struct Request<'a> {
     #[serde(borrow)]
     max_output_tokens: Raw<'a>,
     #[serde(borrow)]
+    n: Raw<'a>,
+    #[serde(borrow)]
     background: Raw<'a>,
     #[serde(borrow)]
     previous_response_id: Raw<'a>,
     #[serde(borrow)]
     conversation: Raw<'a>,
-    #[serde(borrow, rename = "cachedContent")]
+    #[serde(borrow, rename = "cachedContent", alias = "cached_content")]
     cached_content: Raw<'a>,
     /// Gemini's limits.
-    #[serde(borrow, rename = "generationConfig")]
+    #[serde(borrow, rename = "generationConfig", alias = "generation_config")]
     generation_config: Raw<'a>,
     /// Converse's limits.
     #[serde(borrow, rename = "inferenceConfig")]
@@ -66,10 +70,12 @@ struct Request<'a> {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Limits<'a> {
-    #[serde(borrow)]
+    #[serde(borrow, alias = "max_output_tokens")]
     max_output_tokens: Raw<'a>,
     #[serde(borrow)]
     max_tokens: Raw<'a>,
+    #[serde(borrow, alias = "candidate_count")]
+    candidate_count: Raw<'a>,
 }
 
 impl Facts {
@@ -111,11 +117,13 @@ impl Facts {
             return Self::unread(shape, in_path, content_length.unwrap_or(body.len() as u64));
         };
         let streamed = in_path.streamed || request.stream.is_some_and(|stream| stream.get() == "true");
+        let output_limit = request.output_limit(shape);
         Self {
             model: in_path.model.or_else(|| model_name(request.model)),
             streamed,
             input_estimate: estimate::input_tokens(decoded),
-            output_allowance: allowance(streamed, request.output_limit()),
+            output_allowance: allowance(streamed, output_limit),
+            output_limit,
             has_stored_input: request.continues(shape),
             unmeterable: (shape == Shape::OpenaiResponses && request.is_background()).then_some(BACKGROUND),
         }
@@ -140,18 +148,28 @@ impl Request<'_> {
         nested(self.request)
     }
 
-    /// The most tokens of output that the request asks for, when it says so: which of the names the provider
-    /// heeds is not known.
-    fn output_limit(&self) -> Option<u64> {
-        self.own_limit().max(self.inner().and_then(|inner| inner.own_limit()))
+    /// The most tokens of output that the request allows, of all its answers together, when it says so in a way that
+    /// providers of this shape heed.
+    fn output_limit(&self, shape: Shape) -> Option<u64> {
+        self.own_limit(shape).max(self.inner().and_then(|inner| inner.own_limit(shape)))
     }
 
-    fn own_limit(&self) -> Option<u64> {
-        let configs =
-            [self.generation_config, self.inference_config].into_iter().filter_map(nested::<Limits<'_>>);
-        let theirs = configs.flat_map(|limits| [limits.max_output_tokens, limits.max_tokens]);
-        let own = [self.max_output_tokens, self.max_completion_tokens, self.max_tokens].into_iter();
-        own.chain(theirs).flatten().filter_map(|limit| count(limit).ok()).max()
+    fn own_limit(&self, shape: Shape) -> Option<u64> {
+        let stated = |field: Raw<'_>| field.and_then(|limit| count(limit).ok());
+        let config = match shape {
+            Shape::Gemini => nested::<Limits<'_>>(self.generation_config),
+            Shape::Bedrock => nested::<Limits<'_>>(self.inference_config),
+            _ => None,
+        };
+        let limits = match (shape, &config) {
+            (Shape::OpenaiChat, _) => [self.max_completion_tokens, self.max_tokens],
+            (Shape::OpenaiResponses, _) => [self.max_output_tokens, None],
+            (Shape::Gemini, config) => [config.as_ref().and_then(|config| config.max_output_tokens), None],
+            (_, config) => [self.max_tokens, config.as_ref().and_then(|config| config.max_tokens)],
+        };
+        let answers = stated(self.n).max(config.and_then(|config| stated(config.candidate_count)));
+        let limit = limits.into_iter().filter_map(stated).max()?;
+        Some(limit.saturating_mul(answers.unwrap_or(1).max(1)))
     }
 
     /// Whether the provider adds input that it keeps: earlier turns, or a cache that is named.
@@ -227,10 +245,12 @@ mod tests {
     fn output_limits_by_every_name_are_bounded() {
         let table = [
             (r#"{"max_tokens":100}"#, 100),
-            (r#"{"max_output_tokens":200}"#, 200),
             (r#"{"max_completion_tokens":300,"max_tokens":9}"#, 300),
             (r#"{"max_output_tokens":9,"max_completion_tokens":8,"max_tokens":300}"#, 300),
-            (r#"{"max_output_tokens":"9","max_tokens":300}"#, 300),
+            (r#"{"max_completion_tokens":"9","max_tokens":300}"#, 300),
+            (r#"{"max_tokens":100,"n":3}"#, 300),
+            (r#"{"max_tokens":100,"n":0}"#, 100),
+            (r#"{"max_output_tokens":9}"#, 1_024),
             (r#"{"max_tokens":64000}"#, 4_096),
             (r#"{"max_tokens":null}"#, 1_024),
             (r#"{"max_tokens":-1}"#, 1_024),
@@ -253,7 +273,9 @@ mod tests {
         };
         for (shape, body) in [
             (Shape::Gemini, r#"{"generationConfig":{"maxOutputTokens":300}}"#),
+            (Shape::Gemini, r#"{"generation_config":{"max_output_tokens":100,"candidate_count":3}}"#),
             (Shape::Gemini, r#"{"model":"x","request":{"generationConfig":{"maxOutputTokens":300}}}"#),
+            (Shape::OpenaiResponses, r#"{"max_output_tokens":300,"max_tokens":9}"#),
             (Shape::Bedrock, r#"{"inferenceConfig":{"maxTokens":300}}"#),
             (Shape::Bedrock, r#"{"anthropic_version":"x","max_tokens":300}"#),
         ] {
@@ -264,7 +286,11 @@ mod tests {
             assert_eq!((facts.output_allowance, facts.streamed), (0, true), "{body}");
             assert!(!facts.has_stored_input);
         }
-        for body in [r#"{"cachedContent":"c/1"}"#, r#"{"request":{"cachedContent":"c/1"}}"#] {
+        for body in [
+            r#"{"cachedContent":"c/1"}"#,
+            r#"{"cached_content":"c/1"}"#,
+            r#"{"request":{"cachedContent":"c/1"}}"#,
+        ] {
             assert!(read(Shape::Gemini, &streamed, body).has_stored_input, "{body}");
         }
         assert!(read(Shape::Bedrock, &streamed, "not json").streamed, "the path said so");

@@ -2,12 +2,14 @@
 //!
 //! Not here: the decision (the controller's), and what is done with a permit (`forward`, `tail`, `websocket`).
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http::request::Parts;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame};
+use tokio::time::Instant;
 
 use crate::Meter;
 use crate::activity::Activity;
@@ -62,6 +64,8 @@ pub struct Permit {
     pub controller: Arc<Controller>,
     /// Status of the provider's answer, once there is one.
     pub status: Option<u16>,
+    /// When the request set out.
+    left_at: Option<Instant>,
     /// The request's way out, once it has begun: whether anything may have left.
     pub way_out: Option<Activity>,
     /// The provider that was asked for the usage of a chat stream in the client's place.
@@ -79,6 +83,17 @@ impl Permit {
     #[must_use]
     pub fn may_have_left(&self) -> bool {
         self.way_out.as_ref().is_some_and(Activity::has_begun)
+    }
+
+    /// The request sets out, unless it has.
+    pub fn sets_out(&mut self) {
+        self.left_at.get_or_insert_with(Instant::now);
+    }
+
+    /// What is seen of the exchange, now.
+    pub fn seen_now(&mut self) -> &mut Exchange {
+        self.exchange.at(self.left_at.map_or(Duration::ZERO, |left| left.elapsed()));
+        &mut self.exchange
     }
 
     /// Tells the controller the running count.
@@ -324,6 +339,7 @@ impl Question<'_> {
             bottle: Arc::clone(&client.bottle),
             controller: Arc::clone(&meter.controller),
             status: None,
+            left_at: None,
             way_out: None,
             asked_for_usage: None,
             hiding: None,

@@ -72,6 +72,9 @@ impl Reader for OpenaiResponses {
             "error" => tally.break_off(),
             // names the model early, for streams that break
             "response.created" if tally.model.is_none() => self.response(event.response, tally),
+            "response.output_item.added" => tally.finished = false,
+            // the last one, unless another begins
+            "response.output_item.done" => tally.finished = true,
             kind if is_text_delta(kind) => tally.count_text(event.delta),
             _ => {}
         }

@@ -27,7 +27,7 @@ pub(crate) struct Tally {
     pub(crate) hold: bool,
     /// The dialect's last event came, or the whole document.
     pub(crate) terminal: bool,
-    /// The generation came to its end, though the stream may go on with figures.
+    /// The generation came to its end, as far as can be told; the stream may go on with figures.
     pub(crate) finished: bool,
     /// The provider broke off with an error.
     pub(crate) failed: bool,

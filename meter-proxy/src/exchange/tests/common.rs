@@ -103,6 +103,63 @@ fn without_evidence_of_output_the_reservation_is_charged() {
     }
 }
 
+/// What was generated behind a silence of this length, as it is charged.
+fn hidden(seconds: u64) -> u64 {
+    let mut exchange = Exchange::new(Shape::OpenaiChat, facts(true));
+    exchange.at(Duration::from_secs(seconds));
+    exchange.end(Ending::ClientGone).tokens.output
+}
+
+#[test]
+fn who_leaves_before_the_figures_pays_for_what_was_not_shown() {
+    assert!((1_000..10_000).contains(&hidden(20)), "{}", hidden(20));
+    for (shape, text) in STREAMS {
+        let ending = [Ending::ClientGone, Ending::Cut, Ending::UpstreamBroke];
+        for (ending, limit) in ending.into_iter().flat_map(|ending| [(ending, None), (ending, Some(700))]) {
+            let mut exchange = Exchange::new(shape, Facts { output_limit: limit, ..facts(true) });
+            exchange.head(200, "text/event-stream", "");
+            let last = [
+                "event: message_delta",
+                "data: {\"choices\":[],",
+                "data: {\"type\":\"response.completed",
+                "data: {\"candidates\":[{\"finish",
+            ];
+            let until = last.iter().find_map(|last| text.find(last)).unwrap();
+            exchange.at(Duration::from_secs(20));
+            exchange.feed(&text.as_bytes()[..until]);
+            assert!(exchange.tokens().output < 10, "no agent is cut for a guess");
+            exchange.at(Duration::from_secs(21));
+            let figures = exchange.end(ending);
+            assert_ne!(figures.provenance, Provenance::Reported);
+            // Anthropic's first event tells the output so far
+            let is_told = shape == Shape::AnthropicMessages;
+            let expected = if is_told {
+                0..10
+            } else {
+                limit.unwrap_or(hidden(20))..limit.unwrap_or(hidden(20) + 10) + 1
+            };
+            assert!(expected.contains(&figures.tokens.output), "{shape:?} {limit:?}: {figures:?}");
+        }
+        // whose figures came pays what they say, however long it took
+        let mut exchange = started(shape, "text/event-stream", "");
+        exchange.at(Duration::from_secs(500));
+        exchange.feed(text.as_bytes());
+        exchange.at(Duration::from_secs(900));
+        assert_reported(&exchange.end(Ending::Completed), USED);
+    }
+}
+
+#[test]
+fn a_document_nobody_waited_for_costs_what_its_time_was_worth() {
+    let output = |limit| {
+        let facts = Facts { output_limit: limit, ..facts(false) };
+        let mut exchange = Exchange::new(Shape::OpenaiResponses, facts);
+        exchange.at(Duration::from_secs(20));
+        exchange.end(Ending::ClientGone).tokens.output
+    };
+    assert_eq!((output(None), output(Some(600)), output(Some(100))), (hidden(20), 600, ALLOWANCE));
+}
+
 #[test]
 fn a_whole_document_counts_though_its_reader_left() {
     let mut exchange = started(Shape::OpenaiChat, "application/json", "");
