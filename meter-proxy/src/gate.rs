@@ -229,7 +229,10 @@ fn free(client: &Client, destination: &Destination, body: Arriving) -> Result<(L
 /// Tells the operator of an endpoint that is in no table, once for each bottle.
 fn notice_unlisted(meter: &Meter, client: &Client, provider: &Metered, endpoint: &str) {
     let endpoint = printable_within(endpoint, MAX_ENDPOINT_CHARS);
-    let what = format!("unlisted endpoint of {}: {endpoint}", provider.name);
+    let what = format!(
+        "unlisted endpoint of {}: {endpoint}; it passes, and costs what its answer says, which may be nothing",
+        provider.name
+    );
     meter.controller.notice_once(&client.bottle, &what);
 }
 

@@ -26,6 +26,7 @@ const LATER: &str = "it reports its usage later, where no budget can stop it";
 const BIDIRECTIONAL: &str = "a bidirectional stream is not metered";
 const SEVERAL: &str = "several requests in one cannot be told apart";
 const UNREAD: &str = "what it costs is not reported in a form that is read";
+const ELSEWHERE: &str = "what is said in a realtime session does not pass here";
 const BY_POST: &str = "only a POST asks for it; a server might take another method for one";
 
 /// Dialects, methods, path, what it is. `*` stands for one segment or the beginning of one, `**` for any number of
@@ -69,8 +70,11 @@ const TABLE: &[Row] = &[
     (OPENAI, "POST", "**/responses/compact", Billing(Shape::OpenaiResponses)),
     (OPENAI, "POST", "v1/responses/input_tokens", Free),
     (OPENAI, "POST", "v1/responses/*/cancel", Free),
-    (OPENAI, "GET DELETE", "v1/responses/*", Free),
+    (OPENAI, "GET DELETE", "**/responses/*", Free),
     (OPENAI, "GET", "v1/responses/*/input_items", Free),
+    (OPENAI, "POST", "**/realtime/calls|client_secrets|sessions|transcription_sessions", Refused(ELSEWHERE)),
+    (OPENAI, "POST", "**/realtime/calls/*/accept", Refused(ELSEWHERE)),
+    (OPENAI, "GET", "v1/threads/**", Free),
     (OPENAI, "POST", "v1/threads/runs", Refused(LATER)),
     (OPENAI, "POST", "v1/threads|evals/*/runs", Refused(LATER)),
     (OPENAI, "POST", "v1/fine_tuning/jobs", Refused(LATER)),
@@ -93,6 +97,7 @@ const TABLE: &[Row] = &[
     (GEMINI, "POST", "**/batchPredictionJobs", Refused(BATCH)),
     (GEMINI, "POST", "**/tuningJobs", Refused(LATER)),
     (GEMINI, "POST", "**/interactions", Refused(UNREAD)),
+    (GEMINI, "POST", "**/fileSearchStores/*:importFile|*:uploadToFileSearchStore", Refused(LATER)),
     // Google's other ways to the same: methods of services by their names, and requests as parts of one
     (GEMINI, "POST", "**/*Service/*", Refused(UNREAD)),
     (GEMINI, "POST", "batch/**", Refused(SEVERAL)),
@@ -131,6 +136,9 @@ const TABLE: &[Row] = &[
     (BEDROCK, "GET", "async-invoke/**", Free),
     // OpenAI's forms, wherever they are spoken
     (COMPATIBLE, "POST", "**/completions|embeddings", Billing(Shape::OpenaiChat)),
+    (COMPATIBLE, "GET", "**/chat/completions", Free),
+    (COMPATIBLE, "GET DELETE", "**/chat/completions/*", Free),
+    (COMPATIBLE, "GET", "**/chat/completions/*/messages", Free),
     (COMPATIBLE, "POST", "**/batches", Refused(BATCH)),
     (COMPATIBLE, "GET", "**/batches|models", Free),
     (COMPATIBLE, "GET", "**/batches|models/*", Free),
@@ -253,6 +261,12 @@ mod tests {
             (Openai, "POST", "/v1/responses/input_tokens", Free),
             (Openai, "GET", "/v1/responses/resp_1", Free),
             (Openai, "GET", "/v1/responses", Unlisted),
+            (Openai, "GET", "/openai/v1/responses/resp_1", Free),
+            (Openai, "POST", "/v1/responses/resp_1", Unlisted),
+            (Openai, "GET", "/v1/threads/t1/runs/r1", Free),
+            (Openai, "POST", "/v1/realtime/calls", Refused(ELSEWHERE)),
+            (Openai, "POST", "/v1/realtime/calls/c1/accept", Refused(ELSEWHERE)),
+            (Openai, "POST", "/v1/realtime/calls/c1/hangup", Unlisted),
             (Openai, "POST", "/v1/threads/t1/runs", Refused(LATER)),
             (Openai, "POST", "/backend-api/codex/responses", responses),
             (Openai, "POST", "/backend-api/codex/responses/other", Unlisted),
@@ -267,7 +281,10 @@ mod tests {
             (Openai, "POST", "/v1/chat/completions", chat),
             (Openai, "POST", "/v1/completions", chat),
             (Openai, "POST", "/v1/embeddings", chat),
-            (Openai, "GET", "/v1/chat/completions", Unlisted),
+            (Openai, "GET", "/v1/chat/completions", Free),
+            (Openai, "GET", "/v1/chat/completions/c1", Free),
+            (OpenaiChat, "POST", "/api/v1/chat/completions/c1", Unlisted),
+            (Openai, "DELETE", "/v1/chat/completions", Unlisted),
             (Openai, "POST", "/v1/images/generations", Unlisted),
             (Openai, "POST", "/v1/batches", Refused(BATCH)),
             (Openai, "GET", "/v1/models/gpt-x", Free),
@@ -292,6 +309,9 @@ mod tests {
             (Gemini, "POST", "/v1internal:somethingNew", Unlisted),
             (Gemini, "GET", "/v1beta/models/gemini-x", Free),
             (Gemini, "POST", "/v1beta/interactions", Refused(UNREAD)),
+            (Gemini, "POST", "/v1beta/fileSearchStores/s:importFile", Refused(LATER)),
+            (Gemini, "POST", "/upload/v1beta/fileSearchStores/s:uploadToFileSearchStore", Refused(LATER)),
+            (Gemini, "POST", "/v1/projects/p/locations/l/publishers/google/models/m:predict", Unlisted),
             (
                 Gemini,
                 "POST",
