@@ -6,7 +6,7 @@ use serde::Deserialize;
 use crate::decode::Decoder;
 use crate::estimate;
 use crate::limits::limit;
-use crate::usage::read::{Raw, count, model_name, nested, object};
+use crate::usage::read::{Raw, count, has_key_in_another_case, model_name, nested, object};
 use crate::usage::{InPath, Shape};
 
 /// Longest decoded request body that is read, in bytes; a longer one is guessed at by its length.
@@ -32,6 +32,19 @@ pub struct Facts {
 }
 
 const BACKGROUND: &str = "a background response reports its usage later, where no budget can stop it";
+const ANOTHER_CASE: &str = "a key of it is another one to servers that take no notice of case";
+/// What is judged of a request in one of OpenAI's forms, which servers in Go speak too.
+const JUDGED: [&str; 9] = [
+    "model",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "n",
+    "background",
+    "previous_response_id",
+];
 const UNREAD: &str = "its body cannot be read whole, so it may ask for a background response";
 
 #[derive(Deserialize)]
@@ -125,7 +138,7 @@ impl Facts {
             output_allowance: allowance(streamed, output_limit),
             output_limit,
             has_stored_input: request.continues(shape),
-            unmeterable: (shape == Shape::OpenaiResponses && request.is_background()).then_some(BACKGROUND),
+            unmeterable: unmeterable(shape, &request, decoded),
         }
     }
 
@@ -187,6 +200,18 @@ impl Request<'_> {
     /// Whether the answer is made after the connection has ended. Anything but `false` may mean so.
     fn is_background(&self) -> bool {
         self.background.is_some_and(|background| background.get() != "false")
+    }
+}
+
+/// Why the answer to a request that could be read may not report what it costs.
+fn unmeterable(shape: Shape, request: &Request<'_>, decoded: &[u8]) -> Option<&'static str> {
+    let is_openai = matches!(shape, Shape::OpenaiChat | Shape::OpenaiResponses);
+    if shape == Shape::OpenaiResponses && request.is_background() {
+        Some(BACKGROUND)
+    } else if is_openai && has_key_in_another_case(decoded, &JUDGED) {
+        Some(ANOTHER_CASE)
+    } else {
+        None
     }
 }
 
@@ -315,6 +340,18 @@ mod tests {
             assert_eq!(ask(body, true), Some(UNREAD), "{body}");
         }
         assert_eq!(read(br#"{"background":true}"#).unmeterable, None, "no other dialect has them");
+    }
+
+    #[test]
+    fn what_servers_in_go_read_otherwise_is_not_metered() {
+        let ask = |shape, body: &str| {
+            Facts::of_request(shape, InPath::default(), body.as_bytes(), true, "", None).unmeterable
+        };
+        for body in [r#"{"Stream":true}"#, r#"{"stream":false,"STREAM":true}"#, r#"{"Background":true}"#] {
+            assert_eq!(ask(Shape::OpenaiChat, body), Some(ANOTHER_CASE), "{body}");
+            assert_eq!(ask(Shape::OpenaiResponses, body), Some(ANOTHER_CASE), "{body}");
+            assert_eq!(ask(Shape::AnthropicMessages, body), None, "{body}");
+        }
     }
 
     #[test]

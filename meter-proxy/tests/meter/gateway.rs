@@ -174,6 +174,16 @@ fn root_what_is_asked_for_in_a_form_that_is_not_read_is_refused() {
         (typed(generate, "X-Goog-FieldMask: candidates"), "parameters"),
         (typed(generate, "X-HTTP-Method-Override: GET"), "method"),
         (typed("/claude/v1beta/models", "x-http-method-override: POST"), "method"),
+        (typed("/codex/v1/models", "X-HTTP-Method: POST"), "method"),
+        (
+            post("/claude/v1beta/cachedContents", "")
+                .replace("POST", "GET")
+                .replace(" HTTP", "?$httpMethod=POST HTTP"),
+            "method",
+        ),
+        (post("/claude/v1beta/models?%24httpmethod=POST", ""), "method"),
+        (post("/claude/v1beta/models?%68ttpMethod=POST", ""), "method"),
+        (post("/claude/v1beta/models?$httpHeaders=x", ""), "method"),
         (typed("/claude/anything", "Content-Type: application/gRPC+proto"), "gRPC"),
         (typed("/codex/xai_api.Chat/GetCompletion", "Content-Type: application/grpc"), "gRPC"),
         (typed(generate, "Content-Type: application/x-protobuf"), "protobuf"),
