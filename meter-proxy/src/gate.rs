@@ -34,6 +34,8 @@ use crate::usage::{self, Endpoint, InPath, Shape};
 const MAX_PREFIX_BYTES: usize = 4 * 1024 * 1024;
 /// The same where a body that is not read whole is refused: as much as is decoded.
 const MAX_WHOLE_BYTES: usize = MAX_REQUEST_BYTES;
+/// A longer body, bytes, and any that is coded, may take a processor for long.
+const MAX_READ_AT_ONCE_BYTES: usize = 256 * 1024;
 /// Growth of the running count that is told at once, tokens.
 const URGENT_GROWTH: u64 = 64;
 /// Most of an endpoint's path that the operator and the ledger are told, characters.
@@ -197,7 +199,7 @@ pub async fn admit(
                 read_facts(shape, in_path, client, request, body).await.map_err(shaped)?;
             let is_asked = shape == Shape::OpenaiChat
                 && provider.include_usage
-                && ask_for_usage(request, &mut outgoing).map_err(shaped)?;
+                && ask_for_usage(client, request, &mut outgoing).await.map_err(shaped)?;
             let ask = Question { shape, facts, provider, endpoint: &destination.endpoint };
             let mut permit = ask.permit(meter, client).await.map_err(shaped)?;
             permit.asked_for_usage = is_asked.then(|| Arc::clone(provider));
@@ -207,15 +209,22 @@ pub async fn admit(
 }
 
 /// Makes a chat request ask for its usage where it does not; whether it did.
-fn ask_for_usage(request: &mut Parts, body: &mut Outgoing) -> Result<bool, Reason> {
+async fn ask_for_usage(client: &Client, request: &mut Parts, body: &mut Outgoing) -> Result<bool, Reason> {
     if body.is_end_stream() {
         return Ok(false);
     }
     let whole = body.read_whole().ok_or(Reason::Unmeterable(TOO_LONG))?;
-    let asking = include_usage::ask(&mut request.headers, whole).map_err(Reason::Unmeterable)?;
+    let is_coded = request.headers.contains_key(CONTENT_ENCODING);
+    let ask = || include_usage::ask(&mut request.headers, whole);
+    let asking = read(&client.bottle, whole.len(), is_coded, ask).await.map_err(Reason::Unmeterable)?;
     let is_asked = asking.is_some();
     asking.into_iter().for_each(|asking| body.replace(asking));
     Ok(is_asked)
+}
+
+/// Reads a body of this length by `work`, in its bottle's turn if that may take long.
+async fn read<T>(bottle: &Bottle, bytes: usize, is_coded: bool, work: impl FnOnce() -> T) -> T {
+    if is_coded || bytes > MAX_READ_AT_ONCE_BYTES { bottle.in_turn(work).await } else { work() }
 }
 
 /// Passes what costs nothing, unless the bottle is cut.
@@ -251,7 +260,8 @@ async fn read_facts(
         _ => MAX_PREFIX_BYTES,
     };
     // one that is asked to report usage leaves decoded: its length then is not known yet
-    let leaves_decoded = shape == Shape::OpenaiChat && request.headers.contains_key(CONTENT_ENCODING);
+    let is_coded = request.headers.contains_key(CONTENT_ENCODING);
+    let leaves_decoded = shape == Shape::OpenaiChat && is_coded;
     let longest = declared.filter(|_| !leaves_decoded).unwrap_or(u64::MAX);
     let room = client.bottle.room_for(longest.min(most as u64)).await;
     let mut prefix = BytesMut::new();
@@ -263,7 +273,9 @@ async fn read_facts(
             None => complete = true,
         }
     }
-    let facts = Facts::of_request(shape, in_path, &prefix, complete, text(CONTENT_ENCODING), declared);
+    let coding = text(CONTENT_ENCODING);
+    let facts = || Facts::of_request(shape, in_path, &prefix, complete, coding, declared);
+    let facts = read(&client.bottle, prefix.len(), is_coded, facts).await;
     if let Some(why) = facts.unmeterable {
         return Err(Reason::Unmeterable(why));
     }
