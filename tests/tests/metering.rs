@@ -19,6 +19,12 @@ const APIS: [(&str, &[&str], &[&str]); 3] = [
     ("responses", &["--provider", "codex"], &["--stream"]),
     ("chat", &["--provider", "codex", "--api", "chat"], &["--stream", "--include-usage"]),
 ];
+/// Those of other providers.
+const OTHER_APIS: [(&str, &[&str], &[&str]); 3] = [
+    ("gemini", &["--provider", "gemini"], &["--stream"]),
+    ("invoke", &["--provider", "bedrock"], &["--stream"]),
+    ("converse", &["--provider", "bedrock", "--api", "converse"], &["--stream"]),
+];
 const MODES: [&str; 2] = ["gateway", "connect"];
 /// The same in either protocol.
 const WAYS: [&[&str]; 4] = [
@@ -339,7 +345,7 @@ fn root_a_client_that_hangs_up_closes_upstream_and_is_charged() {
     let reply = Reply::paced(500, 8, Duration::from_millis(10));
     let stage = Stage::over_tls(reply, "");
     let bottle = stage.bottle("gone", &[]);
-    for (api, options, streamed) in APIS {
+    for (api, options, streamed) in APIS.into_iter().chain(OTHER_APIS) {
         for way in WAYS {
             let before = stage.provider.records().len();
             let asking = stage.start_asking(&bottle, &[options, streamed, way].concat());
