@@ -326,7 +326,9 @@ impl Exchange {
             tokens.input = self.facts.charged_input();
         }
         let shown = self.shown().plus(Text::of_length(self.undecoded_bytes)).charged_tokens();
-        if self.is_stream() {
+        if self.facts.has_no_output {
+            tokens.output = stated.output;
+        } else if self.is_stream() {
             tokens.output = self.with_hidden(stated.output.max(shown));
         } else if !known || !self.tally.report.has_output() {
             let silent = self.facts.output_allowance.max(self.with_hidden(0));

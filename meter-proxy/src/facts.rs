@@ -25,6 +25,8 @@ pub struct Facts {
     pub output_allowance: u64,
     /// The most output that the request allows, tokens; `None` when it does not say.
     pub output_limit: Option<u64>,
+    /// Nothing is generated.
+    pub has_no_output: bool,
     /// Whether the provider adds input that it keeps: a conversation of which the request is the last turn.
     pub has_stored_input: bool,
     /// Why the answer may not report what it costs, in words; such a request is not forwarded.
@@ -112,6 +114,12 @@ impl Facts {
         Self { input_estimate, ..Self::default() }
     }
 
+    /// The same of a request for which nothing is generated.
+    #[must_use]
+    pub fn without_output(self) -> Self {
+        Self { output_allowance: 0, has_no_output: true, ..self }
+    }
+
     /// Reads a request. `in_path` is what its path says; `body` what was kept of it, still encoded; `complete` says
     /// that it is all of it; `content_length`, in bytes, is what its head declared.
     #[must_use]
@@ -137,6 +145,7 @@ impl Facts {
             input_estimate: estimate::input_tokens(decoded),
             output_allowance: allowance(streamed, output_limit),
             output_limit,
+            has_no_output: false,
             has_stored_input: request.continues(shape),
             unmeterable: unmeterable(shape, &request, decoded),
         }

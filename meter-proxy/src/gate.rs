@@ -197,6 +197,8 @@ pub async fn admit(
             let in_path = usage::in_path(shape, &destination.endpoint);
             let (mut outgoing, facts) =
                 read_facts(shape, in_path, client, request, body).await.map_err(shaped)?;
+            let facts =
+                if usage::has_no_output(&destination.endpoint) { facts.without_output() } else { facts };
             let is_asked = shape == Shape::OpenaiChat
                 && provider.include_usage
                 && ask_for_usage(client, request, &mut outgoing).await.map_err(shaped)?;

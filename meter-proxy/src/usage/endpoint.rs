@@ -195,6 +195,14 @@ fn fits_segment(pattern: &str, segment: &str) -> bool {
     })
 }
 
+/// Whether what the path asks for has no output: embeddings, whose numbers are not generated text.
+#[must_use]
+pub fn has_no_output(path: &str) -> bool {
+    let path = path::decoded(&path::canonical(path).unwrap_or_default());
+    let last = path.trim_end_matches('/').rsplit(['/', ':']).next();
+    matches!(last, Some("embeddings" | "embedContent" | "batchEmbedContents"))
+}
+
 /// What the path of a request says that other providers' bodies say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InPath {
@@ -336,6 +344,27 @@ mod tests {
         ];
         for (dialect, method, path, expected) in table {
             assert_eq!(endpoint(dialect, method, path), expected, "{dialect:?} {method} {path}");
+        }
+    }
+
+    #[test]
+    fn embeddings_have_no_output() {
+        for path in [
+            "/v1/embeddings",
+            "/v1/embeddings/",
+            "/v1beta/models/m%3AembedContent",
+            "/x/m:batchEmbedContents",
+        ] {
+            assert!(has_no_output(path), "{path}");
+        }
+        for path in [
+            "/v1/chat/completions",
+            "/v1/embeddings/x",
+            "/v1beta/models/m:generateContent",
+            "",
+            "/a/../embeddings",
+        ] {
+            assert!(!has_no_output(path), "{path}");
         }
     }
 

@@ -12,7 +12,7 @@ pub(crate) mod read;
 pub(crate) mod report;
 pub(crate) mod tally;
 
-pub use endpoint::{Endpoint, InPath, endpoint, in_path};
+pub use endpoint::{Endpoint, InPath, endpoint, has_no_output, in_path};
 use memchr::memmem;
 use serde::Deserialize;
 use serde::de::IgnoredAny;

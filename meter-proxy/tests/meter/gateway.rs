@@ -125,6 +125,16 @@ fn root_an_unlisted_endpoint_passes_is_tailed_and_noticed_once() {
 }
 
 #[test]
+fn root_an_embedding_reserves_and_costs_its_input_alone() {
+    let upstream = Upstream::saying(json_answer("200 OK", r#"{"data":[{"embedding":[0.25,0.5,0.125]}]}"#));
+    let rig = Rig::start(config(upstream.address));
+    assert_eq!(rig.ask(&post("/codex/v1/embeddings", r#"{"input":"twelve bytes"}"#)).status(), 200);
+    assert!(rig.reservation().tokens < 10);
+    let tokens = rig.settlement().tokens;
+    assert!(tokens.input > 0 && tokens.output == 0, "{tokens:?}");
+}
+
+#[test]
 fn root_an_offer_of_another_protocol_is_not_taken_up() {
     let upstream = Upstream::saying(json_answer("200 OK", JSON));
     let rig = Rig::start(config(upstream.address));

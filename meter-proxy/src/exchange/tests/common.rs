@@ -161,6 +161,19 @@ fn a_document_nobody_waited_for_costs_what_its_time_was_worth() {
 }
 
 #[test]
+fn embeddings_without_usage_are_charged_for_their_input_alone() {
+    let body = format!(r#"{{"embedding":{{"values":[{}0.5]}}}}"#, "-0.0123456789,".repeat(3_000));
+    for shape in [Shape::Gemini, Shape::OpenaiChat] {
+        let mut exchange = Exchange::new(shape, facts(false).without_output());
+        exchange.head(200, "application/json", "");
+        exchange.feed(body.as_bytes());
+        let figures = exchange.end(Ending::Completed);
+        assert_estimated(&figures, Ending::Completed, ESTIMATE, 0);
+        assert!(figures.alarm.unwrap().contains("without usage"));
+    }
+}
+
+#[test]
 fn a_whole_document_counts_though_its_reader_left() {
     let mut exchange = started(Shape::OpenaiChat, "application/json", "");
     exchange.feed(br#"{"usage":{"prompt_tokens":9,"completion_tokens":1}}"#);
