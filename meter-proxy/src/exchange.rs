@@ -270,7 +270,10 @@ impl Exchange {
             }
             _ => {}
         }
-        let ends_unsaid = self.shape.reader().is_some_and(|reader| reader.ends_unsaid(&self.tally));
+        let ends_unsaid = match self.shape.reader() {
+            Some(reader) => reader.ends_unsaid(&self.tally),
+            None => self.tally.whole,
+        };
         self.tally.terminal |= ending == Ending::Completed && ends_unsaid;
     }
 
@@ -284,7 +287,7 @@ impl Exchange {
             return (reported, Provenance::Reported, Ending::UpstreamError);
         }
         // nothing of it looked like an inference
-        if self.shape == Shape::Any && self.tally.text == Text::default() {
+        if self.shape == Shape::Any && self.tally.text == Text::default() && !self.tally.report.is_known() {
             return (Tokens::default(), Provenance::Reported, ending);
         }
         if self.is_settled_by_report() {

@@ -5,8 +5,8 @@ use std::net::TcpListener;
 use meter_proxy::protocol::{Dialect, Refusal, ToController, ToMeter, Upstream as Towards};
 use meter_proxy::tokens::{Ending, Provenance};
 
-use crate::rig::{Answer, BOTTLE, Rig, Upstream, config, json_answer, post};
-use crate::words::{ASK, JSON, MESSAGES, is_settle};
+use crate::rig::{Answer, BOTTLE, Rig, Upstream, chunk, config, json_answer, post};
+use crate::words::{ASK, JSON, MESSAGES, STREAM_HEAD, is_settle};
 
 #[test]
 fn root_a_json_answer_arrives_byte_for_byte_and_is_settled_as_reported() {
@@ -122,6 +122,19 @@ fn root_an_unlisted_endpoint_passes_is_tailed_and_noticed_once() {
     let is_notice = |message: &ToController| matches!(message, ToController::Notice(notice) if notice.detail.contains("/v9/surprise"));
     rig.heard(is_notice);
     assert_eq!(rig.count(is_notice), 1);
+}
+
+#[test]
+fn root_an_unlisted_stream_is_charged_what_its_last_event_says() {
+    let usage = r#"{"input_tokens":7,"output_tokens":900,"total_tokens":907}"#;
+    let body = format!(
+        "data: {{\"type\":\"image_generation.partial_image\"}}\n\ndata: {{\"type\":\"image_generation.completed\",\"usage\":{usage}}}\n\n"
+    );
+    let upstream = Upstream::saying(format!("{STREAM_HEAD}{}0\r\n\r\n", chunk(&body)));
+    let rig = Rig::start(config(upstream.address));
+    assert_eq!(rig.ask(&post("/codex/v1/images/generations", r#"{"stream":true}"#)).body, body.as_bytes());
+    let settle = rig.settlement();
+    assert_eq!((settle.tokens.total(), settle.provenance), (907, Provenance::Reported));
 }
 
 #[test]

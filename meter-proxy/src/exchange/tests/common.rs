@@ -214,6 +214,34 @@ fn unlisted_endpoints_are_charged_when_they_report() {
 }
 
 #[test]
+fn usage_in_events_of_an_unknown_kind_is_charged() {
+    let usage = r#""usage":{"input_tokens":15,"input_tokens_details":{"cached_tokens":5},"output_tokens":20,"total_tokens":35}"#;
+    let partial = framed(r#"{"type":"image_generation.partial_image","b64_json":"AAAA"}"#);
+    let last = framed(&format!(r#"{{"type":"image_generation.completed","b64_json":"AAAA",{usage}}}"#));
+    let mut exchange = started(Shape::Any, "text/event-stream", "");
+    let holds = [&partial, &last, &partial, &last].map(|event| {
+        let step = exchange.feed(event.as_bytes());
+        (step.hold, step.terminal)
+    });
+    assert_eq!(holds, [(false, false), (true, false), (false, false), (true, false)]);
+    assert_reported(&exchange.end(Ending::Completed), USED);
+    let picture = "A".repeat(crate::events::MAX_EVENT_BYTES);
+    let long = framed(&format!(r#"{{"type":"image_generation.completed","b64_json":"{picture}",{usage}}}"#));
+    let mut exchange = started(Shape::Any, "text/event-stream", "");
+    assert!(exchange.feed(long.as_bytes()).hold);
+    assert_reported(&exchange.end(Ending::Completed), USED);
+    let mut left = started(Shape::Any, "text/event-stream", "");
+    left.feed(last.as_bytes());
+    let figures = left.end(Ending::ClientGone);
+    assert_eq!((figures.tokens, figures.provenance), (USED, Provenance::Partial));
+    let mut other = started(Shape::Any, "text/event-stream", "");
+    other.feed(
+        framed(r#"{"type":"transcript.text.done","usage":{"type":"duration","seconds":9}}"#).as_bytes(),
+    );
+    assert_eq!(other.end(Ending::Completed).tokens, Tokens::default());
+}
+
+#[test]
 fn unlisted_endpoints_without_usage_are_left_alone() {
     for (content_type, body) in [
         ("application/json", "{\"data\":[]}"),
