@@ -51,6 +51,10 @@ const TABLE: &[Row] = &[
     (ANTHROPIC, "GET", "v1/messages/batches", Free),
     (ANTHROPIC, "GET DELETE", "v1/messages/batches/*", Free),
     (ANTHROPIC, "GET", "v1/messages/batches/*/results", Free),
+    // agents that run at the provider; what they used is told again at each look
+    (ANTHROPIC, "POST", "v1/sessions", Refused(LATER)),
+    (ANTHROPIC, "POST", "v1/sessions/*/events", Refused(LATER)),
+    (ANTHROPIC, "GET", "v1/sessions/**", Free),
     (ANTHROPIC, "GET", "v1/models", Free),
     (ANTHROPIC, "GET", "v1/models/*", Free),
     // Claude Code: telemetry, settings, the account
@@ -88,6 +92,9 @@ const TABLE: &[Row] = &[
     (OPENAI, "GET", "backend-api/plugins/export/curated", Free),
     (OPENAI, "GET", "backend-api/ps/plugins/**", Free),
     (OPENAI, "POST", "backend-api/ps/mcp", Free),
+    // tasks that run at the provider
+    (OPENAI, "POST", "backend-api/wham/tasks/**", Refused(LATER)),
+    (OPENAI, "POST", "api/codex/tasks/**", Refused(LATER)),
     (OPENAI, "POST", "backend-api/codex/analytics-events/events", Free),
     // Gemini, at Google's own API and Vertex AI
     (GEMINI, "POST", "**/*:generateContent|*:streamGenerateContent", Billing(Shape::Gemini)),
@@ -259,6 +266,9 @@ mod tests {
             (Anthropic, "POST", "/v1/%6dessages", messages),
             (Anthropic, "POST", "/api/anthropic/v1/messages", messages),
             (Anthropic, "POST", "/api/v1/messages/batches", Refused(BATCH)),
+            (Anthropic, "POST", "/v1/sessions", Refused(LATER)),
+            (Anthropic, "POST", "/v1/sessions/s1/events", Refused(LATER)),
+            (Anthropic, "GET", "/v1/sessions/s1", Free),
             (Anthropic, "POST", "/v1/models", Unlisted),
             (Anthropic, "POST", "/api/organizations/o/chat_conversations/c/completion", Unlisted),
             (Anthropic, "POST", "/.well-known/x", Unlisted),
@@ -279,7 +289,9 @@ mod tests {
             (Openai, "POST", "/backend-api/codex/responses", responses),
             (Openai, "POST", "/backend-api/codex/responses/other", Unlisted),
             (Openai, "GET", "/backend-api/wham/usage", Free),
-            (Openai, "POST", "/backend-api/wham/tasks", Unlisted),
+            (Openai, "POST", "/backend-api/wham/tasks", Refused(LATER)),
+            (Openai, "POST", "/api/codex/tasks/t1/turns", Refused(LATER)),
+            (Openai, "GET", "/backend-api/wham/tasks/list", Unlisted),
             (Openai, "GET", "/backend-api/plugins/export/curated", Free),
             (Openai, "GET", "/backend-api/ps/plugins/suggested/codex", Free),
             (Openai, "POST", "/backend-api/ps/mcp", Free),
