@@ -83,6 +83,15 @@ impl Text {
         }
     }
 
+    /// What there is of it beyond `earlier`.
+    #[must_use]
+    pub fn beyond(self, earlier: Self) -> Self {
+        Self {
+            ascii_bytes: self.ascii_bytes.saturating_sub(earlier.ascii_bytes),
+            other_bytes: self.other_bytes.saturating_sub(earlier.other_bytes),
+        }
+    }
+
     /// Bytes of it.
     #[must_use]
     pub fn bytes(self) -> u64 {

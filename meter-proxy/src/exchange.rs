@@ -328,11 +328,13 @@ impl Exchange {
         if tokens.input + tokens.cache_read + tokens.cache_write == 0 {
             tokens.input = self.facts.charged_input();
         }
-        let shown = self.shown().plus(Text::of_length(self.undecoded_bytes)).charged_tokens();
+        let seen = self.shown().plus(Text::of_length(self.undecoded_bytes));
+        let shown = seen.charged_tokens();
         if self.facts.has_no_output {
             tokens.output = stated.output;
         } else if self.is_stream() {
-            tokens.output = self.with_hidden(stated.output.max(shown));
+            let stated_and_since = stated.output + seen.beyond(self.tally.covered).charged_tokens();
+            tokens.output = self.with_hidden(stated_and_since.max(shown));
         } else if !known || !self.tally.report.has_output() {
             let silent = self.facts.output_allowance.max(self.with_hidden(0));
             tokens.output = stated.output.max(silent).max(shown);

@@ -133,7 +133,7 @@ fn read_usage(raw: Raw<'_>, tally: &mut Tally) -> bool {
         beside: usage.iterations.map(|iterations| compactions(iterations, tally)),
         ..Stated::default()
     };
-    tally.report.take(&stated);
+    tally.take(&stated);
     stated.output.is_some()
 }
 

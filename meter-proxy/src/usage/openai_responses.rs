@@ -93,7 +93,7 @@ impl Reader for OpenaiResponses {
             input_includes_cache: true,
             ..Stated::default()
         };
-        tally.report.take(&stated);
+        tally.take(&stated);
     }
 
     /// Only the last events have figures, and they are long: they repeat the whole answer.
