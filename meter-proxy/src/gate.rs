@@ -1,47 +1,40 @@
 //! The gate: no request that may cost leaves without a permit, and a permit always ends in a settlement.
 //!
-//! Not here: the decision (the controller's), and what is done with a permit (`forward`, `tail`, `websocket`).
+//! `reading` is what it reads of a request before. Not here: the decision (the controller's), and what is done with a
+//! permit (`forward`, `tail`, `websocket`).
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use bytes::Bytes;
 use http::request::Parts;
-use http_body_util::BodyExt;
 use hyper::body::{Body, Frame};
 use tokio::time::Instant;
 
+use self::reading::{ask_for_usage, read_facts};
 use crate::Meter;
 use crate::activity::Activity;
 use crate::arriving::Arriving;
 use crate::bottles::{Bottle, Standing};
 use crate::controller::{Controller, Slot};
 use crate::exchange::{Exchange, Facts};
-use crate::facts::MAX_REQUEST_BYTES;
 use crate::form;
-use crate::forward::{BODY_TIMEOUT, Outgoing};
+use crate::forward::Outgoing;
 use crate::identify::Client;
-use crate::include_usage::{self, Hiding};
+use crate::include_usage::Hiding;
 use crate::protocol::{Refusal, Reserve};
 use crate::providers::Metered;
 use crate::refuse::{Reason, Refused};
 use crate::route::Destination;
 use crate::text::printable_within;
 use crate::tokens::Ending;
-use crate::usage::{self, Endpoint, InPath, Shape};
+use crate::usage::{self, Endpoint, Shape};
 
-/// Most of a request's body that is read before the question is asked, bytes.
-const MAX_PREFIX_BYTES: usize = 4 * 1024 * 1024;
-/// The same where a body that is not read whole is refused: as much as is decoded.
-const MAX_WHOLE_BYTES: usize = MAX_REQUEST_BYTES;
-/// A longer body, bytes, and any that is coded, may take a processor for long.
-const MAX_READ_AT_ONCE_BYTES: usize = 256 * 1024;
+mod reading;
+
 /// Growth of the running count that is told at once, tokens.
 const URGENT_GROWTH: u64 = 64;
 /// Most of an endpoint's path that the operator and the ledger are told, characters.
 const MAX_ENDPOINT_CHARS: usize = 256;
-
-const TOO_LONG: &str = "it is too long to tell whether it asks for a stream without its usage";
 
 /// Leave to forward one request.
 pub enum Leave {
@@ -210,25 +203,6 @@ pub async fn admit(
     }
 }
 
-/// Makes a chat request ask for its usage where it does not; whether it did.
-async fn ask_for_usage(client: &Client, request: &mut Parts, body: &mut Outgoing) -> Result<bool, Reason> {
-    if body.is_end_stream() {
-        return Ok(false);
-    }
-    let whole = body.read_whole().ok_or(Reason::Unmeterable(TOO_LONG))?;
-    let is_coded = request.headers.contains_key(CONTENT_ENCODING);
-    let ask = || include_usage::ask(&mut request.headers, whole);
-    let asking = read(&client.bottle, whole.len(), is_coded, ask).await.map_err(Reason::Unmeterable)?;
-    let is_asked = asking.is_some();
-    asking.into_iter().for_each(|asking| body.replace(asking));
-    Ok(is_asked)
-}
-
-/// Reads a body of this length by `work`, in its bottle's turn if that may take long.
-async fn read<T>(bottle: &Bottle, bytes: usize, is_coded: bool, work: impl FnOnce() -> T) -> T {
-    if is_coded || bytes > MAX_READ_AT_ONCE_BYTES { bottle.in_turn(work).await } else { work() }
-}
-
 /// Passes what costs nothing, unless the bottle is cut.
 fn free(client: &Client, destination: &Destination, body: Arriving) -> Result<(Leave, Outgoing), Refused> {
     match client.refusal_when_cut() {
@@ -245,54 +219,6 @@ fn notice_unlisted(meter: &Meter, client: &Client, provider: &Metered, endpoint:
         provider.name
     );
     meter.controller.notice_once(&client.bottle, &what);
-}
-
-/// Reads as much of the body as the estimate needs, and no more.
-async fn read_facts(
-    shape: Shape,
-    in_path: InPath,
-    client: &Client,
-    request: &Parts,
-    mut body: Arriving,
-) -> Result<(Outgoing, Facts), Reason> {
-    let text = |name| request.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let declared = text(CONTENT_LENGTH).parse().ok();
-    let most = match shape {
-        Shape::OpenaiResponses | Shape::OpenaiChat => MAX_WHOLE_BYTES,
-        _ => MAX_PREFIX_BYTES,
-    };
-    // one that is asked to report usage leaves decoded: its length then is not known yet
-    let is_coded = request.headers.contains_key(CONTENT_ENCODING);
-    let leaves_decoded = shape == Shape::OpenaiChat && is_coded;
-    let longest = declared.filter(|_| !leaves_decoded).unwrap_or(u64::MAX);
-    let room = client.bottle.room_for(longest.min(most as u64)).await;
-    let mut prefix = BytesMut::new();
-    let (mut complete, mut trailers) = (body.is_end_stream(), None);
-    while !complete && prefix.len() < most {
-        match next_frame(&mut body).await?.map(Frame::into_data) {
-            Some(Ok(piece)) => prefix.extend_from_slice(&piece),
-            Some(Err(last)) => trailers = last.into_trailers().ok(),
-            None => complete = true,
-        }
-    }
-    let coding = text(CONTENT_ENCODING);
-    let facts = || Facts::of_request(shape, in_path, &prefix, complete, coding, declared);
-    let facts = read(&client.bottle, prefix.len(), is_coded, facts).await;
-    if let Some(why) = facts.unmeterable {
-        return Err(Reason::Unmeterable(why));
-    }
-    let rest = if complete { None } else { Some(body) };
-    Ok((Outgoing::begun(prefix.freeze(), rest, room).with_trailers(trailers), facts))
-}
-
-/// The next part of a body; `None` at its end.
-async fn next_frame(body: &mut Arriving) -> Result<Option<Frame<Bytes>>, Reason> {
-    let frame = tokio::time::timeout(BODY_TIMEOUT, body.frame()).await.map_err(|_| Reason::Slow)?;
-    match frame {
-        None => Ok(None),
-        Some(Ok(frame)) => Ok(Some(frame)),
-        Some(Err(_)) => Err(Reason::BrokenOff),
-    }
 }
 
 /// Asks for leave to open a socket on which requests will come that ask for themselves: its bottle is open, and the

@@ -5,6 +5,7 @@ mod anthropic;
 mod bedrock;
 mod endpoint;
 mod gemini;
+mod in_path;
 mod openai_chat;
 mod openai_responses;
 mod path;
@@ -12,7 +13,8 @@ pub(crate) mod read;
 pub(crate) mod report;
 pub(crate) mod tally;
 
-pub use endpoint::{Endpoint, InPath, endpoint, has_no_output, in_path};
+pub use endpoint::{Endpoint, endpoint};
+pub use in_path::{InPath, has_no_output, in_path};
 use memchr::memmem;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
