@@ -12,6 +12,9 @@ use crate::usage::{InPath, Shape};
 /// Longest decoded request body that is read, in bytes; a longer one is guessed at by its length.
 pub const MAX_REQUEST_BYTES: usize = limit(16 * 1024 * 1024, 4 * 1024);
 
+/// A longer body, bytes, may take a processor for long.
+pub const MAX_READ_AT_ONCE_BYTES: usize = 256 * 1024;
+
 /// What the gate needs to know of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {

@@ -9,7 +9,7 @@ use hyper::body::{Body, Frame};
 
 use crate::arriving::Arriving;
 use crate::bottles::Bottle;
-use crate::facts::{Facts, MAX_REQUEST_BYTES};
+use crate::facts::{Facts, MAX_READ_AT_ONCE_BYTES, MAX_REQUEST_BYTES};
 use crate::forward::{BODY_TIMEOUT, Outgoing};
 use crate::identify::Client;
 use crate::include_usage;
@@ -20,8 +20,6 @@ use crate::usage::{InPath, Shape};
 const MAX_PREFIX_BYTES: usize = 4 * 1024 * 1024;
 /// The same where a body that is not read whole is refused: as much as is decoded.
 const MAX_WHOLE_BYTES: usize = MAX_REQUEST_BYTES;
-/// A longer body, bytes, and any that is coded, may take a processor for long.
-const MAX_READ_AT_ONCE_BYTES: usize = 256 * 1024;
 
 const TOO_LONG: &str = "it is too long to tell whether it asks for a stream without its usage";
 
