@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use crate::arriving::Arriving;
 use crate::bottles::{Bottle, Standing};
 use crate::flights::Flights;
 use crate::framing::{Protocol, http1, http2};
@@ -171,7 +172,8 @@ async fn while_open(bottle: &Bottle, flights: &Flights, connection: impl Future<
 
 /// Tells a peer of no bottle so, whatever it asks, and soon. It keeps its `place` among all until then.
 async fn refuse_all(stream: TcpStream, place: OwnedSemaphorePermit) {
-    let service = service_fn(|_: Request<Incoming>| async {
+    let service = service_fn(|request: Request<Incoming>| async {
+        drop(Arriving::request(request));
         Ok::<_, Infallible>(Refused::by_controller(Refusal::Unattached, None).response())
     });
     let connection =

@@ -17,6 +17,8 @@ use crate::settings::Settings;
 
 /// Most of the request bodies of one bottle that wait at the gate or on their way, KiB.
 const MAX_ROOM_KIB: u32 = 64 * 1024;
+/// Most long request bodies of one bottle that are read at a time: each keeps a processor busy.
+const MAX_READING: usize = 2;
 /// Most things of one bottle that are noticed in [`NOTICED_FOR`].
 const MAX_NOTICED: usize = 256;
 /// What was noticed is noticed again after this long.
@@ -46,6 +48,7 @@ pub struct Bottle {
     /// One permit a connection.
     pub connections: Arc<Semaphore>,
     room: Arc<Semaphore>,
+    reading: Semaphore,
     standing: watch::Sender<Standing>,
     noticed: Mutex<HashMap<String, Instant>>,
 }
@@ -59,6 +62,7 @@ impl Bottle {
             lookups,
             connections: Arc::new(Semaphore::new(most_connections)),
             room: Arc::new(Semaphore::new(MAX_ROOM_KIB as usize)),
+            reading: Semaphore::new(MAX_READING),
             standing: watch::Sender::new(Standing::Open),
             noticed: Mutex::default(),
         }
@@ -81,6 +85,13 @@ impl Bottle {
     pub async fn room_for(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
         let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(MAX_ROOM_KIB).min(MAX_ROOM_KIB);
         Arc::clone(&self.room).acquire_many_owned(kib).await.ok()
+    }
+
+    /// Does what keeps a processor busy when it is this bottle's turn, where no other task waits for it.
+    pub async fn in_turn<T>(&self, work: impl FnOnce() -> T) -> T {
+        // fails only if the count were closed, which nobody does
+        let _turn = self.reading.acquire().await;
+        tokio::task::block_in_place(work)
     }
 
     /// Whether `what` is noticed for the first time in a while; nothing is, past the bound.

@@ -1,6 +1,6 @@
 //! Guesses at token counts from bytes, for what a provider has not (yet) reported.
 //!
-//! Three guesses with three aims: the running count of output errs low, so that no agent is cut early by a
+//! Three guesses with three aims, beside the one of what is not shown (`exchange`): the running count of output errs low, so that no agent is cut early by a
 //! guess; the charge for output whose figures never came errs high, so that breaking off is never cheaper; the
 //! input estimate is what real text comes to. None is a tokenizer.
 use memchr::{memchr, memchr2};
@@ -80,6 +80,15 @@ impl Text {
         Self {
             ascii_bytes: self.ascii_bytes.saturating_add(other.ascii_bytes),
             other_bytes: self.other_bytes.saturating_add(other.other_bytes),
+        }
+    }
+
+    /// What there is of it beyond `earlier`.
+    #[must_use]
+    pub fn beyond(self, earlier: Self) -> Self {
+        Self {
+            ascii_bytes: self.ascii_bytes.saturating_sub(earlier.ascii_bytes),
+            other_bytes: self.other_bytes.saturating_sub(earlier.other_bytes),
         }
     }
 

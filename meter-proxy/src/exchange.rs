@@ -2,7 +2,10 @@
 //!
 //! It sees a copy of what passes and changes nothing. Not here: connections, time, the socket to the
 //! controller; the caller delivers, holds back and settles as it is told.
+use std::time::Duration;
+
 use self::document::Document;
+use self::quiet::Quiet;
 use crate::decode::Decoder;
 use crate::estimate::Text;
 use crate::event_stream::Frames;
@@ -14,6 +17,7 @@ use crate::usage::tally::Tally;
 use crate::usage::{self, Named, Shape};
 
 mod document;
+mod quiet;
 
 pub use crate::facts::Facts;
 
@@ -78,6 +82,7 @@ pub struct Exchange {
     /// An event was too long to be read.
     hidden_event: bool,
     tally: Tally,
+    quiet: Quiet,
     terminal_told: bool,
 }
 
@@ -95,6 +100,7 @@ impl Exchange {
             undecoded_bytes: 0,
             hidden_event: false,
             tally: Tally::default(),
+            quiet: Quiet::default(),
             terminal_told: false,
         }
     }
@@ -147,6 +153,11 @@ impl Exchange {
         has_begun || self.tally.finished
     }
 
+    /// Takes the time: so long since the request left. Before what comes then.
+    pub fn at(&mut self, since_it_left: Duration) {
+        self.quiet.at(since_it_left);
+    }
+
     /// Takes bytes of the answer as they pass, still encoded.
     pub fn feed(&mut self, bytes: &[u8]) -> Step {
         self.step(|exchange| exchange.read(bytes))
@@ -160,8 +171,13 @@ impl Exchange {
     }
 
     fn step(&mut self, read: impl FnOnce(&mut Self)) -> Step {
-        let before = self.tokens();
+        let (before, reported, text) = (self.tokens(), self.tally.report.tokens().output, self.tally.text);
         read(self);
+        if self.tally.report.tokens().output > reported {
+            self.quiet.is_covered();
+        } else if self.tally.text != text {
+            self.quiet.ends();
+        }
         let terminal =
             self.tally.terminal && !std::mem::replace(&mut self.terminal_told, self.tally.terminal);
         Step { changed: self.tokens() != before, hold: self.tally.hold, terminal }
@@ -254,7 +270,10 @@ impl Exchange {
             }
             _ => {}
         }
-        let ends_unsaid = self.shape.reader().is_some_and(|reader| reader.ends_unsaid(&self.tally));
+        let ends_unsaid = match self.shape.reader() {
+            Some(reader) => reader.ends_unsaid(&self.tally),
+            None => self.tally.whole,
+        };
         self.tally.terminal |= ending == Ending::Completed && ends_unsaid;
     }
 
@@ -268,7 +287,7 @@ impl Exchange {
             return (reported, Provenance::Reported, Ending::UpstreamError);
         }
         // nothing of it looked like an inference
-        if self.shape == Shape::Any && self.tally.text == Text::default() {
+        if self.shape == Shape::Any && self.tally.text == Text::default() && !self.tally.report.is_known() {
             return (Tokens::default(), Provenance::Reported, ending);
         }
         if self.is_settled_by_report() {
@@ -299,8 +318,9 @@ impl Exchange {
         ending == Ending::Completed && self.is_stream() && !ended_well && !unread
     }
 
-    /// The safe side: what the provider stated, and for the rest the estimates. An answer that is not streamed is
-    /// charged its whole reservation, or its length if that is more.
+    /// The safe side: what the provider stated, and for the rest the estimates: what was shown, and what may have been
+    /// generated while nothing was. An answer that is not streamed is charged at least its whole reservation, and
+    /// its length if that is more.
     fn guess(&self) -> (Tokens, Provenance) {
         let stated = self.tally.report.tokens();
         let known = stated.total() > 0;
@@ -308,13 +328,24 @@ impl Exchange {
         if tokens.input + tokens.cache_read + tokens.cache_write == 0 {
             tokens.input = self.facts.charged_input();
         }
-        let shown = self.shown().plus(Text::of_length(self.undecoded_bytes)).charged_tokens();
-        if self.is_stream() {
-            tokens.output = stated.output.max(shown);
+        let seen = self.shown().plus(Text::of_length(self.undecoded_bytes));
+        let shown = seen.charged_tokens();
+        if self.facts.has_no_output {
+            tokens.output = stated.output;
+        } else if self.is_stream() {
+            let stated_and_since = stated.output + seen.beyond(self.tally.covered).charged_tokens();
+            tokens.output = self.with_hidden(stated_and_since.max(shown));
         } else if !known || !self.tally.report.has_output() {
-            tokens.output = stated.output.max(self.facts.output_allowance).max(shown);
+            let silent = self.facts.output_allowance.max(self.with_hidden(0));
+            tokens.output = stated.output.max(silent).max(shown);
         }
         (tokens, if known { Provenance::Partial } else { Provenance::Estimated })
+    }
+
+    /// This much output and what may be hidden beside it, which is no more than the request allows.
+    fn with_hidden(&self, output: u64) -> u64 {
+        let most = self.facts.output_limit.unwrap_or(u64::MAX);
+        output.saturating_add(self.quiet.hidden_tokens()).min(most).max(output)
     }
 
     /// Output that was seen: the text of a stream, all of a document.

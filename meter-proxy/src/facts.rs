@@ -6,11 +6,14 @@ use serde::Deserialize;
 use crate::decode::Decoder;
 use crate::estimate;
 use crate::limits::limit;
-use crate::usage::read::{Raw, count, model_name, nested, object};
+use crate::usage::read::{Raw, count, has_key_in_another_case, model_name, nested, object};
 use crate::usage::{InPath, Shape};
 
 /// Longest decoded request body that is read, in bytes; a longer one is guessed at by its length.
 pub const MAX_REQUEST_BYTES: usize = limit(16 * 1024 * 1024, 4 * 1024);
+
+/// A longer body, bytes, may take a processor for long.
+pub const MAX_READ_AT_ONCE_BYTES: usize = 256 * 1024;
 
 /// What the gate needs to know of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,6 +26,10 @@ pub struct Facts {
     pub input_estimate: u64,
     /// Output that is reserved beforehand, tokens; 0 for streams, whose output is counted as it flows.
     pub output_allowance: u64,
+    /// The most output that the request allows, tokens; `None` when it does not say.
+    pub output_limit: Option<u64>,
+    /// Nothing is generated.
+    pub has_no_output: bool,
     /// Whether the provider adds input that it keeps: a conversation of which the request is the last turn.
     pub has_stored_input: bool,
     /// Why the answer may not report what it costs, in words; such a request is not forwarded.
@@ -30,6 +37,19 @@ pub struct Facts {
 }
 
 const BACKGROUND: &str = "a background response reports its usage later, where no budget can stop it";
+const ANOTHER_CASE: &str = "a key of it is another one to servers that take no notice of case";
+/// What is judged of a request in one of OpenAI's forms, which servers in Go speak too.
+const JUDGED: [&str; 9] = [
+    "model",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "n",
+    "background",
+    "previous_response_id",
+];
 const UNREAD: &str = "its body cannot be read whole, so it may ask for a background response";
 
 #[derive(Deserialize)]
@@ -45,15 +65,17 @@ struct Request<'a> {
     #[serde(borrow)]
     max_output_tokens: Raw<'a>,
     #[serde(borrow)]
+    n: Raw<'a>,
+    #[serde(borrow)]
     background: Raw<'a>,
     #[serde(borrow)]
     previous_response_id: Raw<'a>,
     #[serde(borrow)]
     conversation: Raw<'a>,
-    #[serde(borrow, rename = "cachedContent")]
+    #[serde(borrow, rename = "cachedContent", alias = "cached_content")]
     cached_content: Raw<'a>,
     /// Gemini's limits.
-    #[serde(borrow, rename = "generationConfig")]
+    #[serde(borrow, rename = "generationConfig", alias = "generation_config")]
     generation_config: Raw<'a>,
     /// Converse's limits.
     #[serde(borrow, rename = "inferenceConfig")]
@@ -66,10 +88,12 @@ struct Request<'a> {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Limits<'a> {
-    #[serde(borrow)]
+    #[serde(borrow, alias = "max_output_tokens")]
     max_output_tokens: Raw<'a>,
     #[serde(borrow)]
     max_tokens: Raw<'a>,
+    #[serde(borrow, alias = "candidate_count")]
+    candidate_count: Raw<'a>,
 }
 
 impl Facts {
@@ -93,6 +117,12 @@ impl Facts {
         Self { input_estimate, ..Self::default() }
     }
 
+    /// The same of a request for which nothing is generated.
+    #[must_use]
+    pub fn without_output(self) -> Self {
+        Self { output_allowance: 0, has_no_output: true, ..self }
+    }
+
     /// Reads a request. `in_path` is what its path says; `body` what was kept of it, still encoded; `complete` says
     /// that it is all of it; `content_length`, in bytes, is what its head declared.
     #[must_use]
@@ -111,13 +141,16 @@ impl Facts {
             return Self::unread(shape, in_path, content_length.unwrap_or(body.len() as u64));
         };
         let streamed = in_path.streamed || request.stream.is_some_and(|stream| stream.get() == "true");
+        let output_limit = request.output_limit(shape);
         Self {
             model: in_path.model.or_else(|| model_name(request.model)),
             streamed,
             input_estimate: estimate::input_tokens(decoded),
-            output_allowance: allowance(streamed, request.output_limit()),
+            output_allowance: allowance(streamed, output_limit),
+            output_limit,
+            has_no_output: false,
             has_stored_input: request.continues(shape),
-            unmeterable: (shape == Shape::OpenaiResponses && request.is_background()).then_some(BACKGROUND),
+            unmeterable: unmeterable(shape, &request, decoded),
         }
     }
 
@@ -140,18 +173,28 @@ impl Request<'_> {
         nested(self.request)
     }
 
-    /// The most tokens of output that the request asks for, when it says so: which of the names the provider
-    /// heeds is not known.
-    fn output_limit(&self) -> Option<u64> {
-        self.own_limit().max(self.inner().and_then(|inner| inner.own_limit()))
+    /// The most tokens of output that the request allows, of all its answers together, when it says so in a way that
+    /// providers of this shape heed.
+    fn output_limit(&self, shape: Shape) -> Option<u64> {
+        self.own_limit(shape).max(self.inner().and_then(|inner| inner.own_limit(shape)))
     }
 
-    fn own_limit(&self) -> Option<u64> {
-        let configs =
-            [self.generation_config, self.inference_config].into_iter().filter_map(nested::<Limits<'_>>);
-        let theirs = configs.flat_map(|limits| [limits.max_output_tokens, limits.max_tokens]);
-        let own = [self.max_output_tokens, self.max_completion_tokens, self.max_tokens].into_iter();
-        own.chain(theirs).flatten().filter_map(|limit| count(limit).ok()).max()
+    fn own_limit(&self, shape: Shape) -> Option<u64> {
+        let stated = |field: Raw<'_>| field.and_then(|limit| count(limit).ok());
+        let config = match shape {
+            Shape::Gemini => nested::<Limits<'_>>(self.generation_config),
+            Shape::Bedrock => nested::<Limits<'_>>(self.inference_config),
+            _ => None,
+        };
+        let limits = match (shape, &config) {
+            (Shape::OpenaiChat, _) => [self.max_completion_tokens, self.max_tokens],
+            (Shape::OpenaiResponses, _) => [self.max_output_tokens, None],
+            (Shape::Gemini, config) => [config.as_ref().and_then(|config| config.max_output_tokens), None],
+            (_, config) => [self.max_tokens, config.as_ref().and_then(|config| config.max_tokens)],
+        };
+        let answers = stated(self.n).max(config.and_then(|config| stated(config.candidate_count)));
+        let limit = limits.into_iter().filter_map(stated).max()?;
+        Some(limit.saturating_mul(answers.unwrap_or(1).max(1)))
     }
 
     /// Whether the provider adds input that it keeps: earlier turns, or a cache that is named.
@@ -169,6 +212,18 @@ impl Request<'_> {
     /// Whether the answer is made after the connection has ended. Anything but `false` may mean so.
     fn is_background(&self) -> bool {
         self.background.is_some_and(|background| background.get() != "false")
+    }
+}
+
+/// Why the answer to a request that could be read may not report what it costs.
+fn unmeterable(shape: Shape, request: &Request<'_>, decoded: &[u8]) -> Option<&'static str> {
+    let is_openai = matches!(shape, Shape::OpenaiChat | Shape::OpenaiResponses);
+    if shape == Shape::OpenaiResponses && request.is_background() {
+        Some(BACKGROUND)
+    } else if is_openai && has_key_in_another_case(decoded, &JUDGED) {
+        Some(ANOTHER_CASE)
+    } else {
+        None
     }
 }
 
@@ -227,10 +282,12 @@ mod tests {
     fn output_limits_by_every_name_are_bounded() {
         let table = [
             (r#"{"max_tokens":100}"#, 100),
-            (r#"{"max_output_tokens":200}"#, 200),
             (r#"{"max_completion_tokens":300,"max_tokens":9}"#, 300),
             (r#"{"max_output_tokens":9,"max_completion_tokens":8,"max_tokens":300}"#, 300),
-            (r#"{"max_output_tokens":"9","max_tokens":300}"#, 300),
+            (r#"{"max_completion_tokens":"9","max_tokens":300}"#, 300),
+            (r#"{"max_tokens":100,"n":3}"#, 300),
+            (r#"{"max_tokens":100,"n":0}"#, 100),
+            (r#"{"max_output_tokens":9}"#, 1_024),
             (r#"{"max_tokens":64000}"#, 4_096),
             (r#"{"max_tokens":null}"#, 1_024),
             (r#"{"max_tokens":-1}"#, 1_024),
@@ -253,7 +310,9 @@ mod tests {
         };
         for (shape, body) in [
             (Shape::Gemini, r#"{"generationConfig":{"maxOutputTokens":300}}"#),
+            (Shape::Gemini, r#"{"generation_config":{"max_output_tokens":100,"candidate_count":3}}"#),
             (Shape::Gemini, r#"{"model":"x","request":{"generationConfig":{"maxOutputTokens":300}}}"#),
+            (Shape::OpenaiResponses, r#"{"max_output_tokens":300,"max_tokens":9}"#),
             (Shape::Bedrock, r#"{"inferenceConfig":{"maxTokens":300}}"#),
             (Shape::Bedrock, r#"{"anthropic_version":"x","max_tokens":300}"#),
         ] {
@@ -264,7 +323,11 @@ mod tests {
             assert_eq!((facts.output_allowance, facts.streamed), (0, true), "{body}");
             assert!(!facts.has_stored_input);
         }
-        for body in [r#"{"cachedContent":"c/1"}"#, r#"{"request":{"cachedContent":"c/1"}}"#] {
+        for body in [
+            r#"{"cachedContent":"c/1"}"#,
+            r#"{"cached_content":"c/1"}"#,
+            r#"{"request":{"cachedContent":"c/1"}}"#,
+        ] {
             assert!(read(Shape::Gemini, &streamed, body).has_stored_input, "{body}");
         }
         assert!(read(Shape::Bedrock, &streamed, "not json").streamed, "the path said so");
@@ -289,6 +352,18 @@ mod tests {
             assert_eq!(ask(body, true), Some(UNREAD), "{body}");
         }
         assert_eq!(read(br#"{"background":true}"#).unmeterable, None, "no other dialect has them");
+    }
+
+    #[test]
+    fn what_servers_in_go_read_otherwise_is_not_metered() {
+        let ask = |shape, body: &str| {
+            Facts::of_request(shape, InPath::default(), body.as_bytes(), true, "", None).unmeterable
+        };
+        for body in [r#"{"Stream":true}"#, r#"{"stream":false,"STREAM":true}"#, r#"{"Background":true}"#] {
+            assert_eq!(ask(Shape::OpenaiChat, body), Some(ANOTHER_CASE), "{body}");
+            assert_eq!(ask(Shape::OpenaiResponses, body), Some(ANOTHER_CASE), "{body}");
+            assert_eq!(ask(Shape::AnthropicMessages, body), None, "{body}");
+        }
     }
 
     #[test]

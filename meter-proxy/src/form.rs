@@ -13,6 +13,12 @@ use crate::usage::Endpoint;
 /// Types of content whose answers are not read.
 const UNREAD: [&[u8]; 2] = [b"grpc", b"protobuf"];
 
+/// By which some servers take another method than that of the request.
+const METHOD_OVERRIDES: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
+
+/// Google's "system parameters" that stand for a method and headers other than those of the request.
+const STANDING_FOR_THE_HEAD: [&str; 2] = ["httpMethod", "httpHeaders"];
+
 /// Google's "system parameters" that change nothing of what an answer reports; written with a `$` before them or without.
 const HARMLESS: [&str; 9] = [
     "key",
@@ -35,7 +41,8 @@ const FORMS: [&str; 4] = ["json", "sse", "json;enum-encoding=int", "json%3Benum-
 /// # Errors
 /// When what it costs might not be read in the answer.
 pub fn check(dialect: Dialect, endpoint: Endpoint, request: &Parts) -> Result<(), Reason> {
-    if request.headers.contains_key("x-http-method-override") {
+    let is_overridden = METHOD_OVERRIDES.iter().any(|name| request.headers.contains_key(*name));
+    if is_overridden || dialect == Dialect::Gemini && may_stand_for_the_head(request.uri.query()) {
         return Err(Reason::Malformed("the method can be read in more than one way"));
     }
     let is_unread = |value: &HeaderValue| {
@@ -54,18 +61,33 @@ pub fn check(dialect: Dialect, endpoint: Endpoint, request: &Parts) -> Result<()
     Ok(())
 }
 
+/// The parameters of a query: name and value, as they are written.
+fn parameters(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
+    let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+/// The name of a system parameter without the sign that may stand before it.
+fn without_sign(name: &str) -> &str {
+    name.strip_prefix('$').or(name.strip_prefix("%24")).unwrap_or(name)
+}
+
+/// Whether a parameter may change what Google takes for the method or the headers: it does, or its name is encoded,
+/// which no client needs.
+fn may_stand_for_the_head(query: Option<&str>) -> bool {
+    parameters(query).map(|(name, _)| without_sign(name)).any(|name| {
+        name.contains('%') || STANDING_FOR_THE_HEAD.iter().any(|other| name.eq_ignore_ascii_case(other))
+    })
+}
+
 /// Whether a request to Google asks for an answer in JSON, with its usage in it: not for a part of it, by what they call
 /// a field mask.
 fn asks_for_usage(query: Option<&str>, headers: &HeaderMap) -> bool {
-    let mut pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
-    let is_harmless = |pair: &str| {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        match name.strip_prefix('$').or(name.strip_prefix("%24")).unwrap_or(name) {
-            "alt" => FORMS.contains(&value),
-            name => HARMLESS.contains(&name),
-        }
+    let is_harmless = |(name, value)| match without_sign(name) {
+        "alt" => FORMS.contains(&value),
+        name => HARMLESS.contains(&name),
     };
-    !headers.contains_key("x-goog-fieldmask") && pairs.all(is_harmless)
+    !headers.contains_key("x-goog-fieldmask") && parameters(query).all(is_harmless)
 }
 
 #[cfg(test)]

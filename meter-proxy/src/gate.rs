@@ -1,43 +1,40 @@
 //! The gate: no request that may cost leaves without a permit, and a permit always ends in a settlement.
 //!
-//! Not here: the decision (the controller's), and what is done with a permit (`forward`, `tail`, `websocket`).
+//! `reading` is what it reads of a request before. Not here: the decision (the controller's), and what is done with a
+//! permit (`forward`, `tail`, `websocket`).
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use bytes::Bytes;
 use http::request::Parts;
-use http_body_util::BodyExt;
 use hyper::body::{Body, Frame};
+use tokio::time::Instant;
 
+use self::reading::{ask_for_usage, read_facts};
 use crate::Meter;
 use crate::activity::Activity;
 use crate::arriving::Arriving;
 use crate::bottles::{Bottle, Standing};
 use crate::controller::{Controller, Slot};
 use crate::exchange::{Exchange, Facts};
-use crate::facts::MAX_REQUEST_BYTES;
 use crate::form;
-use crate::forward::{BODY_TIMEOUT, Outgoing};
+use crate::forward::Outgoing;
 use crate::identify::Client;
-use crate::include_usage::{self, Hiding};
+use crate::include_usage::Hiding;
 use crate::protocol::{Refusal, Reserve};
 use crate::providers::Metered;
 use crate::refuse::{Reason, Refused};
 use crate::route::Destination;
 use crate::text::printable_within;
 use crate::tokens::Ending;
-use crate::usage::{self, Endpoint, InPath, Shape};
+use crate::usage::{self, Endpoint, Shape};
 
-/// Most of a request's body that is read before the question is asked, bytes.
-const MAX_PREFIX_BYTES: usize = 4 * 1024 * 1024;
-/// The same where a body that is not read whole is refused: as much as is decoded.
-const MAX_WHOLE_BYTES: usize = MAX_REQUEST_BYTES;
+mod reading;
+
 /// Growth of the running count that is told at once, tokens.
 const URGENT_GROWTH: u64 = 64;
 /// Most of an endpoint's path that the operator and the ledger are told, characters.
 const MAX_ENDPOINT_CHARS: usize = 256;
-
-const TOO_LONG: &str = "it is too long to tell whether it asks for a stream without its usage";
 
 /// Leave to forward one request.
 pub enum Leave {
@@ -62,6 +59,8 @@ pub struct Permit {
     pub controller: Arc<Controller>,
     /// Status of the provider's answer, once there is one.
     pub status: Option<u16>,
+    /// When the request set out.
+    left_at: Option<Instant>,
     /// The request's way out, once it has begun: whether anything may have left.
     pub way_out: Option<Activity>,
     /// The provider that was asked for the usage of a chat stream in the client's place.
@@ -79,6 +78,17 @@ impl Permit {
     #[must_use]
     pub fn may_have_left(&self) -> bool {
         self.way_out.as_ref().is_some_and(Activity::has_begun)
+    }
+
+    /// The request sets out, unless it has.
+    pub fn sets_out(&mut self) {
+        self.left_at.get_or_insert_with(Instant::now);
+    }
+
+    /// What is seen of the exchange, now.
+    pub fn seen_now(&mut self) -> &mut Exchange {
+        self.exchange.at(self.left_at.map_or(Duration::ZERO, |left| left.elapsed()));
+        &mut self.exchange
     }
 
     /// Tells the controller the running count.
@@ -180,27 +190,17 @@ pub async fn admit(
             let in_path = usage::in_path(shape, &destination.endpoint);
             let (mut outgoing, facts) =
                 read_facts(shape, in_path, client, request, body).await.map_err(shaped)?;
+            let facts =
+                if usage::has_no_output(&destination.endpoint) { facts.without_output() } else { facts };
             let is_asked = shape == Shape::OpenaiChat
                 && provider.include_usage
-                && ask_for_usage(request, &mut outgoing).map_err(shaped)?;
+                && ask_for_usage(client, request, &mut outgoing).await.map_err(shaped)?;
             let ask = Question { shape, facts, provider, endpoint: &destination.endpoint };
             let mut permit = ask.permit(meter, client).await.map_err(shaped)?;
             permit.asked_for_usage = is_asked.then(|| Arc::clone(provider));
             Ok((Leave::Metered(permit), outgoing))
         }
     }
-}
-
-/// Makes a chat request ask for its usage where it does not; whether it did.
-fn ask_for_usage(request: &mut Parts, body: &mut Outgoing) -> Result<bool, Reason> {
-    if body.is_end_stream() {
-        return Ok(false);
-    }
-    let whole = body.read_whole().ok_or(Reason::Unmeterable(TOO_LONG))?;
-    let asking = include_usage::ask(&mut request.headers, whole).map_err(Reason::Unmeterable)?;
-    let is_asked = asking.is_some();
-    asking.into_iter().for_each(|asking| body.replace(asking));
-    Ok(is_asked)
 }
 
 /// Passes what costs nothing, unless the bottle is cut.
@@ -214,53 +214,11 @@ fn free(client: &Client, destination: &Destination, body: Arriving) -> Result<(L
 /// Tells the operator of an endpoint that is in no table, once for each bottle.
 fn notice_unlisted(meter: &Meter, client: &Client, provider: &Metered, endpoint: &str) {
     let endpoint = printable_within(endpoint, MAX_ENDPOINT_CHARS);
-    let what = format!("unlisted endpoint of {}: {endpoint}", provider.name);
+    let what = format!(
+        "unlisted endpoint of {}: {endpoint}; it passes, and costs what its answer says, which may be nothing",
+        provider.name
+    );
     meter.controller.notice_once(&client.bottle, &what);
-}
-
-/// Reads as much of the body as the estimate needs, and no more.
-async fn read_facts(
-    shape: Shape,
-    in_path: InPath,
-    client: &Client,
-    request: &Parts,
-    mut body: Arriving,
-) -> Result<(Outgoing, Facts), Reason> {
-    let text = |name| request.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let declared = text(CONTENT_LENGTH).parse().ok();
-    let most = match shape {
-        Shape::OpenaiResponses | Shape::OpenaiChat => MAX_WHOLE_BYTES,
-        _ => MAX_PREFIX_BYTES,
-    };
-    // one that is asked to report usage leaves decoded: its length then is not known yet
-    let leaves_decoded = shape == Shape::OpenaiChat && request.headers.contains_key(CONTENT_ENCODING);
-    let longest = declared.filter(|_| !leaves_decoded).unwrap_or(u64::MAX);
-    let room = client.bottle.room_for(longest.min(most as u64)).await;
-    let mut prefix = BytesMut::new();
-    let (mut complete, mut trailers) = (body.is_end_stream(), None);
-    while !complete && prefix.len() < most {
-        match next_frame(&mut body).await?.map(Frame::into_data) {
-            Some(Ok(piece)) => prefix.extend_from_slice(&piece),
-            Some(Err(last)) => trailers = last.into_trailers().ok(),
-            None => complete = true,
-        }
-    }
-    let facts = Facts::of_request(shape, in_path, &prefix, complete, text(CONTENT_ENCODING), declared);
-    if let Some(why) = facts.unmeterable {
-        return Err(Reason::Unmeterable(why));
-    }
-    let rest = if complete { None } else { Some(body) };
-    Ok((Outgoing::begun(prefix.freeze(), rest, room).with_trailers(trailers), facts))
-}
-
-/// The next part of a body; `None` at its end.
-async fn next_frame(body: &mut Arriving) -> Result<Option<Frame<Bytes>>, Reason> {
-    let frame = tokio::time::timeout(BODY_TIMEOUT, body.frame()).await.map_err(|_| Reason::Slow)?;
-    match frame {
-        None => Ok(None),
-        Some(Ok(frame)) => Ok(Some(frame)),
-        Some(Err(_)) => Err(Reason::BrokenOff),
-    }
 }
 
 /// Asks for leave to open a socket on which requests will come that ask for themselves: its bottle is open, and the
@@ -324,6 +282,7 @@ impl Question<'_> {
             bottle: Arc::clone(&client.bottle),
             controller: Arc::clone(&meter.controller),
             status: None,
+            left_at: None,
             way_out: None,
             asked_for_usage: None,
             hiding: None,

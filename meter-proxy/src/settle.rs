@@ -23,7 +23,7 @@ pub fn end(permit: &mut Permit, ending: Ending) {
 /// The settlement and the place to send it from, the first time.
 fn take(permit: &mut Permit, ending: Ending) -> Option<(Slot, Settle)> {
     let slot = permit.take_slot()?;
-    let figures = permit.exchange.end(ending);
+    let figures = permit.seen_now().end(ending);
     if let Some(alarm) = &figures.alarm {
         permit.controller.notice(Some(permit.bottle.id), &format!("exchange {}: {alarm}", permit.number));
     }

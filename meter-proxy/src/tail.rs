@@ -268,7 +268,7 @@ impl Tail {
         let Phase::Streaming(permit) = &mut self.phase else { return Ok(Some(frame)) };
         let mut terminal = false;
         if let Some(bytes) = frame.data_ref() {
-            let step = permit.exchange.feed(bytes);
+            let step = permit.seen_now().feed(bytes);
             self.holding = step.hold;
             terminal = step.terminal;
             if step.changed && self.midstream && !terminal {
@@ -432,7 +432,7 @@ async fn read_on(mut permit: Box<Permit>, mut upstream: Arriving) {
     let rest = async {
         while let Some(frame) = upstream.frame().await {
             let Ok(frame) = frame else { return false };
-            let step = frame.data_ref().map(|bytes| permit.exchange.feed(bytes)).unwrap_or_default();
+            let step = frame.data_ref().map(|bytes| permit.seen_now().feed(bytes)).unwrap_or_default();
             if step.terminal {
                 return true;
             }

@@ -8,6 +8,10 @@ use std::io::{self, Write};
 pub enum Encoding {
     /// `gzip`
     Gzip,
+    /// `gzip`, every piece a member of its own
+    GzipMembers,
+    /// `deflate`, with zlib's header
+    Deflate,
     /// `br`
     Brotli,
     /// `zstd`
@@ -15,11 +19,13 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// By its name in `Content-Encoding`.
+    /// By its name in `Content-Encoding`; `gzip-members` is a name of the tests' own.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         match name.trim() {
             "gzip" => Some(Self::Gzip),
+            "gzip-members" => Some(Self::GzipMembers),
+            "deflate" => Some(Self::Deflate),
             "br" => Some(Self::Brotli),
             "zstd" => Some(Self::Zstd),
             _ => None,
@@ -30,7 +36,8 @@ impl Encoding {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::Gzip => "gzip",
+            Self::Gzip | Self::GzipMembers => "gzip",
+            Self::Deflate => "deflate",
             Self::Brotli => "br",
             Self::Zstd => "zstd",
         }
@@ -55,6 +62,10 @@ pub enum Encoder {
     Identity,
     /// `gzip`
     Gzip(flate2::write::GzEncoder<Vec<u8>>),
+    /// `gzip`, a member a piece
+    GzipMembers,
+    /// `deflate`
+    Deflate(flate2::write::ZlibEncoder<Vec<u8>>),
     /// `br`
     Brotli(Box<brotli::CompressorWriter<Vec<u8>>>),
     /// `zstd`
@@ -69,6 +80,10 @@ impl Encoder {
             None => Self::Identity,
             Some(Encoding::Gzip) => {
                 Self::Gzip(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()))
+            }
+            Some(Encoding::GzipMembers) => Self::GzipMembers,
+            Some(Encoding::Deflate) => {
+                Self::Deflate(flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast()))
             }
             Some(Encoding::Brotli) => {
                 Self::Brotli(Box::new(brotli::CompressorWriter::new(Vec::new(), 4096, 4, 20)))
@@ -86,13 +101,20 @@ impl Encoder {
     pub fn piece(&mut self, plain: &[u8]) -> io::Result<Vec<u8>> {
         match self {
             Self::Identity => return Ok(plain.to_vec()),
+            Self::GzipMembers => {
+                let mut member = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                member.write_all(plain)?;
+                return member.finish();
+            }
             Self::Gzip(coder) => write_flushed(coder, plain)?,
+            Self::Deflate(coder) => write_flushed(coder, plain)?,
             Self::Brotli(coder) => write_flushed(coder.as_mut(), plain)?,
             Self::Zstd(coder) => write_flushed(coder, plain)?,
         }
         Ok(match self {
-            Self::Identity => Vec::new(),
+            Self::Identity | Self::GzipMembers => Vec::new(),
             Self::Gzip(coder) => std::mem::take(coder.get_mut()),
+            Self::Deflate(coder) => std::mem::take(coder.get_mut()),
             Self::Brotli(coder) => std::mem::take(coder.get_mut()),
             Self::Zstd(coder) => std::mem::take(coder.get_mut()),
         })
@@ -104,8 +126,9 @@ impl Encoder {
     /// Those of the coder.
     pub fn finish(self) -> io::Result<Vec<u8>> {
         match self {
-            Self::Identity => Ok(Vec::new()),
+            Self::Identity | Self::GzipMembers => Ok(Vec::new()),
             Self::Gzip(coder) => coder.finish(),
+            Self::Deflate(coder) => coder.finish(),
             Self::Brotli(coder) => Ok(coder.into_inner()),
             Self::Zstd(coder) => coder.finish(),
         }
@@ -122,7 +145,9 @@ pub enum Decoder {
     /// Passes bytes on.
     Identity,
     /// `gzip`
-    Gzip(Box<flate2::write::GzDecoder<Vec<u8>>>),
+    Gzip(Box<flate2::write::MultiGzDecoder<Vec<u8>>>),
+    /// `deflate`
+    Deflate(Box<flate2::write::ZlibDecoder<Vec<u8>>>),
     /// `br`
     Brotli(Box<brotli::DecompressorWriter<Vec<u8>>>),
     /// `zstd`
@@ -135,7 +160,10 @@ impl Decoder {
     pub fn new(encoding: Option<Encoding>) -> Self {
         match encoding {
             None => Self::Identity,
-            Some(Encoding::Gzip) => Self::Gzip(Box::new(flate2::write::GzDecoder::new(Vec::new()))),
+            Some(Encoding::Gzip | Encoding::GzipMembers) => {
+                Self::Gzip(Box::new(flate2::write::MultiGzDecoder::new(Vec::new())))
+            }
+            Some(Encoding::Deflate) => Self::Deflate(Box::new(flate2::write::ZlibDecoder::new(Vec::new()))),
             Some(Encoding::Brotli) => {
                 Self::Brotli(Box::new(brotli::DecompressorWriter::new(Vec::new(), 4096)))
             }
@@ -153,12 +181,14 @@ impl Decoder {
         match self {
             Self::Identity => return Ok(coded.to_vec()),
             Self::Gzip(coder) => write_flushed(coder.as_mut(), coded)?,
+            Self::Deflate(coder) => write_flushed(coder.as_mut(), coded)?,
             Self::Brotli(coder) => write_flushed(coder.as_mut(), coded)?,
             Self::Zstd(coder) => write_flushed(coder.as_mut(), coded)?,
         }
         Ok(match self {
             Self::Identity => Vec::new(),
             Self::Gzip(coder) => std::mem::take(coder.get_mut()),
+            Self::Deflate(coder) => std::mem::take(coder.get_mut()),
             Self::Brotli(coder) => std::mem::take(coder.get_mut()),
             Self::Zstd(coder) => std::mem::take(coder.get_mut()),
         })
@@ -171,7 +201,9 @@ mod tests {
 
     #[test]
     fn each_piece_can_be_read_when_it_arrives() {
-        for encoding in [None, Some(Encoding::Gzip), Some(Encoding::Brotli), Some(Encoding::Zstd)] {
+        use Encoding::{Brotli, Deflate, Gzip, GzipMembers, Zstd};
+        let codings = [Gzip, GzipMembers, Deflate, Brotli, Zstd].map(Some);
+        for encoding in codings.into_iter().chain([None]) {
             let (mut encoder, mut decoder) = (Encoder::new(encoding), Decoder::new(encoding));
             for text in ["one\n", "two\n", "three\n"] {
                 let coded = encoder.piece(text.as_bytes()).unwrap();

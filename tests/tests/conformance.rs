@@ -6,7 +6,7 @@ use serde_json::Value;
 use support::agent::{Answer, Ended};
 use support::books::{assert_settled, assert_untouched, charged};
 use support::clock::wait_until;
-use support::provider::{Billed, Record, Reply};
+use support::provider::{Billed, Record, Reply, Script};
 use support::stage::{Bottle, Stage};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -22,7 +22,7 @@ const fn endpoint(name: &'static str, options: &'static [&'static str], events: 
     Endpoint { name, options, events }
 }
 
-const ENDPOINTS: [Endpoint; 13] = [
+const ENDPOINTS: [Endpoint; 17] = [
     endpoint("messages", &["--provider", "claude"], false),
     endpoint("messages, streamed", &["--provider", "claude", "--stream"], true),
     endpoint("chat", &["--provider", "codex", "--api", "chat"], false),
@@ -33,6 +33,15 @@ const ENDPOINTS: [Endpoint; 13] = [
     ),
     endpoint("responses", &["--provider", "codex"], false),
     endpoint("responses, streamed", &["--provider", "codex", "--stream"], true),
+    endpoint("compaction", &["--provider", "codex", "--api", "compact"], false),
+    // input is all that they bill
+    endpoint("embeddings", &["--provider", "codex", "--api", "embeddings"], false),
+    endpoint("Claude at Google", &["--provider", "gemini", "--api", "raw-predict"], false),
+    endpoint(
+        "Claude at Google, streamed",
+        &["--provider", "gemini", "--api", "raw-predict", "--stream"],
+        true,
+    ),
     endpoint("gemini", &["--provider", "gemini"], false),
     endpoint("gemini, events", &["--provider", "gemini", "--stream"], true),
     endpoint("gemini, array", &["--provider", "gemini", "--api", "generate-array", "--stream"], false),
@@ -43,15 +52,19 @@ const ENDPOINTS: [Endpoint; 13] = [
 ];
 
 /// What the agent's headers ask the provider for, and whether it is about events alone.
-const FRAMINGS: [(&str, &[&str], bool); 8] = [
+const FRAMINGS: [(&str, &[&str], bool); 12] = [
     ("plain", &[], false),
     ("gzip", &["x-mock-encoding=gzip", "accept-encoding=gzip"], false),
+    ("gzip, a member a piece", &["x-mock-encoding=gzip-members", "accept-encoding=gzip"], false),
+    ("deflate", &["x-mock-encoding=deflate", "accept-encoding=deflate", "x-mock-framing=split=5"], false),
     ("br in pieces", &["x-mock-encoding=br", "accept-encoding=br", "x-mock-framing=split=3"], false),
     ("zstd", &["x-mock-encoding=zstd", "accept-encoding=zstd"], false),
     ("byte by byte", &["x-mock-framing=split=1"], false),
     ("the other length", &["x-mock-framing=swap-length"], false),
     ("CRLF and a BOM", &["x-mock-framing=crlf,bom,split=7"], true),
     ("comments, no space", &["x-mock-framing=comments,tight"], true),
+    ("a CR alone", &["x-mock-framing=cr,split=2"], true),
+    ("two lines of data", &["x-mock-framing=lines,crlf"], true),
 ];
 
 /// How an answer ends.
@@ -65,14 +78,17 @@ enum Ending {
     Failed,
     /// In the middle.
     Broken,
+    /// In the middle, as if it were the end.
+    Early,
 }
 
-const ENDINGS: [(&str, &[&str], Ending); 5] = [
+const ENDINGS: [(&str, &[&str], Ending); 6] = [
     ("stop", &[], Ending::Told),
     ("length", &["x-mock-finish=length"], Ending::Told),
     ("no usage", &["x-mock-omit-usage=true"], Ending::Silent),
     ("failed", &["x-mock-finish=failed"], Ending::Failed),
     ("broken", &["x-mock-break-after=6"], Ending::Broken),
+    ("early", &["x-mock-stop-after=6"], Ending::Early),
 ];
 
 /// One row: what it is called, the agent's arguments, how it ends.
@@ -104,9 +120,21 @@ fn rows() -> Vec<Row> {
     rows
 }
 
-/// All classes that any of them tells.
-fn reply() -> Reply {
-    Reply { input: 101, cache_read: 1_003, deltas: 6, ..Reply::default() }
+/// All classes that the endpoint tells.
+fn reply(path: &str) -> Reply {
+    let all = Reply { input: 101, cache_read: 1_003, cache_write: 17, deltas: 6, ..Reply::default() };
+    match path {
+        "/v1/embeddings" => Reply { cache_read: 0, cache_write: 0, deltas: 0, ..all },
+        _ if path.starts_with("/v1/chat") || path.starts_with("/v1/responses") => {
+            Reply { reasoning: 29, ..all }
+        }
+        _ if path.ends_with("enerateContent") => Reply { cache_write: 0, reasoning: 29, ..all },
+        _ => all,
+    }
+}
+
+fn replies() -> Script {
+    Script::by(|asked| reply(&asked.path))
 }
 
 struct Asked {
@@ -132,37 +160,45 @@ fn check(row: &Row, asked: &Asked) {
     let Asked { answer, record, flow } = asked;
     let what = row.name.as_str();
     let (charge, bill) = (charged(flow), record.billed);
+    // reasoning that took no time leaves no trace
+    let shown = bill.output - bill.reasoning;
     match row.ending {
         Ending::Told => {
             assert_untouched(what, answer, record);
             assert_settled(what, flow, record);
-            assert_eq!(flow["cache_write_5m"], bill.cache_write, "{what}");
+            let is_told = !record.path.starts_with("/v1/chat") && !record.path.starts_with("/v1/responses");
+            assert_eq!(flow["cache_write_5m"], if is_told { bill.cache_write } else { 0 }, "{what}: {flow}");
         }
         Ending::Silent => {
             assert_untouched(what, answer, record);
             assert_eq!(flow["provenance"], "estimated", "{what}: {flow}");
-            assert!(charge.output >= bill.output, "{what}: {flow}");
+            assert!(charge.output >= shown, "{what}: {flow}");
         }
         // Responses tell the figures of a failure
         Ending::Failed => {
             assert_untouched(what, answer, record);
-            assert!(charge.output >= bill.output, "{what}: {flow} {bill:?}");
+            assert!(charge.output >= shown, "{what}: {flow} {bill:?}");
         }
-        Ending::Broken => {
-            assert!(matches!(answer.ended, Ended::Broken(_)), "{what}: {answer:?}");
+        Ending::Broken | Ending::Early => {
+            let seems_broken = matches!(answer.ended, Ended::Broken(_));
+            assert_eq!(seems_broken, row.ending == Ending::Broken, "{what}: {answer:?}");
             assert_eq!(answer.body_sha256, record.response_sha256, "{what}: all that was sent arrived");
-            assert_eq!(flow["status"], "upstream_broke", "{what}: {flow}");
+            // half a document is one that cannot be read; of a stream its last event is missing
+            let is_judged_whole =
+                row.ending == Ending::Early && !row.args.iter().any(|arg| arg == "--stream");
+            let status = if is_judged_whole { "completed" } else { "upstream_broke" };
+            assert_eq!(flow["status"], status, "{what}: {flow}");
             // a JSON answer of `invoke` tells its figures in its head
             let was_told = record.path.ends_with("/invoke");
             assert_eq!(flow["provenance"] == "reported", was_told, "{what}: {flow}");
-            assert!(charge.output >= bill.output, "{what}: {flow} {bill:?}");
+            assert!(charge.output >= shown, "{what}: {flow} {bill:?}");
         }
     }
 }
 
 #[test]
 fn root_every_endpoint_framing_and_ending_is_charged_as_billed() {
-    let stage = Stage::over_tls(reply(), "");
+    let stage = Stage::over_tls(replies(), "");
     // apart, because the audit takes only so many notices of one bottle
     let bottles = [stage.bottle("table", &[]), stage.bottle("silent", &[])];
     let mut asked_of = [0; 2];
@@ -187,7 +223,7 @@ fn root_every_endpoint_framing_and_ending_is_charged_as_billed() {
 
 #[test]
 fn root_gemini_and_bedrock_are_refused_in_their_own_words() {
-    let stage = Stage::new(reply(), "");
+    let stage = Stage::new(replies(), "");
     for provider in ["gemini", "bedrock"] {
         let bottle = stage.bottle(provider, &["--budget", &format!("{provider}=5")]);
         let first = stage.ask(&bottle, &["--provider", provider]);

@@ -19,6 +19,12 @@ const APIS: [(&str, &[&str], &[&str]); 3] = [
     ("responses", &["--provider", "codex"], &["--stream"]),
     ("chat", &["--provider", "codex", "--api", "chat"], &["--stream", "--include-usage"]),
 ];
+/// Those of other providers.
+const OTHER_APIS: [(&str, &[&str], &[&str]); 3] = [
+    ("gemini", &["--provider", "gemini"], &["--stream"]),
+    ("invoke", &["--provider", "bedrock"], &["--stream"]),
+    ("converse", &["--provider", "bedrock", "--api", "converse"], &["--stream"]),
+];
 const MODES: [&str; 2] = ["gateway", "connect"];
 /// The same in either protocol.
 const WAYS: [&[&str]; 4] = [
@@ -339,7 +345,7 @@ fn root_a_client_that_hangs_up_closes_upstream_and_is_charged() {
     let reply = Reply::paced(500, 8, Duration::from_millis(10));
     let stage = Stage::over_tls(reply, "");
     let bottle = stage.bottle("gone", &[]);
-    for (api, options, streamed) in APIS {
+    for (api, options, streamed) in APIS.into_iter().chain(OTHER_APIS) {
         for way in WAYS {
             let before = stage.provider.records().len();
             let asking = stage.start_asking(&bottle, &[options, streamed, way].concat());
@@ -361,6 +367,29 @@ fn root_a_client_that_hangs_up_closes_upstream_and_is_charged() {
             let reached = record.billed.output - 8 * 2;
             assert!(charged >= reached, "{api} {way:?}: charged {charged}, {reached} had reached the meter");
         }
+    }
+}
+
+#[test]
+fn root_reasoning_is_charged_to_who_takes_the_words_and_does_not_wait_for_the_figures() {
+    // a hundred tokens of reasoning a second, then words
+    let thought = Duration::from_secs(3);
+    let reply =
+        Reply { reasoning: 300, head_delay: thought, ..Reply::paced(500, 1, Duration::from_millis(10)) };
+    let stage = Stage::over_tls(reply, "");
+    let bottle = stage.bottle("hasty", &[]);
+    for (api, options, streamed) in APIS {
+        let before = stage.provider.records().len();
+        let asking = stage.start_asking(&bottle, &[options, streamed].concat());
+        stage.provider.wait_for(|records| records.get(before).is_some_and(|r| r.billed.output > 310), SOON);
+        asking.hang_up();
+        let record = stage.provider.wait_for(|records| records[before].end.is_some(), SOON).remove(before);
+        let flow = last_settled(&stage, "hasty");
+        assert_ne!(flow["provenance"], "reported", "{api}: {flow}");
+        let charged = flow["output"].as_u64().unwrap();
+        // Anthropic's first event tells of it
+        assert!(charged >= record.billed.output, "{api}: charged {charged} of {}", record.billed.output);
+        assert!(charged <= 4 * record.billed.output, "{api}: charged {charged} of {}", record.billed.output);
     }
 }
 

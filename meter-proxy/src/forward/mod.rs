@@ -45,6 +45,7 @@ pub async fn forward(
     let way_out = request.body().way_out.clone();
     if let Leave::Metered(permit) = &mut leave {
         permit.way_out = Some(way_out.clone());
+        permit.sets_out();
     }
     let answer = tokio::select! {
         answer = upstreams.request(destination.chosen, request) => answer,

@@ -4,7 +4,7 @@ use std::ops::Range;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::usage::read::object;
+use crate::usage::read::{has_key_in_another_case, object};
 
 #[derive(Deserialize)]
 struct Request<'a> {
@@ -57,6 +57,9 @@ fn asking_too(body: &[u8], options: Option<&RawValue>) -> Asking {
         return rewritten(place(body, options), br#"{"include_usage":true}"#);
     }
     let Some(read) = object::<Options<'_>>(options.get().as_bytes()) else { return Asking::Unclear };
+    if has_key_in_another_case(options.get().as_bytes(), &["include_usage"]) {
+        return Asking::Unclear;
+    }
     match read.include_usage.map(|asked| (asked, asked.get())) {
         None => {
             let open = place(body, options).start;
@@ -141,6 +144,7 @@ mod tests {
             r#"{"stream":true,"stream_options":{"include_usage":"yes"}}"#,
             r#"{"stream":true,"stream_options":{"include_usage":0}}"#,
             r#"{"stream":true,"stream_options":{"include_usage":true,"include_usage":false}}"#,
+            r#"{"stream":true,"stream_options":{"include_usage":true,"Include_Usage":false}}"#,
         ] {
             assert_eq!(asking(body.as_bytes()), Asking::Unclear, "{body}");
         }

@@ -92,7 +92,10 @@ impl Reader for AnthropicMessages {
             return tally.alarm("an event of the stream cannot be read");
         };
         match word(event.kind) {
+            "content_block_start" => tally.finished = false,
             "content_block_delta" => count_delta(event.delta, tally),
+            // the last one, unless another begins
+            "content_block_stop" => tally.finished = true,
             "message_start" => {
                 if let Some(message) = nested::<Message<'_>>(event.message) {
                     tally.name_model(message.model);
@@ -130,7 +133,7 @@ fn read_usage(raw: Raw<'_>, tally: &mut Tally) -> bool {
         beside: usage.iterations.map(|iterations| compactions(iterations, tally)),
         ..Stated::default()
     };
-    tally.report.take(&stated);
+    tally.take(&stated);
     stated.output.is_some()
 }
 

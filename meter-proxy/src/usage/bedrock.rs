@@ -158,7 +158,7 @@ impl Reader for Bedrock {
             counts.map(|(_, count)| count.filter(|&count| count <= MAX_COUNT));
         // embeddings have no output, and their head no such header
         let output = output.or(input.map(|_| 0));
-        tally.report.take(&Stated { input, output, cache_read, cache_write, ..Stated::default() });
+        tally.take(&Stated { input, output, cache_read, cache_write, ..Stated::default() });
     }
 
     /// Reads the usage of Converse, or the one that a model's own JSON has.
@@ -221,7 +221,7 @@ fn take_metrics(raw: &RawValue, tally: &mut Tally) {
         cache_write: tally.count("cacheWriteInputTokenCount", metrics.cache_write_input_token_count),
         ..Stated::default()
     };
-    tally.report.take(&stated);
+    tally.take(&stated);
 }
 
 fn converse(raw: &RawValue, tally: &mut Tally) {
@@ -242,7 +242,7 @@ fn converse(raw: &RawValue, tally: &mut Tally) {
         let count = tally.count("cacheDetails", detail.input_tokens).unwrap_or_default();
         *kept = Some(kept.unwrap_or_default().saturating_add(count));
     }
-    tally.report.take(&stated);
+    tally.take(&stated);
 }
 
 fn count_model_event(event: &ModelEvent<'_>, tally: &mut Tally) {

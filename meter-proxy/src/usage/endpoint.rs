@@ -1,7 +1,6 @@
 //! The table of endpoints of every dialect: which cost tokens, which are free, which cannot be metered.
 use super::{Shape, path};
 use crate::protocol::Dialect;
-use crate::text::printable_within;
 
 /// What a request to a metered host is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +25,7 @@ const LATER: &str = "it reports its usage later, where no budget can stop it";
 const BIDIRECTIONAL: &str = "a bidirectional stream is not metered";
 const SEVERAL: &str = "several requests in one cannot be told apart";
 const UNREAD: &str = "what it costs is not reported in a form that is read";
+const ELSEWHERE: &str = "what is said in a realtime session does not pass here";
 const BY_POST: &str = "only a POST asks for it; a server might take another method for one";
 
 /// Dialects, methods, path, what it is. `*` stands for one segment or the beginning of one, `**` for any number of
@@ -50,6 +50,10 @@ const TABLE: &[Row] = &[
     (ANTHROPIC, "GET", "v1/messages/batches", Free),
     (ANTHROPIC, "GET DELETE", "v1/messages/batches/*", Free),
     (ANTHROPIC, "GET", "v1/messages/batches/*/results", Free),
+    // agents that run at the provider; what they used is told again at each look
+    (ANTHROPIC, "POST", "v1/sessions", Refused(LATER)),
+    (ANTHROPIC, "POST", "v1/sessions/*/events", Refused(LATER)),
+    (ANTHROPIC, "GET", "v1/sessions/**", Free),
     (ANTHROPIC, "GET", "v1/models", Free),
     (ANTHROPIC, "GET", "v1/models/*", Free),
     // Claude Code: telemetry, settings, the account
@@ -69,8 +73,11 @@ const TABLE: &[Row] = &[
     (OPENAI, "POST", "**/responses/compact", Billing(Shape::OpenaiResponses)),
     (OPENAI, "POST", "v1/responses/input_tokens", Free),
     (OPENAI, "POST", "v1/responses/*/cancel", Free),
-    (OPENAI, "GET DELETE", "v1/responses/*", Free),
+    (OPENAI, "GET DELETE", "**/responses/*", Free),
     (OPENAI, "GET", "v1/responses/*/input_items", Free),
+    (OPENAI, "POST", "**/realtime/calls|client_secrets|sessions|transcription_sessions", Refused(ELSEWHERE)),
+    (OPENAI, "POST", "**/realtime/calls/*/accept", Refused(ELSEWHERE)),
+    (OPENAI, "GET", "v1/threads/**", Free),
     (OPENAI, "POST", "v1/threads/runs", Refused(LATER)),
     (OPENAI, "POST", "v1/threads|evals/*/runs", Refused(LATER)),
     (OPENAI, "POST", "v1/fine_tuning/jobs", Refused(LATER)),
@@ -84,6 +91,9 @@ const TABLE: &[Row] = &[
     (OPENAI, "GET", "backend-api/plugins/export/curated", Free),
     (OPENAI, "GET", "backend-api/ps/plugins/**", Free),
     (OPENAI, "POST", "backend-api/ps/mcp", Free),
+    // tasks that run at the provider
+    (OPENAI, "POST", "backend-api/wham/tasks/**", Refused(LATER)),
+    (OPENAI, "POST", "api/codex/tasks/**", Refused(LATER)),
     (OPENAI, "POST", "backend-api/codex/analytics-events/events", Free),
     // Gemini, at Google's own API and Vertex AI
     (GEMINI, "POST", "**/*:generateContent|*:streamGenerateContent", Billing(Shape::Gemini)),
@@ -93,6 +103,7 @@ const TABLE: &[Row] = &[
     (GEMINI, "POST", "**/batchPredictionJobs", Refused(BATCH)),
     (GEMINI, "POST", "**/tuningJobs", Refused(LATER)),
     (GEMINI, "POST", "**/interactions", Refused(UNREAD)),
+    (GEMINI, "POST", "**/fileSearchStores/*:importFile|*:uploadToFileSearchStore", Refused(LATER)),
     // Google's other ways to the same: methods of services by their names, and requests as parts of one
     (GEMINI, "POST", "**/*Service/*", Refused(UNREAD)),
     (GEMINI, "POST", "batch/**", Refused(SEVERAL)),
@@ -131,6 +142,9 @@ const TABLE: &[Row] = &[
     (BEDROCK, "GET", "async-invoke/**", Free),
     // OpenAI's forms, wherever they are spoken
     (COMPATIBLE, "POST", "**/completions|embeddings", Billing(Shape::OpenaiChat)),
+    (COMPATIBLE, "GET", "**/chat/completions", Free),
+    (COMPATIBLE, "GET DELETE", "**/chat/completions/*", Free),
+    (COMPATIBLE, "GET", "**/chat/completions/*/messages", Free),
     (COMPATIBLE, "POST", "**/batches", Refused(BATCH)),
     (COMPATIBLE, "GET", "**/batches|models", Free),
     (COMPATIBLE, "GET", "**/batches|models/*", Free),
@@ -187,36 +201,6 @@ fn fits_segment(pattern: &str, segment: &str) -> bool {
     })
 }
 
-/// What the path of a request says that other providers' bodies say.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct InPath {
-    /// The model asked for.
-    pub model: Option<String>,
-    /// Whether the answer was asked for as a stream.
-    pub streamed: bool,
-}
-
-/// Longest name of a model, in characters.
-const MAX_MODEL_CHARS: usize = 128;
-
-/// Reads the path of a request whose answer has this shape.
-#[must_use]
-pub fn in_path(shape: Shape, path: &str) -> InPath {
-    let path = path::decoded(&path::canonical(path).unwrap_or_default());
-    let (model, verb) = match shape {
-        Shape::Gemini => path.rsplit('/').next().and_then(|last| last.split_once(':')),
-        Shape::Bedrock => path.strip_prefix("/model/").and_then(|rest| rest.rsplit_once('/')),
-        _ => None,
-    }
-    .unwrap_or_default();
-    // Code Assist's verbs stand behind its version
-    let model = Some(model).filter(|model| !model.is_empty() && *model != "v1internal");
-    InPath {
-        model: model.map(|model| printable_within(model, MAX_MODEL_CHARS)),
-        streamed: verb.starts_with("stream") || verb.ends_with("-stream"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,6 +227,9 @@ mod tests {
             (Anthropic, "POST", "/v1/%6dessages", messages),
             (Anthropic, "POST", "/api/anthropic/v1/messages", messages),
             (Anthropic, "POST", "/api/v1/messages/batches", Refused(BATCH)),
+            (Anthropic, "POST", "/v1/sessions", Refused(LATER)),
+            (Anthropic, "POST", "/v1/sessions/s1/events", Refused(LATER)),
+            (Anthropic, "GET", "/v1/sessions/s1", Free),
             (Anthropic, "POST", "/v1/models", Unlisted),
             (Anthropic, "POST", "/api/organizations/o/chat_conversations/c/completion", Unlisted),
             (Anthropic, "POST", "/.well-known/x", Unlisted),
@@ -253,11 +240,19 @@ mod tests {
             (Openai, "POST", "/v1/responses/input_tokens", Free),
             (Openai, "GET", "/v1/responses/resp_1", Free),
             (Openai, "GET", "/v1/responses", Unlisted),
+            (Openai, "GET", "/openai/v1/responses/resp_1", Free),
+            (Openai, "POST", "/v1/responses/resp_1", Unlisted),
+            (Openai, "GET", "/v1/threads/t1/runs/r1", Free),
+            (Openai, "POST", "/v1/realtime/calls", Refused(ELSEWHERE)),
+            (Openai, "POST", "/v1/realtime/calls/c1/accept", Refused(ELSEWHERE)),
+            (Openai, "POST", "/v1/realtime/calls/c1/hangup", Unlisted),
             (Openai, "POST", "/v1/threads/t1/runs", Refused(LATER)),
             (Openai, "POST", "/backend-api/codex/responses", responses),
             (Openai, "POST", "/backend-api/codex/responses/other", Unlisted),
             (Openai, "GET", "/backend-api/wham/usage", Free),
-            (Openai, "POST", "/backend-api/wham/tasks", Unlisted),
+            (Openai, "POST", "/backend-api/wham/tasks", Refused(LATER)),
+            (Openai, "POST", "/api/codex/tasks/t1/turns", Refused(LATER)),
+            (Openai, "GET", "/backend-api/wham/tasks/list", Unlisted),
             (Openai, "GET", "/backend-api/plugins/export/curated", Free),
             (Openai, "GET", "/backend-api/ps/plugins/suggested/codex", Free),
             (Openai, "POST", "/backend-api/ps/mcp", Free),
@@ -267,7 +262,10 @@ mod tests {
             (Openai, "POST", "/v1/chat/completions", chat),
             (Openai, "POST", "/v1/completions", chat),
             (Openai, "POST", "/v1/embeddings", chat),
-            (Openai, "GET", "/v1/chat/completions", Unlisted),
+            (Openai, "GET", "/v1/chat/completions", Free),
+            (Openai, "GET", "/v1/chat/completions/c1", Free),
+            (OpenaiChat, "POST", "/api/v1/chat/completions/c1", Unlisted),
+            (Openai, "DELETE", "/v1/chat/completions", Unlisted),
             (Openai, "POST", "/v1/images/generations", Unlisted),
             (Openai, "POST", "/v1/batches", Refused(BATCH)),
             (Openai, "GET", "/v1/models/gpt-x", Free),
@@ -292,6 +290,9 @@ mod tests {
             (Gemini, "POST", "/v1internal:somethingNew", Unlisted),
             (Gemini, "GET", "/v1beta/models/gemini-x", Free),
             (Gemini, "POST", "/v1beta/interactions", Refused(UNREAD)),
+            (Gemini, "POST", "/v1beta/fileSearchStores/s:importFile", Refused(LATER)),
+            (Gemini, "POST", "/upload/v1beta/fileSearchStores/s:uploadToFileSearchStore", Refused(LATER)),
+            (Gemini, "POST", "/v1/projects/p/locations/l/publishers/google/models/m:predict", Unlisted),
             (
                 Gemini,
                 "POST",
@@ -316,29 +317,6 @@ mod tests {
         ];
         for (dialect, method, path, expected) in table {
             assert_eq!(endpoint(dialect, method, path), expected, "{dialect:?} {method} {path}");
-        }
-    }
-
-    #[test]
-    fn a_path_may_name_the_model_and_the_stream() {
-        let table = [
-            (Shape::Gemini, "/v1beta/models/gemini-x:streamGenerateContent", Some("gemini-x"), true),
-            (Shape::Gemini, "/v1beta/models/gemini-x:generateContent", Some("gemini-x"), false),
-            (Shape::Gemini, "/v1internal:streamGenerateContent", None, true),
-            (Shape::Gemini, "/v1beta/cachedContents", None, false),
-            (
-                Shape::Bedrock,
-                "/model/anthropic.claude-x-v1%3A0/invoke",
-                Some("anthropic.claude-x-v1:0"),
-                false,
-            ),
-            (Shape::Bedrock, "/model/a%2Fb/converse-stream", Some("a/b"), true),
-            (Shape::Bedrock, "/model/m/invoke-with-response-stream", Some("m"), true),
-            (Shape::OpenaiChat, "/model/m/invoke-with-response-stream", None, false),
-        ];
-        for (shape, path, model, streamed) in table {
-            let expected = InPath { model: model.map(str::to_owned), streamed };
-            assert_eq!(in_path(shape, path), expected, "{path}");
         }
     }
 }

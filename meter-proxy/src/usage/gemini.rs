@@ -109,7 +109,7 @@ impl Reader for Gemini {
             output_excludes_reasoning: true,
             ..Stated::default()
         };
-        tally.report.take(&stated);
+        tally.take(&stated);
     }
 
     fn usage_key(&self) -> &'static str {

@@ -5,6 +5,7 @@ mod anthropic;
 mod bedrock;
 mod endpoint;
 mod gemini;
+mod in_path;
 mod openai_chat;
 mod openai_responses;
 mod path;
@@ -12,7 +13,8 @@ pub(crate) mod read;
 pub(crate) mod report;
 pub(crate) mod tally;
 
-pub use endpoint::{Endpoint, InPath, endpoint, in_path};
+pub use endpoint::{Endpoint, endpoint};
+pub use in_path::{InPath, has_no_output, in_path};
 use memchr::memmem;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -157,8 +159,21 @@ pub(crate) fn event(shape: &mut Shape, event: Named<'_>, tally: &mut Tally) {
     if *shape == Shape::Any {
         *shape = shape_of_event(event);
     }
-    if let Some(reader) = shape.reader() {
-        reader.event(event, tally);
+    match shape.reader() {
+        Some(reader) => reader.event(event, tally),
+        None => any_event(event, tally),
+    }
+}
+
+/// Reads an event of which nothing is known but that it may have usage, such as the last one of a stream of images or
+/// speech. Held only while nothing follows.
+fn any_event(event: Named<'_>, tally: &mut Tally) {
+    let usage = object::<Marks<'_>>(event.data).and_then(|marks| marks.usage);
+    let reader = usage.and_then(|usage| shape_of_usage(usage).reader());
+    tally.hold = reader.is_some();
+    if let Some((reader, usage)) = reader.zip(usage) {
+        reader.usage(usage, tally);
+        tally.whole = tally.report.is_known();
     }
 }
 
@@ -167,7 +182,12 @@ pub(crate) fn oversized_event(shape: &mut Shape, start: &[u8], end: &[u8], tally
     if *shape == Shape::Any && kind_in(start).is_some_and(|kind| kind.starts_with("response.")) {
         *shape = Shape::OpenaiResponses;
     }
-    shape.reader().is_none_or(|reader| reader.oversized_event(start, end, tally))
+    if let Some(reader) = shape.reader() {
+        return reader.oversized_event(start, end, tally);
+    }
+    let rebuilt = from_usage_on(b"{", end, "usage");
+    any_event(Named::unnamed(&rebuilt.unwrap_or_default()), tally);
+    true
 }
 
 /// Reads a whole JSON answer into the tally; `false` when it is not JSON to its end.

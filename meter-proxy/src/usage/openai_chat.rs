@@ -142,7 +142,7 @@ impl Reader for OpenaiChat {
             input_includes_cache: true,
             ..Stated::default()
         };
-        tally.report.take(&stated);
+        tally.take(&stated);
     }
 
     /// Some compatible servers never send `[DONE]`.

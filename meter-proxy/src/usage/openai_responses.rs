@@ -72,6 +72,9 @@ impl Reader for OpenaiResponses {
             "error" => tally.break_off(),
             // names the model early, for streams that break
             "response.created" if tally.model.is_none() => self.response(event.response, tally),
+            "response.output_item.added" => tally.finished = false,
+            // the last one, unless another begins
+            "response.output_item.done" => tally.finished = true,
             kind if is_text_delta(kind) => tally.count_text(event.delta),
             _ => {}
         }
@@ -90,7 +93,7 @@ impl Reader for OpenaiResponses {
             input_includes_cache: true,
             ..Stated::default()
         };
-        tally.report.take(&stated);
+        tally.take(&stated);
     }
 
     /// Only the last events have figures, and they are long: they repeat the whole answer.

@@ -1,5 +1,9 @@
 //! Lenient reading of a provider's JSON: one strange field never costs the others.
-use serde::Deserialize;
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::text::is_hostile;
@@ -25,6 +29,41 @@ pub(crate) fn object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
         return None;
     }
     serde_json::from_slice(json).ok()
+}
+
+/// Whether a key of the object is one of `keys` to servers that take no notice of case, Go's, and none to others.
+pub(crate) fn has_key_in_another_case(json: &[u8], keys: &'static [&'static str]) -> bool {
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    reader.deserialize_map(Odd(keys)).unwrap_or(false)
+}
+
+/// Looks for such keys.
+struct Odd(&'static [&'static str]);
+
+impl<'de> Visitor<'de> for Odd {
+    type Value = bool;
+
+    fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
+        let mut is_odd = false;
+        while let Some((key, IgnoredAny)) = map.next_entry::<Cow<'de, str>, _>()? {
+            is_odd |= !self.0.contains(&&*key) && self.0.contains(&&*folded(&key));
+        }
+        Ok(is_odd)
+    }
+}
+
+/// A key as such servers compare it: two letters beyond ASCII stand for some in it.
+fn folded(key: &str) -> String {
+    let lower = |c: char| match c {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        c => c.to_ascii_lowercase(),
+    };
+    key.chars().map(lower).collect()
 }
 
 /// Reads an object inside another; `None` when it is missing, null or anything else.
@@ -102,6 +141,25 @@ mod tests {
             "1e999",
         ] {
             assert_eq!(count(raw(json)), Err(NoCount), "{json}");
+        }
+    }
+
+    #[test]
+    fn keys_in_another_case_are_seen() {
+        let odd = |json: &str| has_key_in_another_case(json.as_bytes(), &["stream", "background"]);
+        for json in [
+            r#"{"Stream":true}"#,
+            r#"{"stream":true,"x":{},"STREAM":false}"#,
+            r#"{"\u0053tream":1}"#,
+            "{\"\u{17f}tream\":1}",
+            r#"{"bac\u212aground":1}"#,
+        ] {
+            assert!(odd(json), "{json}");
+        }
+        for json in
+            ["", "[]", "{}", r#"{"stream":1,"streams":2}"#, r#"{"x":{"Stream":1}}"#, r#"{"x":"Stream"}"#]
+        {
+            assert!(!odd(json), "{json}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 
 use super::read::{Raw, append_compact, count, model_name, nested};
-use super::report::Report;
+use super::report::{Report, Stated};
 use crate::estimate::Text;
 use crate::protocol::MAX_RAW_BYTES;
 use crate::tokens::Tokens;
@@ -20,6 +20,8 @@ pub(crate) struct Tally {
     pub(crate) whole: bool,
     /// Output that was seen.
     pub(crate) text: Text,
+    /// How much of it there was when the report last stated more output.
+    pub(crate) covered: Text,
     /// The model that answers.
     pub(crate) model: Option<String>,
     /// Nothing may reach the client until the settlement is durable, or until what follows shows that the figures
@@ -27,7 +29,7 @@ pub(crate) struct Tally {
     pub(crate) hold: bool,
     /// The dialect's last event came, or the whole document.
     pub(crate) terminal: bool,
-    /// The generation came to its end, though the stream may go on with figures.
+    /// The generation came to its end, as far as can be told; the stream may go on with figures.
     pub(crate) finished: bool,
     /// The provider broke off with an error.
     pub(crate) failed: bool,
@@ -45,6 +47,15 @@ impl Tally {
             tokens.output = tokens.output.max(self.running_output());
         }
         tokens
+    }
+
+    /// Takes one more statement of the provider's.
+    pub(crate) fn take(&mut self, stated: &Stated) {
+        let before = self.report.tokens().output;
+        self.report.take(stated);
+        if self.report.tokens().output > before {
+            self.covered = self.text;
+        }
     }
 
     /// The running count of output, tokens. Errs low.

@@ -11,7 +11,7 @@ use super::reader::{Passing, Reader, Unreadable};
 use super::session::Cost;
 use super::socket::{CLOSE_TIMEOUT, End, Socket, text_frame};
 use crate::exchange::{Exchange, Facts};
-use crate::facts::MAX_REQUEST_BYTES;
+use crate::facts::{MAX_READ_AT_ONCE_BYTES, MAX_REQUEST_BYTES};
 use crate::forward::BODY_TIMEOUT;
 use crate::lock::lock;
 use crate::refuse::Reason;
@@ -24,6 +24,8 @@ use crate::usage::Shape;
 const MAX_OPEN: usize = 64;
 /// Most bytes that a message may come in: frames of no content are bytes too.
 const MAX_WIRE_BYTES: usize = MAX_REQUEST_BYTES + MAX_REQUEST_BYTES / 4;
+/// Most memory for a message, bytes: as it came, and readable.
+const MAX_KEPT_BYTES: usize = MAX_WIRE_BYTES + MAX_REQUEST_BYTES;
 /// Bytes of a message from which on its bottle's memory is asked for.
 const FREE_BYTES: usize = 64 * 1024;
 /// Most that is read ahead while the gate is asked, bytes.
@@ -112,13 +114,14 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromClient<'_, R, W> {
             return Err(End::Unusable(CloseCode::Size, Unreadable::TooLong.to_string()));
         }
         self.held.extend_from_slice(wire);
-        if self.held.len() > self.room_bytes { self.make_room().await } else { Ok(()) }
+        let kept = self.held.len() + self.reader.kept_bytes();
+        if kept > self.room_bytes { self.make_room(kept).await } else { Ok(()) }
     }
 
-    /// Takes as much again of its bottle's memory as the message has come to: for what came, and for its copy.
-    async fn make_room(&mut self) -> Result<(), End> {
-        let more = self.held.len();
-        let room = self.socket.client.bottle.room_for(2 * more as u64);
+    /// Takes as much again of its bottle's memory as the message has come to.
+    async fn make_room(&mut self, kept: usize) -> Result<(), End> {
+        let more = kept.min(MAX_KEPT_BYTES.saturating_sub(self.room_bytes));
+        let room = self.socket.client.bottle.room_for(more as u64);
         let Ok(room) = tokio::time::timeout(BODY_TIMEOUT, room).await else {
             let why = "the messages of this bottle that are under way are too long together";
             return Err(End::Unusable(CloseCode::Again, why.to_owned()));
@@ -130,7 +133,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromClient<'_, R, W> {
 
     /// The message is whole: it passes, or its client hears why not.
     async fn decide(&mut self, compressed: bool) -> Result<(), End> {
-        let asked = Asked::read(self.reader.message());
+        let is_long = self.reader.kept_bytes() > MAX_READ_AT_ONCE_BYTES;
+        let read = || Asked::read(self.reader.message());
+        let asked = if is_long { self.socket.client.bottle.in_turn(read).await } else { read() };
+        self.reader.forget_message();
         let builds_on = compressed && self.socket.deflate.is_some_and(|deflate| deflate.client_takeover);
         if builds_on && self.is_out_of_step {
             let why = "a compressed message builds on one that was refused: connect again";

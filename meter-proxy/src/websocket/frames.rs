@@ -9,6 +9,9 @@ use bytes::{Bytes, BytesMut};
 use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
+/// Most compressed bytes of a client's message in one piece: it stands for a thousand times as many at most, for which
+/// there must be memory before the next.
+const MAX_COMPRESSED_BYTES: u64 = 256;
 /// Longest payload of a control frame, bytes (RFC 6455, 5.5).
 const MAX_CONTROL_BYTES: u64 = 125;
 /// Longest payload of any frame, bytes: the highest bit must be 0 (RFC 6455, 5.2).
@@ -179,7 +182,10 @@ impl Frames {
     /// What has come of a data frame's payload, behind `header_bytes` of its header.
     fn payload(&mut self, mut frame: Open, header_bytes: usize) -> Option<Piece> {
         let come = (self.buffer.len() - header_bytes) as u64;
-        let taken = usize::try_from(come.min(frame.left_bytes)).unwrap_or(usize::MAX);
+        let compressed = self.message.unwrap_or_default();
+        let may_be_bomb = compressed && self.sender == Sender::Client;
+        let most = if may_be_bomb { MAX_COMPRESSED_BYTES } else { u64::MAX };
+        let taken = usize::try_from(come.min(frame.left_bytes).min(most)).unwrap_or(usize::MAX);
         if taken == 0 && frame.left_bytes > 0 {
             self.frame = Some(frame);
             return None;
@@ -188,7 +194,6 @@ impl Frames {
         let payload = unmasked(&wire.slice(header_bytes..), frame.mask, frame.mask_at);
         frame.left_bytes -= taken as u64;
         frame.mask_at = (frame.mask_at + taken) % 4;
-        let compressed = self.message.unwrap_or_default();
         let frame_ends = frame.left_bytes == 0;
         let ends = frame_ends && frame.is_final;
         if ends {

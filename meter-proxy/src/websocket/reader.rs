@@ -80,13 +80,24 @@ impl Reader {
         let Some(piece) = self.frames.next()? else { return Ok(None) };
         if let Part::Data { compressed, ends } = piece.part {
             if std::mem::replace(&mut self.is_between, ends) {
-                self.message.clear();
-                self.message.shrink_to(MAX_KEPT_BUFFER_BYTES);
-                self.ends = None;
+                self.forget_message();
             }
             self.read(&piece.payload, compressed, ends)?;
         }
         Ok(Some(Passing { wire: piece.wire, part: piece.part }))
+    }
+
+    /// What is kept of the message under way, bytes.
+    #[must_use]
+    pub fn kept_bytes(&self) -> usize {
+        self.message.len()
+    }
+
+    /// The message that has ended was read.
+    pub fn forget_message(&mut self) {
+        self.message.clear();
+        self.message.shrink_to(MAX_KEPT_BUFFER_BYTES);
+        self.ends = None;
     }
 
     /// The message under way, or the one that has just ended, as far as it is kept.
@@ -207,7 +218,16 @@ mod tests {
         for (payload, reserved) in [(&long, 0), (&bomb, 0x40)] {
             let mut reader = Reader::new(Sender::Client, Some(BOTH));
             reader.buffer().extend_from_slice(&frame(&Frame { mask, reserved, ..Frame::of(payload) }));
-            assert_eq!(reader.next().err(), Some(Unreadable::TooLong));
+            let mut kept = 0;
+            let why = loop {
+                match reader.next() {
+                    Ok(passing) => assert!(passing.is_some(), "it is all here"),
+                    Err(why) => break why,
+                }
+                assert!(reader.kept_bytes() - kept < 512 * 1024, "a bomb goes off step by step");
+                kept = reader.kept_bytes();
+            };
+            assert_eq!(why, Unreadable::TooLong);
         }
     }
 

@@ -121,6 +121,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromServer<'_, R, W> {
     async fn decide(&mut self) -> Result<(), End> {
         let midstream = self.socket.meter.settings.borrow().midstream;
         let verdict = lock(&self.socket.session).take(self.reader.message(), midstream);
+        self.reader.forget_message();
         match verdict {
             Verdict::Pass => {}
             Verdict::Settle(permit) => settle_durably(self.socket, permit).await?,

@@ -27,8 +27,15 @@ pub enum Cost {
 impl Cost {
     fn exchange(&mut self) -> &mut Exchange {
         match self {
-            Self::Metered(permit) => &mut permit.exchange,
+            Self::Metered(permit) => permit.seen_now(),
             Self::WarmUp(exchange) => exchange,
+        }
+    }
+
+    /// Its time begins, unless it has.
+    fn sets_out(&mut self) {
+        if let Self::Metered(permit) = self {
+            permit.sets_out();
         }
     }
 }
@@ -62,6 +69,7 @@ impl Unasked {
     /// What was seen of it is charged to this permit.
     pub fn hand_to(&mut self, permit: &mut Permit) {
         std::mem::swap(&mut permit.exchange, &mut self.exchange);
+        permit.sets_out();
         has_left(permit);
     }
 }
@@ -109,7 +117,11 @@ impl Session {
             has_left(permit);
         }
         cost.exchange().head(200, "text/event-stream", "");
-        self.lanes.entry(lane).or_default().push_back(Response::new(None, cost));
+        let lane = self.lanes.entry(lane).or_default();
+        if lane.is_empty() {
+            cost.sets_out();
+        }
+        lane.push_back(Response::new(None, cost));
     }
 
     /// Leave has come for a response under way.
@@ -273,6 +285,8 @@ impl Response {
         if self.id.is_none() {
             self.id.clone_from(&heard.response);
         }
+        // one behind others in its lane begins with its first event
+        self.cost.sets_out();
         if let (true, Some(status)) = (is_refused, heard.status) {
             // the provider turned the request down before it began
             self.cost.exchange().head(status, "text/event-stream", "");

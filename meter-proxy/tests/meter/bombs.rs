@@ -1,7 +1,9 @@
 //! Answers that are far longer once they are decoded: passed on as they are, and read in bounded memory.
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use crate::rig::{Rig, Upstream, config, json_answer, post};
+use crate::rig::{Answer, OTHER, Rig, Upstream, config, json_answer, post};
 use crate::words::{ASK, JSON, MESSAGES};
 
 /// What an answer unpacks to: so much that whoever keeps it is seen.
@@ -81,4 +83,52 @@ fn root_requests_that_leave_decoded_are_bounded_by_what_they_decode_to() {
     );
     assert!(growth < MOST_OF_REQUESTS_KIB, "the meter grew by {growth} KiB");
     drop(clients);
+}
+
+/// Agents that send bombs, one after the other.
+const BOMBERS: usize = 16;
+
+#[test]
+fn root_who_decodes_bombs_does_not_keep_the_neighbours_waiting() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    let body = format!(r#"{{"input":"{}"}}"#, " ".repeat(REQUEST_BYTES));
+    let bomb = zstd::encode_all(body.as_bytes(), 1).unwrap();
+    let head = format!(
+        "POST /codex/v1/responses HTTP/1.1\r\nHost: meter\r\ncontent-encoding: zstd\r\ncontent-length: {}\r\n\r\n",
+        bomb.len()
+    );
+    let bomb = [head.as_bytes(), &bomb].concat();
+    let (stop, bombs) = (AtomicBool::new(false), std::sync::atomic::AtomicUsize::new(0));
+    let mut clients: Vec<_> = (0..BOMBERS).map(|_| rig.connect()).collect();
+    clients.iter_mut().for_each(|client| client.write_all(&bomb).unwrap());
+    // identified as it comes, so not before the others are
+    rig.reservation();
+    rig.manner(|manner| manner.bottle = OTHER);
+    let mut neighbour = rig.connect();
+    let mut took = Vec::new();
+    std::thread::scope(|scope| {
+        for mut client in clients {
+            let (stop, bomb, bombs) = (&stop, &bomb, &bombs);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    assert_eq!(Answer::read(&mut client).unwrap().status(), 200);
+                    bombs.fetch_add(1, Ordering::Relaxed);
+                    client.write_all(bomb).unwrap();
+                }
+            });
+        }
+        for _ in 0..30 {
+            let since = Instant::now();
+            neighbour.write_all(post(MESSAGES, ASK).as_bytes()).unwrap();
+            assert_eq!(Answer::read(&mut neighbour).unwrap().status(), 200);
+            took.push(since.elapsed());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    took.sort_unstable();
+    // a second, where each bomb has a thread that serves connections
+    assert!(took[15] < Duration::from_millis(250), "the median is {:?}", took[15]);
+    println!("{} bombs; a neighbour waited {:?}, at most {:?}", bombs.into_inner(), took[15], took[29]);
 }

@@ -5,8 +5,8 @@ use std::net::TcpListener;
 use meter_proxy::protocol::{Dialect, Refusal, ToController, ToMeter, Upstream as Towards};
 use meter_proxy::tokens::{Ending, Provenance};
 
-use crate::rig::{Answer, BOTTLE, Rig, Upstream, config, json_answer, post};
-use crate::words::{ASK, JSON, MESSAGES, is_settle};
+use crate::rig::{Answer, BOTTLE, Rig, Upstream, chunk, config, json_answer, post};
+use crate::words::{ASK, JSON, MESSAGES, STREAM_HEAD, is_settle};
 
 #[test]
 fn root_a_json_answer_arrives_byte_for_byte_and_is_settled_as_reported() {
@@ -125,6 +125,29 @@ fn root_an_unlisted_endpoint_passes_is_tailed_and_noticed_once() {
 }
 
 #[test]
+fn root_an_unlisted_stream_is_charged_what_its_last_event_says() {
+    let usage = r#"{"input_tokens":7,"output_tokens":900,"total_tokens":907}"#;
+    let body = format!(
+        "data: {{\"type\":\"image_generation.partial_image\"}}\n\ndata: {{\"type\":\"image_generation.completed\",\"usage\":{usage}}}\n\n"
+    );
+    let upstream = Upstream::saying(format!("{STREAM_HEAD}{}0\r\n\r\n", chunk(&body)));
+    let rig = Rig::start(config(upstream.address));
+    assert_eq!(rig.ask(&post("/codex/v1/images/generations", r#"{"stream":true}"#)).body, body.as_bytes());
+    let settle = rig.settlement();
+    assert_eq!((settle.tokens.total(), settle.provenance), (907, Provenance::Reported));
+}
+
+#[test]
+fn root_an_embedding_reserves_and_costs_its_input_alone() {
+    let upstream = Upstream::saying(json_answer("200 OK", r#"{"data":[{"embedding":[0.25,0.5,0.125]}]}"#));
+    let rig = Rig::start(config(upstream.address));
+    assert_eq!(rig.ask(&post("/codex/v1/embeddings", r#"{"input":"twelve bytes"}"#)).status(), 200);
+    assert!(rig.reservation().tokens < 10);
+    let tokens = rig.settlement().tokens;
+    assert!(tokens.input > 0 && tokens.output == 0, "{tokens:?}");
+}
+
+#[test]
 fn root_an_offer_of_another_protocol_is_not_taken_up() {
     let upstream = Upstream::saying(json_answer("200 OK", JSON));
     let rig = Rig::start(config(upstream.address));
@@ -174,6 +197,16 @@ fn root_what_is_asked_for_in_a_form_that_is_not_read_is_refused() {
         (typed(generate, "X-Goog-FieldMask: candidates"), "parameters"),
         (typed(generate, "X-HTTP-Method-Override: GET"), "method"),
         (typed("/claude/v1beta/models", "x-http-method-override: POST"), "method"),
+        (typed("/codex/v1/models", "X-HTTP-Method: POST"), "method"),
+        (
+            post("/claude/v1beta/cachedContents", "")
+                .replace("POST", "GET")
+                .replace(" HTTP", "?$httpMethod=POST HTTP"),
+            "method",
+        ),
+        (post("/claude/v1beta/models?%24httpmethod=POST", ""), "method"),
+        (post("/claude/v1beta/models?%68ttpMethod=POST", ""), "method"),
+        (post("/claude/v1beta/models?$httpHeaders=x", ""), "method"),
         (typed("/claude/anything", "Content-Type: application/gRPC+proto"), "gRPC"),
         (typed("/codex/xai_api.Chat/GetCompletion", "Content-Type: application/grpc"), "gRPC"),
         (typed(generate, "Content-Type: application/x-protobuf"), "protobuf"),

@@ -263,3 +263,23 @@ fn root_a_client_that_begins_as_http2_does_in_pieces_is_let_go() {
     drop(stream.write_all(b"RI * HTTP/2.0\r\n\r\nSM\r\n\r\n"));
     assert!(Answer::read_head(&mut stream).is_err());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn root_a_refused_upload_is_stopped_without_an_error_and_its_connection_goes_on_in_http2() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    let client = Client::at_gateway(&rig).await;
+    for path in ["/claude/v1/messages/batches", "/nobody/x", "/claude/v1/messages/batches"] {
+        let request = client.request("POST", path).body(()).unwrap();
+        let (answer, mut sending) = client.ready().await.send_request(request, false).unwrap();
+        // It may have been stopped before the first piece.
+        drop(sending.send_data(Bytes::from(vec![b'x'; 8 << 20]), true));
+        let answer = soon(answer).await.unwrap();
+        assert!([400, 404].contains(&answer.status().as_u16()), "{path}");
+        assert!(!read(&mut answer.into_body()).await.unwrap().0.is_empty(), "{path}");
+        let reset = soon(std::future::poll_fn(|cx| sending.poll_reset(cx))).await;
+        assert_eq!(reset.unwrap(), Reason::NO_ERROR, "{path}");
+    }
+    let answer = soon(client.ask(ASK).await).await.unwrap();
+    assert_eq!(read(&mut answer.into_body()).await.unwrap().0, JSON.as_bytes());
+}

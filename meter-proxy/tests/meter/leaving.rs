@@ -77,21 +77,71 @@ fn root_a_client_that_leaves_at_the_end_is_still_charged_what_is_reported() {
 /// The end of a chat, and what follows it.
 const FINISH: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"x\"},\"finish_reason\":\"stop\"}]}\n\n";
 const FIGURES: &str = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":900}}\n\n";
+/// The same of Responses and of Anthropic's Messages, where more could follow.
+const ITEM_DONE: &str = "data: {\"type\":\"response.output_item.done\",\"item\":{}}\n\n";
+const COMPLETED: &str = concat!(
+    r#"data: {"type":"response.completed","response":{"usage":{"input_tokens":7,"output_tokens":900}}}"#,
+    "\n\n"
+);
+const BLOCK_STOP: &str = "data: {\"type\":\"content_block_stop\",\"index\":0}\n\n";
+const LAST_DELTA: &str = concat!(
+    r#"data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"input_tokens":7,"output_tokens":900}}"#,
+    "\n\n",
+    r#"data: {"type":"message_stop"}"#,
+    "\n\n"
+);
 
 #[test]
-fn root_a_client_that_leaves_a_chat_before_its_figures_is_still_charged_what_is_reported() {
-    let (upstream, step) = stepped(&[FINISH, FIGURES]);
-    let rig = Rig::start(config(upstream.address));
-    let mut client = rig.connect();
-    client.write_all(post("/codex/v1/chat/completions", r#"{"stream":true}"#).as_bytes()).unwrap();
-    step.send(()).unwrap();
-    Answer::read_head(&mut client).unwrap();
-    read_chunk(&mut client).unwrap();
-    drop(client);
-    std::thread::sleep(Duration::from_millis(50));
-    step.send(()).unwrap();
-    let settle = rig.settlement();
-    assert_eq!((settle.tokens.total(), settle.provenance), (907, Provenance::Reported));
+fn root_a_client_that_leaves_when_all_text_is_there_is_still_charged_what_is_reported() {
+    for (path, parts) in [
+        ("/codex/v1/chat/completions", &[FINISH, FIGURES]),
+        ("/codex/v1/responses", &[ITEM_DONE, COMPLETED]),
+        (MESSAGES, &[BLOCK_STOP, LAST_DELTA]),
+    ] {
+        let (upstream, step) = stepped(parts);
+        let rig = Rig::start(config(upstream.address));
+        let mut client = rig.connect();
+        client.write_all(post(path, r#"{"stream":true}"#).as_bytes()).unwrap();
+        step.send(()).unwrap();
+        Answer::read_head(&mut client).unwrap();
+        read_chunk(&mut client).unwrap();
+        drop(client);
+        std::thread::sleep(Duration::from_millis(50));
+        step.send(()).unwrap();
+        let settle = rig.settlement();
+        assert_eq!((settle.tokens.total(), settle.provenance), (907, Provenance::Reported), "{path}");
+    }
+}
+
+/// The beginning of a stream, and the first words of its answer.
+const SILENT: &str = "data: {\"type\":\"response.created\",\"response\":{\"id\":\"r\"}}\n\n";
+const FIRST_WORDS: &str = "data: {\"type\":\"response.output_text.delta\",\"delta\":\"Hi\"}\n\n";
+const CHAT_ROLE: &str = "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\"}}]}\n\n";
+const CHAT_WORDS: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"Hi\"}}]}\n\n";
+
+#[test]
+fn root_a_client_that_leaves_after_a_silence_is_charged_for_what_it_was_not_shown() {
+    for (path, parts) in [
+        ("/codex/v1/chat/completions", &[CHAT_ROLE, CHAT_WORDS]),
+        ("/codex/v1/responses", &[SILENT, FIRST_WORDS]),
+    ] {
+        let (upstream, step) = stepped(parts);
+        let rig = Rig::start(config(upstream.address));
+        let mut client = rig.connect();
+        client.write_all(post(path, r#"{"stream":true}"#).as_bytes()).unwrap();
+        step.send(()).unwrap();
+        Answer::read_head(&mut client).unwrap();
+        read_chunk(&mut client).unwrap();
+        std::thread::sleep(Duration::from_secs(3));
+        step.send(()).unwrap();
+        read_chunk(&mut client).unwrap();
+        drop(client);
+        let settle = rig.settlement();
+        assert_eq!((settle.ending, settle.provenance), (Ending::ClientGone, Provenance::Estimated), "{path}");
+        assert!((300..1_500).contains(&settle.tokens.output), "{path}: {settle:?}");
+        let told = |message: &ToController| matches!(message, ToController::Progress { tokens, .. } if tokens.output > 100);
+        assert_eq!(rig.count(told), 0, "{path}: no agent is cut for a guess");
+    }
 }
 
 #[test]

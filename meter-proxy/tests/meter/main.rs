@@ -3,6 +3,7 @@
 
 mod absolute;
 mod addresses;
+mod bad_answers;
 mod bombs;
 mod bounds;
 mod connect;

@@ -1,9 +1,10 @@
 //! What clients send: large bodies, expectations, trailers.
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
-use meter_proxy::protocol::ToMeter;
+use meter_proxy::protocol::{Refusal, ToMeter};
 
 use crate::rig::{Answer, Rig, Upstream, config, json_answer, post};
 use crate::words::{ASK, JSON, MESSAGES};
@@ -83,4 +84,48 @@ fn root_trailers_of_requests_are_forwarded() {
         assert_eq!(rig.ask(&request).status(), 200);
         assert_eq!(told.recv().unwrap(), "3\r\nabc\r\n0\r\nx-sum: 7\r\n\r\n", "{path}");
     }
+}
+
+/// Sends a request whole, and only then reads its answer, on a connection that is kept.
+fn upload(client: &mut TcpStream, path: &str, bytes: usize) -> std::io::Result<u16> {
+    let head = post(path, "").replace("Content-Length: 0", &format!("Content-Length: {bytes}"));
+    client.write_all(head.as_bytes())?;
+    for piece in vec![b'x'; bytes].chunks(64 * 1024) {
+        client.write_all(piece)?;
+    }
+    Answer::read(client).map(|answer| answer.status())
+}
+
+#[test]
+fn root_who_uploads_all_before_reading_hears_why_it_is_refused() {
+    const MIB: usize = 1 << 20;
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    rig.manner(|manner| manner.refusal = Some(Refusal::Closed { reason: "test".to_owned() }));
+    let mut client = rig.connect();
+    for (path, bytes, status) in [
+        // read in part, or not at all, before it is refused
+        (MESSAGES, 1024, 402),
+        (MESSAGES, 31 * MIB, 402),
+        ("/claude/v9/x", 24 * MIB, 402),
+        ("/claude/v1/messages/batches", 24 * MIB, 400),
+        ("/nobody/x", 24 * MIB, 404),
+        (MESSAGES, 1024, 402),
+    ] {
+        assert_eq!(upload(&mut client, path, bytes).unwrap(), status, "{path}, {bytes} bytes");
+    }
+    rig.manner(|manner| manner.attached = false);
+    assert_eq!(upload(&mut rig.connect(), MESSAGES, 24 * MIB).unwrap(), 403);
+    assert!(upstream.heads().is_empty());
+}
+
+#[test]
+fn root_what_is_refused_unread_is_not_asked_for() {
+    let upstream = Upstream::saying(json_answer("200 OK", JSON));
+    let rig = Rig::start(config(upstream.address));
+    let mut client = rig.connect();
+    let request =
+        post("/claude/v1/messages/batches", "").replace("Host: meter", "Host: meter\r\nExpect: 100-continue");
+    client.write_all(request.replace("Content-Length: 0", "Content-Length: 99").as_bytes()).unwrap();
+    assert_eq!(Answer::read(&mut client).unwrap().status(), 400, "and not 100 before it");
 }

@@ -79,3 +79,80 @@ fn root_many_requests_share_a_connection_to_upstream() {
     let peers = accepted.lock().unwrap();
     assert!(peers.len() == 3 && peers.iter().all(|peer| *peer == peers[0]), "{peers:?}");
 }
+
+/// A provider that closes each connection after its answer, without having said so.
+fn closing_without_a_word() -> Upstream {
+    Upstream::start(|stream| {
+        stream.write_all(json_answer("200 OK", JSON).as_bytes())?;
+        Err(std::io::ErrorKind::ConnectionReset.into())
+    })
+}
+
+#[test]
+fn root_a_connection_that_a_provider_closed_in_between_is_replaced() {
+    let upstream = closing_without_a_word();
+    let rig = Rig::start(config(upstream.address));
+    let mut client = rig.connect();
+    for _ in 0..3 {
+        client.write_all(post(MESSAGES, ASK).as_bytes()).unwrap();
+        assert_eq!(Answer::read(&mut client).unwrap().status(), 200);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert_eq!(upstream.heads().len(), 3);
+    assert!(rig.settlements(3).iter().all(|settle| settle.ending == Ending::Completed));
+}
+
+#[test]
+fn root_what_meets_a_closing_connection_is_sent_and_charged_at_most_once() {
+    const ASKED: usize = 300;
+    let upstream = closing_without_a_word();
+    let rig = Rig::start(config(upstream.address));
+    let mut client = rig.connect();
+    let mut answered = 0;
+    for number in 0..ASKED {
+        let request =
+            post(MESSAGES, ASK).replace("Host: meter", &format!("Host: meter\r\nX-Number: {number};"));
+        client.write_all(request.as_bytes()).unwrap();
+        match Answer::read(&mut client).unwrap().status() {
+            200 => answered += 1,
+            502 => {}
+            status => panic!("{status}"),
+        }
+    }
+    let mut numbers: Vec<String> = upstream.heads().iter().map(|head| number_of(head)).collect();
+    let seen = numbers.len();
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), seen, "nothing is sent twice");
+    let settled = rig.settlements(ASKED);
+    let completed = settled.iter().filter(|settle| settle.ending == Ending::Completed).count();
+    println!("{answered} of {ASKED} answered, {seen} seen by the provider");
+    assert_eq!((completed, answered), (seen, seen), "what was processed is charged, and once");
+    for broken in settled.iter().filter(|settle| settle.ending != Ending::Completed) {
+        let is_unsent = broken.ending == Ending::Unsent;
+        assert_eq!(broken.tokens.total() == 0, is_unsent, "{broken:?}");
+    }
+}
+
+fn number_of(head: &str) -> String {
+    let (_, number) = head.split_once("x-number: ").unwrap();
+    number.split(';').next().unwrap().to_owned()
+}
+
+#[test]
+fn root_a_request_that_a_provider_took_and_dropped_is_not_sent_again() {
+    let upstream = Upstream::start(|stream| {
+        static ASKED: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        match ASKED.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+            0 => stream.write_all(json_answer("200 OK", JSON).as_bytes()),
+            _ => Err(std::io::ErrorKind::ConnectionReset.into()),
+        }
+    });
+    let rig = Rig::start(config(upstream.address));
+    assert_eq!(rig.ask(&post(MESSAGES, ASK)).status(), 200);
+    assert_eq!(rig.ask(&post(MESSAGES, ASK)).status(), 502);
+    assert_eq!(upstream.heads().len(), 2);
+    let broken = &rig.settlements(2)[1];
+    assert_eq!(broken.ending, Ending::UpstreamBroke);
+    assert!(broken.tokens.total() > 100, "the whole reservation: {broken:?}");
+}

@@ -47,8 +47,11 @@ pub enum Api {
     Messages,
     Chat,
     Responses,
+    Compact,
+    Embeddings,
     GenerateContent,
     GenerateArray,
+    RawPredict,
     Invoke,
     Converse,
 }
@@ -239,9 +242,12 @@ impl Agent {
         let messages = json!([{"role": "user", "content": prompt}]);
         let stream = self.options.stream;
         let mut question = match self.api() {
-            Api::Messages => json!({"model": "claude-mock-1", "max_tokens": 4096, "messages": messages}),
+            Api::Messages | Api::RawPredict => {
+                json!({"model": "claude-mock-1", "max_tokens": 4096, "messages": messages})
+            }
             Api::Chat => json!({"model": "gpt-mock-1", "messages": messages}),
             Api::Responses => json!({"model": "gpt-mock-1", "input": prompt}),
+            Api::Compact | Api::Embeddings => return json!({"model": "gpt-mock-1", "input": prompt}),
             Api::GenerateContent | Api::GenerateArray => {
                 return json!({"contents": [{"role": "user", "parts": [{"text": prompt}]}]});
             }

@@ -44,11 +44,16 @@ pub(super) fn api_of(options: &Options) -> Api {
 /// Path of the API at the provider's own host, or below a base URL that has its version.
 fn endpoint(options: &Options, versioned_base: bool) -> String {
     const BEDROCK: &str = "/model/anthropic.claude-mock-v1%3A0";
+    const ON_VERTEX: &str = "/v1/projects/p/locations/l/publishers/anthropic/models/claude-mock-1";
     let version = if versioned_base { "" } else { "/v1" };
     match (api_of(options), options.stream) {
         (Api::Messages, _) => format!("{version}/messages"),
         (Api::Chat, _) => format!("{version}/chat/completions"),
         (Api::Responses, _) => format!("{version}/responses"),
+        (Api::Compact, _) => format!("{version}/responses/compact"),
+        (Api::Embeddings, _) => format!("{version}/embeddings"),
+        (Api::RawPredict, false) => format!("{ON_VERTEX}:rawPredict"),
+        (Api::RawPredict, true) => format!("{ON_VERTEX}:streamRawPredict"),
         (Api::GenerateContent | Api::GenerateArray, false) => {
             "/v1beta/models/gemini-mock-1:generateContent".to_owned()
         }

@@ -71,9 +71,15 @@ impl Piece {
         if let Some(name) = self.name {
             text.push_str(&format!("event:{space}{name}\n"));
         }
-        text.push_str(&format!("data:{space}{}\n\n", self.data));
+        let data = match self.data.strip_prefix('{').filter(|_| framing.lines) {
+            Some(rest) => format!("{{\ndata:{space}{rest}"),
+            None => self.data.clone(),
+        };
+        text.push_str(&format!("data:{space}{data}\n\n"));
         if framing.crlf {
             text = text.replace('\n', "\r\n");
+        } else if framing.cr {
+            text = text.replace('\n', "\r");
         }
         text.into_bytes()
     }

@@ -75,6 +75,20 @@ pub(super) fn chat_whole(reply: &Reply, id: usize, model: &str) -> Value {
     answer
 }
 
+/// The answer of `/v1/embeddings`: input alone is billed.
+pub(super) fn embeddings(reply: &Reply, model: &str) -> Value {
+    let mut answer = json!({
+        "object": "list",
+        "model": model,
+        "data": [{"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}],
+    });
+    if !reply.omit_usage {
+        let billed = reply.bill();
+        answer["usage"] = json!({"prompt_tokens": billed.total(), "total_tokens": billed.total()});
+    }
+    answer
+}
+
 fn chat_usage(reply: &Reply) -> Value {
     let bill = reply.bill();
     let mut details = json!({"cached_tokens": bill.cache_read, "audio_tokens": 0});

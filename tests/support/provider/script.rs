@@ -24,6 +24,10 @@ pub enum Finish {
 pub struct Framing {
     /// CRLF line ends in events.
     pub crlf: bool,
+    /// Line ends in events that are a CR alone.
+    pub cr: bool,
+    /// The JSON of an event in two `data` lines.
+    pub lines: bool,
     /// Comment lines before every event.
     pub comments: bool,
     /// `data:` without the space.
@@ -61,6 +65,8 @@ pub struct Reply {
     pub encoding: Option<Encoding>,
     /// The connection is broken after this many events.
     pub break_after: Option<usize>,
+    /// The answer ends after this many events as if that were all of it (JSON: in its middle).
+    pub stop_after: Option<usize>,
     /// No usage is told (and all is billed).
     pub omit_usage: bool,
     /// How it ends.
@@ -83,6 +89,7 @@ impl Default for Reply {
             reasoning: 0,
             encoding: None,
             break_after: None,
+            stop_after: None,
             omit_usage: false,
             finish: Finish::Stop,
             framing: Framing::default(),
@@ -170,6 +177,7 @@ impl Reply {
             "reasoning" => self.reasoning = value.parse().ok()?,
             "encoding" => self.encoding = Some(Encoding::from_name(value)?),
             "break-after" => self.break_after = Some(value.parse().ok()?),
+            "stop-after" => self.stop_after = Some(value.parse().ok()?),
             "omit-usage" => self.omit_usage = value.parse().ok()?,
             "finish" => self.finish = finish_named(value)?,
             "framing" => self.framing = framing_named(value)?,
@@ -188,12 +196,14 @@ fn finish_named(name: &str) -> Option<Finish> {
     }
 }
 
-/// Words separated by commas: `crlf`, `comments`, `tight`, `bom`, `swap-length`, `split=BYTES`.
+/// Words separated by commas: `crlf`, `cr`, `lines`, `comments`, `tight`, `bom`, `swap-length`, `split=BYTES`.
 fn framing_named(words: &str) -> Option<Framing> {
     let mut framing = Framing::default();
     for word in words.split(',').map(str::trim) {
         match word {
             "crlf" => framing.crlf = true,
+            "cr" => framing.cr = true,
+            "lines" => framing.lines = true,
             "comments" => framing.comments = true,
             "tight" => framing.tight = true,
             "bom" => framing.bom = true,

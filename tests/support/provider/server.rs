@@ -27,6 +27,7 @@ enum Api {
     Messages,
     Chat,
     Responses,
+    Embeddings,
     Gemini,
     Invoke,
     Converse,
@@ -45,7 +46,7 @@ impl Api {
     fn shape(self) -> Shape {
         match self {
             Self::Messages => Shape::Anthropic,
-            Self::Chat | Self::Responses => Shape::OpenAi,
+            Self::Chat | Self::Responses | Self::Embeddings => Shape::OpenAi,
             Self::Gemini => Shape::Google,
             Self::Invoke | Self::Converse => Shape::Aws,
         }
@@ -225,11 +226,13 @@ fn billing_api(method: &Method, path: &str) -> Option<Api> {
         _ if method != Method::POST => None,
         "/v1/messages" => Some(Api::Messages),
         "/v1/chat/completions" => Some(Api::Chat),
-        "/v1/responses" | "/backend-api/codex/responses" => Some(Api::Responses),
+        "/v1/responses" | "/v1/responses/compact" | "/backend-api/codex/responses" => Some(Api::Responses),
+        "/v1/embeddings" => Some(Api::Embeddings),
         _ => match path.rsplit(['/', ':']).next()? {
             "generateContent" | "streamGenerateContent" => Some(Api::Gemini),
             "invoke" | "invoke-with-response-stream" => Some(Api::Invoke),
             "converse" | "converse-stream" => Some(Api::Converse),
+            "rawPredict" | "streamRawPredict" => Some(Api::Messages),
             _ => None,
         },
     }
@@ -242,7 +245,7 @@ impl Call {
         let path = uri.path();
         let in_path = path.contains("stream");
         let (model, stream, wire) = match api {
-            Api::Messages | Api::Chat | Api::Responses => {
+            Api::Messages | Api::Chat | Api::Responses | Api::Embeddings => {
                 (body["model"].as_str()?, body["stream"] == true, Wire::Events)
             }
             Api::Gemini => {
@@ -269,6 +272,7 @@ impl Call {
             Api::Messages => anthropic::stream(reply, id, &self.model),
             Api::Chat => openai::chat_stream(reply, id, &self.model, self.include_usage),
             Api::Responses => openai::responses_stream(reply, id, &self.model),
+            Api::Embeddings => Box::new(std::iter::empty()),
             Api::Gemini => gemini::stream(reply, id, &self.model, self.wire == Wire::Bare),
             Api::Invoke => bedrock::invoke_stream(reply, id, &self.model),
             Api::Converse => bedrock::converse_stream(reply),
@@ -282,6 +286,7 @@ impl Call {
             Api::Converse => bedrock::converse_whole(reply),
             Api::Chat => openai::chat_whole(reply, id, &self.model),
             Api::Responses => openai::responses_whole(reply, id, &self.model),
+            Api::Embeddings => openai::embeddings(reply, &self.model),
         }
     }
 }
@@ -326,7 +331,8 @@ fn request_id(api: Api) -> &'static str {
 }
 
 fn streamed(call: &Call, reply: Reply, id: usize) -> Steps {
-    let (pace, framing, limit) = (reply.pace, reply.framing, reply.break_after.unwrap_or(usize::MAX));
+    let (pace, framing) = (reply.pace, reply.framing);
+    let limit = reply.break_after.or(reply.stop_after).unwrap_or(usize::MAX);
     let wire = call.wire;
     let events = call.events(reply, id).take(limit).enumerate();
     Box::new(events.map(move |(n, piece)| Step {
@@ -336,10 +342,10 @@ fn streamed(call: &Call, reply: Reply, id: usize) -> Steps {
     }))
 }
 
-/// The JSON answer in one step; only its first half when it is to break.
+/// The JSON answer in one step; only its first half when it is to break, or to stop.
 fn whole(call: &Call, reply: &Reply, id: usize) -> Steps {
     let mut bytes = call.whole(reply, id).to_string().into_bytes();
-    if reply.break_after.is_some() {
+    if reply.break_after.or(reply.stop_after).is_some() {
         bytes.truncate(bytes.len() / 2);
     }
     Box::new(std::iter::once(Step { pause: Duration::ZERO, bytes, output: 0 }))

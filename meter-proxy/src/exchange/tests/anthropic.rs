@@ -99,13 +99,16 @@ fn a_gateway_that_starts_with_zeros_is_believed_at_the_end() {
 #[test]
 fn an_error_after_200_keeps_what_is_known() {
     let streamed = stream(SHAPE, &[START, TEXT, TEXT, ERROR], Ending::Completed);
-    assert_partial(&streamed.figures, Ending::UpstreamBroke, cached(12, 40));
+    // the first statement's one, and what was seen since
+    assert_partial(&streamed.figures, Ending::UpstreamBroke, cached(12, 41));
     assert!(streamed.figures.alarm.unwrap().contains("error event"));
     assert_eq!(streamed.held_from, Some(3));
     assert_eq!(streamed.terminal_at, [3]);
     let unfinished = r#"{"type":"message_delta","delta":{},"usage":{"output_tokens":90}}"#;
     let late = stream(SHAPE, &[START, TEXT, unfinished, ERROR], Ending::Completed);
     assert_partial(&late.figures, Ending::UpstreamBroke, cached(12, 90));
+    let later = stream(SHAPE, &[START, TEXT, unfinished, TEXT, unfinished, TEXT], Ending::Completed);
+    assert_partial(&later.figures, Ending::UpstreamBroke, cached(12, 90 + 40));
 }
 
 #[test]
@@ -116,7 +119,7 @@ fn a_stream_that_breaks_is_partial_however_it_breaks() {
         (Ending::ClientGone, Ending::ClientGone),
         (Ending::Cut, Ending::Cut),
     ] {
-        for (events, output) in [(&[START, TEXT, TEXT][..], 40), (&[START, TEXT, DELTA], 250), (&[START], 1)]
+        for (events, output) in [(&[START, TEXT, TEXT][..], 41), (&[START, TEXT, DELTA], 250), (&[START], 1)]
         {
             let streamed = stream(SHAPE, events, ending);
             assert_partial(&streamed.figures, judged, cached(12, output));
@@ -138,7 +141,7 @@ fn a_message_that_stops_without_final_usage_is_partial() {
     let bare = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":null}"#;
     for events in [&[START, TEXT, STOP][..], &[START, TEXT, bare, STOP]] {
         let figures = stream(SHAPE, events, Ending::Completed).figures;
-        assert_partial(&figures, Ending::Completed, cached(12, 20));
+        assert_partial(&figures, Ending::Completed, cached(12, 21));
         assert_eq!(figures.alarm.as_deref(), Some("a successful answer without its final usage"));
     }
 }

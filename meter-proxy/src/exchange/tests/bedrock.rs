@@ -39,7 +39,7 @@ fn a_claude_stream_is_charged_by_its_metrics() {
     assert_eq!(held, [false, false, true, true]);
     assert!(steps[3].terminal && !steps[2].terminal);
     let (broken, _) = streamed(&frames[..2], Ending::Completed);
-    assert_partial(&broken, Ending::UpstreamBroke, tokens(12, 0, 4_000, 2, 0));
+    assert_partial(&broken, Ending::UpstreamBroke, tokens(12, 0, 4_000, 3, 0));
 }
 
 #[test]

@@ -103,6 +103,76 @@ fn without_evidence_of_output_the_reservation_is_charged() {
     }
 }
 
+/// What was generated behind a silence of this length, as it is charged.
+fn hidden(seconds: u64) -> u64 {
+    let mut exchange = Exchange::new(Shape::OpenaiChat, facts(true));
+    exchange.at(Duration::from_secs(seconds));
+    exchange.end(Ending::ClientGone).tokens.output
+}
+
+#[test]
+fn who_leaves_before_the_figures_pays_for_what_was_not_shown() {
+    assert!((1_000..10_000).contains(&hidden(20)), "{}", hidden(20));
+    for (shape, text) in STREAMS {
+        let ending = [Ending::ClientGone, Ending::Cut, Ending::UpstreamBroke];
+        for (ending, limit) in ending.into_iter().flat_map(|ending| [(ending, None), (ending, Some(700))]) {
+            let mut exchange = Exchange::new(shape, Facts { output_limit: limit, ..facts(true) });
+            exchange.head(200, "text/event-stream", "");
+            let last = [
+                "event: message_delta",
+                "data: {\"choices\":[],",
+                "data: {\"type\":\"response.completed",
+                "data: {\"candidates\":[{\"finish",
+            ];
+            let until = last.iter().find_map(|last| text.find(last)).unwrap();
+            exchange.at(Duration::from_secs(20));
+            exchange.feed(&text.as_bytes()[..until]);
+            assert!(exchange.tokens().output < 10, "no agent is cut for a guess");
+            exchange.at(Duration::from_secs(21));
+            let figures = exchange.end(ending);
+            assert_ne!(figures.provenance, Provenance::Reported);
+            // Anthropic's first event tells the output so far
+            let is_told = shape == Shape::AnthropicMessages;
+            let expected = if is_told {
+                0..10
+            } else {
+                limit.unwrap_or(hidden(20))..limit.unwrap_or(hidden(20) + 10) + 1
+            };
+            assert!(expected.contains(&figures.tokens.output), "{shape:?} {limit:?}: {figures:?}");
+        }
+        // whose figures came pays what they say, however long it took
+        let mut exchange = started(shape, "text/event-stream", "");
+        exchange.at(Duration::from_secs(500));
+        exchange.feed(text.as_bytes());
+        exchange.at(Duration::from_secs(900));
+        assert_reported(&exchange.end(Ending::Completed), USED);
+    }
+}
+
+#[test]
+fn a_document_nobody_waited_for_costs_what_its_time_was_worth() {
+    let output = |limit| {
+        let facts = Facts { output_limit: limit, ..facts(false) };
+        let mut exchange = Exchange::new(Shape::OpenaiResponses, facts);
+        exchange.at(Duration::from_secs(20));
+        exchange.end(Ending::ClientGone).tokens.output
+    };
+    assert_eq!((output(None), output(Some(600)), output(Some(100))), (hidden(20), 600, ALLOWANCE));
+}
+
+#[test]
+fn embeddings_without_usage_are_charged_for_their_input_alone() {
+    let body = format!(r#"{{"embedding":{{"values":[{}0.5]}}}}"#, "-0.0123456789,".repeat(3_000));
+    for shape in [Shape::Gemini, Shape::OpenaiChat] {
+        let mut exchange = Exchange::new(shape, facts(false).without_output());
+        exchange.head(200, "application/json", "");
+        exchange.feed(body.as_bytes());
+        let figures = exchange.end(Ending::Completed);
+        assert_estimated(&figures, Ending::Completed, ESTIMATE, 0);
+        assert!(figures.alarm.unwrap().contains("without usage"));
+    }
+}
+
 #[test]
 fn a_whole_document_counts_though_its_reader_left() {
     let mut exchange = started(Shape::OpenaiChat, "application/json", "");
@@ -141,6 +211,34 @@ fn unlisted_endpoints_are_charged_when_they_report() {
     ] {
         assert_reported(&json(Shape::Any, &format!(r#"{{"usage":{usage}}}"#)), USED);
     }
+}
+
+#[test]
+fn usage_in_events_of_an_unknown_kind_is_charged() {
+    let usage = r#""usage":{"input_tokens":15,"input_tokens_details":{"cached_tokens":5},"output_tokens":20,"total_tokens":35}"#;
+    let partial = framed(r#"{"type":"image_generation.partial_image","b64_json":"AAAA"}"#);
+    let last = framed(&format!(r#"{{"type":"image_generation.completed","b64_json":"AAAA",{usage}}}"#));
+    let mut exchange = started(Shape::Any, "text/event-stream", "");
+    let holds = [&partial, &last, &partial, &last].map(|event| {
+        let step = exchange.feed(event.as_bytes());
+        (step.hold, step.terminal)
+    });
+    assert_eq!(holds, [(false, false), (true, false), (false, false), (true, false)]);
+    assert_reported(&exchange.end(Ending::Completed), USED);
+    let picture = "A".repeat(crate::events::MAX_EVENT_BYTES);
+    let long = framed(&format!(r#"{{"type":"image_generation.completed","b64_json":"{picture}",{usage}}}"#));
+    let mut exchange = started(Shape::Any, "text/event-stream", "");
+    assert!(exchange.feed(long.as_bytes()).hold);
+    assert_reported(&exchange.end(Ending::Completed), USED);
+    let mut left = started(Shape::Any, "text/event-stream", "");
+    left.feed(last.as_bytes());
+    let figures = left.end(Ending::ClientGone);
+    assert_eq!((figures.tokens, figures.provenance), (USED, Provenance::Partial));
+    let mut other = started(Shape::Any, "text/event-stream", "");
+    other.feed(
+        framed(r#"{"type":"transcript.text.done","usage":{"type":"duration","seconds":9}}"#).as_bytes(),
+    );
+    assert_eq!(other.end(Ending::Completed).tokens, Tokens::default());
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! What no client and no provider sends who means well: passed or closed, in bounded memory.
 use std::io::Write;
+use std::net::TcpListener;
 use std::time::Duration;
 
+use flate2::{Compress, Compression, FlushCompress};
 use meter_proxy::protocol::ToController;
 use meter_proxy::tokens::{Ending, Provenance};
 use serde_json::json;
@@ -9,10 +11,12 @@ use tungstenite::protocol::frame::Frame;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 
 use super::{
-    MASK, asking, close, completed, create, created, opened, opened_with, rest, saying, text_frame, written,
+    MASK, Pair, asking, close, completed, create, created, opened, opened_with, rest, saying, text_frame,
+    written,
 };
+use crate::rig::{Rig, config};
 
-fn memory_kib(rig: &crate::rig::Rig) -> u64 {
+fn memory_kib(rig: &Rig) -> u64 {
     rig.status_line("VmHWM:").split(' ').next().unwrap().parse().unwrap()
 }
 
@@ -84,6 +88,34 @@ fn root_a_message_of_a_gigabyte_costs_no_memory() {
     // two copies of what is read, with the room that a growing buffer takes
     assert!(memory_kib(&rig) - before < 96 * 1024, "{} KiB", memory_kib(&rig) - before);
     assert_eq!(rig.count(|message| matches!(message, ToController::Reserve(_))), 0);
+}
+
+/// Sockets of one bottle, and what the message that has begun on each of them is decompressed to.
+const BOMBS: usize = 40;
+const BOMB_BYTES: usize = 15 * 1024 * 1024;
+
+#[test]
+fn root_messages_that_are_short_and_decompress_to_much_share_the_memory_of_their_bottle() {
+    let origin = TcpListener::bind("127.0.0.1:0").unwrap();
+    let rig = Rig::start(config(origin.local_addr().unwrap()));
+    let mut bomb = Vec::with_capacity(64 * 1024);
+    let text = format!(r#"{{"type":"response.create","input":"{}"#, " ".repeat(BOMB_BYTES));
+    let mut codec = Compress::new(Compression::best(), false);
+    codec.compress_vec(text.as_bytes(), &mut bomb, FlushCompress::Sync).unwrap();
+    for is_final in [false, true] {
+        let mut frame = Frame::message(bomb.clone(), OpCode::Data(Data::Text), is_final);
+        frame.header_mut().rsv1 = true;
+        let frame = written(frame, Some(MASK));
+        let extension = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
+        let mut pairs: Vec<Pair> = (0..BOMBS).map(|_| Pair::open(&rig, &origin, extension)).collect();
+        let before = memory_kib(&rig);
+        pairs.iter_mut().for_each(|pair| pair.client.write_all(&frame).unwrap());
+        std::thread::sleep(Duration::from_secs(3));
+        let growth = memory_kib(&rig) - before;
+        eprintln!("{BOMBS} messages of {} bytes, whole: {is_final}; grew by {growth} KiB", frame.len());
+        // as much as the bottle may have, and again while a buffer grows
+        assert!(growth < 160 * 1024, "{growth} KiB, whole: {is_final}");
+    }
 }
 
 #[test]

@@ -166,3 +166,18 @@ fn root_a_client_that_reads_nothing_does_not_keep_upstream_open() {
     rest(&mut pair.server);
     assert_eq!(rig.settlement().ending, Ending::Cut);
 }
+
+#[test]
+fn root_a_silence_is_charged_to_the_response_under_way_and_not_to_the_one_behind_it() {
+    let (rig, mut pair) = opened();
+    pair.asks(&asking(&create()));
+    pair.asks(&asking(&create()));
+    pair.answers(&saying(&created("r1")));
+    std::thread::sleep(Duration::from_secs(3));
+    pair.answers(&saying(&delta("Hi")));
+    pair.client.shutdown(Shutdown::Both).unwrap();
+    let mut outputs: Vec<u64> = rig.settlements(2).iter().map(|settle| settle.tokens.output).collect();
+    outputs.sort_unstable();
+    assert_eq!(outputs[0], 0, "it has not begun");
+    assert!((300..1_500).contains(&outputs[1]), "{outputs:?}");
+}
