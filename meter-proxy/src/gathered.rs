@@ -76,3 +76,55 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    /// Takes so many bytes of each write.
+    struct Takes(usize);
+
+    impl AsyncWrite for Takes {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len().min(self.0)))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// What becomes of each offer in turn: how much of it is written, or that it waits.
+    fn offered<const N: usize>(takes: usize, bytes: [usize; N]) -> [Option<usize>; N] {
+        let mut stream = Gathered::new(Takes(takes));
+        bytes.map(|bytes| {
+            let mut cx = Context::from_waker(Waker::noop());
+            match Pin::new(&mut stream).poll_write(&mut cx, &vec![0; bytes]) {
+                Poll::Ready(written) => Some(written.unwrap()),
+                Poll::Pending => None,
+            }
+        })
+    }
+
+    #[test]
+    fn a_write_waits_while_more_comes() {
+        assert_eq!(offered(100, [10, 20, 30, 30]), [None, None, None, Some(30)]);
+        assert_eq!(offered(100, [10, 10, 10, 10]), [None, Some(10), None, Some(10)]);
+    }
+
+    #[test]
+    fn what_is_enough_waits_for_nothing() {
+        assert_eq!(offered(ENOUGH_BYTES, [ENOUGH_BYTES, 10]), [Some(ENOUGH_BYTES), None]);
+    }
+
+    #[test]
+    fn what_was_not_taken_waits_no_longer() {
+        assert_eq!(offered(6, [10, 10, 4, 4]), [None, Some(6), Some(4), None]);
+    }
+}
