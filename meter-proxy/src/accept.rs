@@ -21,6 +21,7 @@ use crate::arriving::Arriving;
 use crate::bottles::{Bottle, Standing};
 use crate::flights::Flights;
 use crate::framing::{Protocol, http1, http2};
+use crate::gathered::Gathered;
 use crate::identify::{self, Answer, Client};
 use crate::peers::watch_client;
 use crate::protocol::{MAX_SOCKETS_OF_LISTENER, Refusal, namespaces_within};
@@ -136,7 +137,7 @@ pub async fn serve<I>(
             Ok::<_, Infallible>(answer)
         }
     });
-    let stream = TokioIo::new(stream);
+    let stream = TokioIo::new(Gathered::new(stream));
     match protocol {
         Protocol::Http1 => {
             let connection = http1(HEAD_TIMEOUT).half_close(false).serve_connection(stream, service);

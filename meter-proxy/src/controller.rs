@@ -18,7 +18,8 @@ use crate::link::{ANSWER_TIMEOUT, ControllerError, Socket, Waiting, answered};
 use crate::listeners::Order;
 use crate::lock::lock;
 use crate::protocol::{
-    BottleRef, Config, Identity, Leaf, Notice, ProtocolError, Refusal, Reserve, Settle, ToController, ToMeter,
+    BottleRef, Config, Identity, Leaf, MAX_COUNTS, Notice, ProtocolError, Refusal, Reserve, Settle,
+    ToController, ToMeter,
 };
 use crate::settings::Settings;
 use crate::sockets::Listener;
@@ -29,8 +30,10 @@ use crate::tokens::{Ending, Provenance, Tokens};
 const MAX_EXCHANGES: usize = 32_768;
 /// Most other messages that wait for the socket.
 const MAX_QUESTIONS: usize = 1_024;
-/// Running counts are sent this often at most, unless one grew much.
+/// Running counts are sent this often at most …
 const PROGRESS_EVERY: Duration = Duration::from_millis(20);
+/// … and this often when one grew much.
+const URGENT_EVERY: Duration = Duration::from_millis(1);
 
 /// Whose connection it is, as the controller knows.
 pub struct Known {
@@ -154,10 +157,13 @@ impl Controller {
     /// Sends a running count; the latest of each exchange wins. `urgent`: do not wait for the next round.
     pub fn progress(&self, exchange: u64, tokens: Tokens, urgent: bool) {
         let mut progress = lock(&self.desk.progress);
+        let is_awaited = progress.latest.is_empty() || (urgent && !progress.urgent);
         progress.latest.insert(exchange, tokens);
         progress.urgent |= urgent;
         drop(progress);
-        self.desk.progressed.notify_one();
+        if is_awaited {
+            self.desk.progressed.notify_one();
+        }
     }
 
     /// Says where an exchange that has leave hears that it may not go on after all.
@@ -362,9 +368,9 @@ impl Outbox {
         }
     }
 
-    async fn write_counts(&self, counts: HashMap<u64, Tokens>) -> Result<(), ProtocolError> {
-        for (exchange, tokens) in counts {
-            self.socket.send(&ToController::Progress { exchange, tokens }).await?;
+    async fn write_counts(&self, counts: Vec<(u64, Tokens)>) -> Result<(), ProtocolError> {
+        for counts in counts.chunks(MAX_COUNTS) {
+            self.socket.send(&ToController::Progress(counts.to_vec())).await?;
         }
         Ok(())
     }
@@ -378,15 +384,16 @@ impl Desk {
     }
 
     /// Completes with the running counts when it is time to send them. Takes them only when it completes.
-    async fn due(&self) -> HashMap<u64, Tokens> {
+    async fn due(&self) -> Vec<(u64, Tokens)> {
         loop {
             let wait_until = {
                 let mut progress = lock(&self.progress);
-                let due = progress.last_sent.map_or_else(Instant::now, |sent| sent + PROGRESS_EVERY);
-                if !progress.latest.is_empty() && (progress.urgent || due <= Instant::now()) {
+                let every = if progress.urgent { URGENT_EVERY } else { PROGRESS_EVERY };
+                let due = progress.last_sent.map_or_else(Instant::now, |sent| sent + every);
+                if !progress.latest.is_empty() && due <= Instant::now() {
                     progress.urgent = false;
                     progress.last_sent = Some(Instant::now());
-                    return std::mem::take(&mut progress.latest);
+                    return progress.latest.drain().collect();
                 }
                 (!progress.latest.is_empty()).then_some(due)
             };

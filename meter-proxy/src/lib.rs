@@ -65,6 +65,8 @@ mod framing;
 #[cfg(feature = "proxy")]
 mod gate;
 #[cfg(feature = "proxy")]
+mod gathered;
+#[cfg(feature = "proxy")]
 mod handshake;
 #[cfg(feature = "proxy")]
 mod hello;
@@ -100,6 +102,8 @@ mod settings;
 mod settle;
 #[cfg(feature = "proxy")]
 mod shutdown;
+#[cfg(feature = "proxy")]
+mod silence;
 #[cfg(feature = "proxy")]
 mod sockets;
 #[cfg(feature = "proxy")]

@@ -25,6 +25,8 @@ use crate::tokens::{Ending, Provenance, Tokens};
 pub const MAX_MESSAGE_BYTES: usize = 160 * 1024;
 /// Longest `raw` of a settlement in bytes; the meter drops what is longer.
 pub const MAX_RAW_BYTES: usize = 64 * 1024;
+/// Most running counts in one message: it stays below [`MAX_MESSAGE_BYTES`] whatever they are.
+pub const MAX_COUNTS: usize = 512;
 /// Most descriptors in one message.
 pub const MAX_DESCRIPTORS: usize = 8;
 /// Id of the listening sockets in the meter's own network namespace.
@@ -193,13 +195,9 @@ pub enum ToController {
         /// The exchange.
         exchange: u64,
     },
-    /// Figures so far: the provider's, topped up with the running count of output. Latest wins.
-    Progress {
-        /// The exchange.
-        exchange: u64,
-        /// Figures so far.
-        tokens: Tokens,
-    },
+    /// Figures so far of some exchanges: the provider's, topped up with the running count of output. Latest wins. At
+    /// most [`MAX_COUNTS`].
+    Progress(Vec<(u64, Tokens)>),
     /// Final figures. Answered by `Settled` once they are durable.
     Settle(Settle),
     /// A leaf certificate for a metered host, please.

@@ -24,6 +24,7 @@ use crate::forward::MAX_SILENCE;
 use crate::gate::{Leave, Permit};
 use crate::include_usage::Hiding;
 use crate::settle;
+use crate::silence::Silence;
 use crate::stop::Stop;
 use crate::tokens::Ending;
 
@@ -99,8 +100,8 @@ pub struct Tail {
     broken: Option<TailError>,
     /// Hears whether it may go on.
     stop: Option<Stop>,
-    /// Runs while the provider sends nothing.
-    silence: Option<Pin<Box<Sleep>>>,
+    /// How long the provider has sent nothing.
+    silence: Silence,
     _flight: Flight,
 }
 
@@ -129,7 +130,7 @@ pub async fn tail(
         reopened: None,
         broken: None,
         stop: None,
-        silence: None,
+        silence: Silence::of_at_most(MAX_SILENCE),
         _flight: flight,
     };
     if let Leave::Metered(mut permit) = leave {
@@ -256,11 +257,10 @@ impl Tail {
     fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TailError>>> {
         let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
         if let Poll::Ready(frame) = Pin::new(upstream).poll_frame(cx) {
-            self.silence = None;
+            self.silence.broken();
             return Poll::Ready(frame.map(|frame| frame.map_err(TailError::Upstream)));
         }
-        let silence = self.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(MAX_SILENCE)));
-        silence.as_mut().poll(cx).map(|()| Some(Err(TailError::Silent)))
+        self.silence.poll_too_long(cx).map(|()| Some(Err(TailError::Silent)))
     }
 
     /// One frame from upstream, seen. `None` in the result: it is held back.

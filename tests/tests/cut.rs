@@ -1,7 +1,8 @@
 //! The cut: a crossing in the middle of a stream, an operator's word, what opens again, and whose budget decides.
 #![allow(clippy::unwrap_used, reason = "a failed expectation should stop the test where it stands")]
-use std::fs::File;
+use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -366,4 +367,26 @@ fn root_a_parent_budget_counts_its_children() {
         assert_eq!(status["cause"]["owner"], "family", "{status}");
     }
     assert_no_request_leaves(&stage, &child);
+}
+
+#[test]
+fn root_the_thread_that_decides_runs_before_others() {
+    let stage = Stage::new(Reply::default(), "");
+    let ours = nice(Path::new("/proc/thread-self"));
+    let daemon = PathBuf::from(format!("/proc/{}", stage.daemon.pid()));
+    let threads = fs::read_dir(daemon.join("task")).unwrap().map(|thread| thread.unwrap().path());
+    let (core, others): (Vec<_>, Vec<_>) =
+        threads.partition(|thread| fs::read_to_string(thread.join("comm")).unwrap() == "core\n");
+    assert_eq!(core.iter().map(|thread| nice(thread)).collect::<Vec<_>>(), [-20]);
+    let meter = PathBuf::from(format!("/proc/{}", stage.daemon.meter().pid()));
+    for other in others.iter().chain([&meter]) {
+        assert_eq!(nice(other), ours, "{}", other.display());
+    }
+}
+
+/// The nice level of a thread: the 19th field of its `stat`, counted behind its name.
+fn nice(thread: &Path) -> i32 {
+    let stat = fs::read_to_string(thread.join("stat")).unwrap();
+    let (_, behind_name) = stat.rsplit_once(") ").unwrap();
+    behind_name.split(' ').nth(16).unwrap().parse().unwrap()
 }

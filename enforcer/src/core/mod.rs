@@ -6,7 +6,8 @@
 //! charged to, `budgets` takes what operators say of them, `windows` begins them anew, `warnings` warns, `usage` sums
 //! what is shown, `bottles` finds the attached ones, `verdicts` cuts and restores, `processes` freezes, thaws and
 //! kills, `reload` takes changed settings, `members` attaches and detaches, `adopt` takes over what an earlier
-//! controller left, `durable` talks to the writer, `lease` beats the heart, `drops` tells what the kernel dropped, `lane` says why, `view` shows the state.
+//! controller left, `durable` talks to the writer, `lease` beats the heart, `precedence` has the thread run before
+//! others, `drops` tells what the kernel dropped, `lane` says why, `view` shows the state.
 mod accounts;
 mod adopt;
 mod bottles;
@@ -16,6 +17,7 @@ mod durable;
 mod lane;
 mod lease;
 mod members;
+mod precedence;
 mod processes;
 mod reload;
 mod requests;
@@ -519,7 +521,11 @@ pub fn start(
     let hour = snapshot.reached.unwrap_or_else(|| Hour::of(now_ms()));
     let mut core = Core::new(parts, sender.clone(), hour);
     core.adopt(snapshot)?;
-    let thread = std::thread::Builder::new().name("core".into()).spawn(move || core.run(&receiver))?;
+    let decide = move || {
+        precedence::take();
+        core.run(&receiver);
+    };
+    let thread = std::thread::Builder::new().name("core".into()).spawn(decide)?;
     Ok((CoreHandle { sender }, thread))
 }
 

@@ -155,7 +155,11 @@ impl Core {
                 self.tell_meter(ToMeter::Judged { question, refusal });
             }
             ToController::Withdraw { exchange } => self.withdraw(exchange),
-            ToController::Progress { exchange, tokens } => self.progress(exchange, tokens, received),
+            ToController::Progress(counts) => {
+                for (exchange, tokens) in counts {
+                    self.progress(exchange, tokens, received);
+                }
+            }
             ToController::Settle(settle) => self.settle(epoch, settle, received),
             ToController::Notice(notice) => self.notice(ActionKind::Meter, notice),
             // answered before the core, by the room that owns the socket

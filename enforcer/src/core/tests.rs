@@ -372,10 +372,10 @@ fn crossing_in_the_middle_of_a_stream_cuts_before_anything_is_written() {
     bench.reserve(1, bottle, 10);
     assert_eq!(bench.order(), ToMeter::Permit { exchange: 1 });
     bench.refusing.store(true, Ordering::SeqCst);
-    bench.say(ToController::Progress { exchange: 1, tokens: Tokens { output: 99, ..Tokens::default() } });
+    bench.say(ToController::Progress(vec![(1, Tokens { output: 99, ..Tokens::default() })]));
     bench.no_order();
     assert!(bench.kernel.is_open(bottle.slot));
-    bench.say(ToController::Progress { exchange: 1, tokens: Tokens { output: 100, ..Tokens::default() } });
+    bench.say(ToController::Progress(vec![(1, Tokens { output: 100, ..Tokens::default() })]));
     assert_eq!(bench.order(), ToMeter::Cut { bottle, upstream: Upstream::Close });
     assert!(!bench.kernel.is_open(bottle.slot), "cut although the ledger refuses");
 
@@ -602,10 +602,7 @@ fn what_was_under_way_when_the_meter_died_is_charged_at_its_reservation() {
     let bottle = bench.attach("b1");
     bench.reserve(1, bottle, 300);
     bench.order();
-    bench.say(ToController::Progress {
-        exchange: 1,
-        tokens: Tokens { input: 40, output: 20, ..Tokens::default() },
-    });
+    bench.say(ToController::Progress(vec![(1, Tokens { input: 40, output: 20, ..Tokens::default() })]));
     bench.core.tell(Message::MeterLost { epoch: 1 });
     assert_eq!(bench.view("b1").budget["claude"].used, 300);
     assert_eq!(bench.view("b1").usage["claude"].estimated, 300);
@@ -1066,7 +1063,7 @@ fn what_the_host_has_under_way_is_stopped_where_its_budget_is_used_up() {
     }
     let seen = |exchange, output| {
         let tokens = Tokens { output, ..Tokens::default() };
-        bench.say(ToController::Progress { exchange, tokens });
+        bench.say(ToController::Progress(vec![(exchange, tokens)]));
     };
     seen(1, 99);
     bench.no_order();
