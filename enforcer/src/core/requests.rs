@@ -152,6 +152,9 @@ impl Core {
             ToController::Reserve(request) => self.reserve(request),
             ToController::Judge { question, bottle, provider } => {
                 let refusal = self.refusal_now(bottle, &provider);
+                if let Some(refusal) = &refusal {
+                    self.record_refusal(bottle, &provider, refusal);
+                }
                 self.tell_meter(ToMeter::Judged { question, refusal });
             }
             ToController::Withdraw { exchange } => self.withdraw(exchange),
@@ -272,18 +275,21 @@ impl Core {
     }
 
     fn refuse(&mut self, request: &Reserve, refusal: Refusal) {
-        let bottle = self.name_of(request.bottle.slot);
-        if let Some(left_out) =
-            self.rows.count(&bottle, &request.provider, ActionKind::Refuse, 1, Instant::now())
-        {
-            let mut row = action(ActionKind::Refuse, Some(bottle), None, "controller");
-            row.detail = Some(match left_out {
-                0 => refusal.to_string(),
-                more => format!("{refusal} ({more} more refusals since the last row)"),
-            });
-            self.record(row);
-        }
+        self.record_refusal(request.bottle, &request.provider, &refusal);
         self.tell_meter(ToMeter::Refused { exchange: request.exchange, refusal });
+    }
+
+    /// Records that a request, or a socket that requests were to come on, is refused; within bounds.
+    fn record_refusal(&mut self, bottle: BottleRef, provider: &str, refusal: &Refusal) {
+        let bottle = self.name_of(bottle.slot);
+        let counted = self.rows.count(&bottle, provider, ActionKind::Refuse, 1, Instant::now());
+        let Some(left_out) = counted else { return };
+        let mut row = action(ActionKind::Refuse, Some(bottle), None, "controller");
+        row.detail = Some(match left_out {
+            0 => refusal.to_string(),
+            more => format!("{refusal} ({more} more refusals since the last row)"),
+        });
+        self.record(row);
     }
 
     fn grant(&mut self, request: Reserve, path: Path) {

@@ -1052,6 +1052,8 @@ fn a_socket_is_judged_as_a_request_would_be_and_nothing_is_reserved() {
         matches!(judged(bottle), Some(Refusal::Budget { limit: 100, used: 120, .. })),
         "open, and refused"
     );
+    let told = bench.awaited_rows("refuse", 1);
+    assert_eq!(told.len(), 1, "one row for all in this span: {told:?}");
     assert_eq!(bench.flows().len(), 1);
 }
 
