@@ -17,14 +17,17 @@ use crate::test;
 const TOOLS: [Tool; 5] =
     [("node", "nodejs"), ("npm", "npm"), ("python3", "python3-venv"), ("curl", "curl"), ("fish", "fish")];
 /// Of npm's registry, by exact version: a plain install takes what suits the Node at hand, which may be years old.
-const NODE_PACKAGES: [(&str, &str); 4] = [
+const NODE_PACKAGES: [(&str, &str); 6] = [
     ("@anthropic-ai/claude-code", "2.1.330"),
     ("@openai/codex", "0.169.0"),
     ("@anthropic-ai/sdk", "1.12.0"),
     ("openai", "7.57.0"),
+    ("@google/gemini-cli", "0.61.0"),
+    ("@google/genai", "3.1.0"),
 ];
 /// Of PyPI.
-const PYTHON_PACKAGES: [(&str, &str); 2] = [("anthropic", "2.12.0"), ("openai", "3.54.0")];
+const PYTHON_PACKAGES: [(&str, &str); 3] =
+    [("anthropic", "2.12.0"), ("openai", "3.54.0"), ("google-genai", "3.4.0")];
 /// The tests end within this time after the build, or are killed.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 

@@ -63,6 +63,8 @@ pub struct Reply {
     pub break_after: Option<usize>,
     /// No usage is told (and all is billed).
     pub omit_usage: bool,
+    /// A tool that is called once the text is out, without arguments: Messages and Responses alone.
+    pub call: Option<&'static str>,
     /// How it ends.
     pub finish: Finish,
     /// How it is framed.
@@ -84,6 +86,7 @@ impl Default for Reply {
             encoding: None,
             break_after: None,
             omit_usage: false,
+            call: None,
             finish: Finish::Stop,
             framing: Framing::default(),
         }

@@ -14,14 +14,21 @@ use crate::installed;
 /// Whatever is asked.
 const QUESTION: &str = "Say hello";
 /// Keys that no provider takes.
-const KEYS: [(&str, &str); 3] = [
+const KEYS: [(&str, &str); 4] = [
     ("ANTHROPIC_API_KEY", "sk-ant-visibly-fake"),
+    ("GEMINI_API_KEY", "visibly-fake"),
     ("OPENAI_API_KEY", "sk-visibly-fake"),
     ("CODEX_API_KEY", "sk-visibly-fake"),
 ];
 /// A provider that is asked by POST, up to where it is.
 const POSTS: &str = "model_provider = \"posts\"\n[model_providers.posts]\nname = \"Posts\"\n\
                      env_key = \"OPENAI_API_KEY\"\nwire_api = \"responses\"\n";
+/// The same for a login, which is for providers of OpenAI's name alone that their bodies are compressed.
+const LOGIN_POSTS: &str = "model_provider = \"posts\"\n[model_providers.posts]\nname = \"OpenAI\"\n\
+                           requires_openai_auth = true\nwire_api = \"responses\"\n\
+                           base_url = \"https://chatgpt.com/backend-api/codex\"\n";
+/// Settings of gemini-cli by which it comes with a key, whatever else is in its environment.
+const BY_KEY: &str = r#"{"security": {"auth": {"selectedType": "gemini-api-key"}}}"#;
 /// The account of a login with ChatGPT that no server has given.
 const ACCOUNT: &str = "account-visibly-fake";
 
@@ -31,16 +38,19 @@ pub enum Api {
     Messages,
     Chat,
     Responses,
+    /// Gemini's `generateContent` and `streamGenerateContent`.
+    Generate,
 }
 
 impl Api {
-    pub const ALL: [Self; 3] = [Self::Messages, Self::Chat, Self::Responses];
+    pub const ALL: [Self; 4] = [Self::Messages, Self::Chat, Self::Responses, Self::Generate];
 
     fn word(self) -> &'static str {
         match self {
             Self::Messages => "anthropic",
             Self::Chat => "chat",
             Self::Responses => "responses",
+            Self::Generate => "generate",
         }
     }
 }
@@ -55,6 +65,9 @@ pub enum Client {
     CodexPost,
     /// Logged in with ChatGPT, over WebSocket: another host.
     CodexLogin,
+    /// Logged in with ChatGPT, with POSTs, whose bodies it compresses.
+    CodexLoginPost,
+    GeminiCli,
     Python(Api),
     Node(Api),
     Curl(Api),
@@ -83,10 +96,12 @@ impl Client {
     pub fn provider(self) -> &'static str {
         match self {
             Self::ClaudeCode => "claude",
-            Self::Codex | Self::CodexPost | Self::CodexLogin => "codex",
+            Self::Codex | Self::CodexPost | Self::CodexLogin | Self::CodexLoginPost => "codex",
+            Self::GeminiCli => "gemini",
             Self::Python(api) | Self::Node(api) | Self::Curl(api) => match api {
                 Api::Messages => "claude",
                 Api::Chat | Api::Responses => "codex",
+                Api::Generate => "gemini",
             },
         }
     }
@@ -99,8 +114,8 @@ impl Client {
     /// Whether it can be asked for streams, and for whole answers.
     fn modes(self) -> &'static [bool] {
         match self {
-            Self::ClaudeCode | Self::Codex | Self::CodexPost | Self::CodexLogin => &[true],
             Self::Python(_) | Self::Node(_) | Self::Curl(_) => &[true, false],
+            _ => &[true],
         }
     }
 
@@ -108,7 +123,7 @@ impl Client {
     pub fn ways(self) -> &'static [Way] {
         match self {
             // its gateway would be another than that of an API key, and no line for it is printed
-            Self::CodexLogin => &[Way::Connect, Way::Redirect],
+            Self::CodexLogin | Self::CodexLoginPost => &[Way::Connect, Way::Redirect],
             // no proxy of the environment's is used
             Self::Node(_) => &[Way::Gateway, Way::Redirect],
             _ => &[Way::Gateway, Way::Connect, Way::Redirect],
@@ -118,31 +133,45 @@ impl Client {
     /// The variables that suffice on a way, of those that `enforcer env` prints. Where two do for trust, each has a way.
     pub fn needs(self, way: Way) -> &'static [&'static str] {
         match (way, self) {
-            (Way::Gateway, Self::Codex | Self::CodexPost | Self::CodexLogin) => &[],
-            (Way::Gateway, _) if self.provider() == "claude" => &["ANTHROPIC_BASE_URL"],
-            (Way::Gateway, _) => &["OPENAI_BASE_URL"],
-            (Way::Connect, Self::ClaudeCode | Self::Node(_)) => &["HTTPS_PROXY", "NODE_EXTRA_CA_CERTS"],
-            (Way::Connect, Self::Codex | Self::CodexPost | Self::CodexLogin) => {
-                &["HTTPS_PROXY", "CODEX_CA_CERTIFICATE"]
+            (Way::Gateway, Self::Codex | Self::CodexPost) => &[],
+            (Way::Gateway, _) => match self.provider() {
+                "claude" => &["ANTHROPIC_BASE_URL"],
+                "codex" => &["OPENAI_BASE_URL"],
+                _ => &[],
+            },
+            (Way::Connect, Self::ClaudeCode | Self::GeminiCli | Self::Node(_)) => {
+                &["HTTPS_PROXY", "NODE_EXTRA_CA_CERTS"]
             }
             (Way::Connect, Self::Python(_)) => &["HTTPS_PROXY", "SSL_CERT_FILE"],
             (Way::Connect, Self::Curl(_)) => &["HTTPS_PROXY", "CURL_CA_BUNDLE"],
-            (Way::Redirect, Self::Node(_)) => &["NODE_EXTRA_CA_CERTS"],
+            (Way::Connect, _) => &["HTTPS_PROXY", "CODEX_CA_CERTIFICATE"],
+            (Way::Redirect, Self::GeminiCli | Self::Node(_)) => &["NODE_EXTRA_CA_CERTS"],
             (Way::Redirect, _) => &["SSL_CERT_FILE"],
         }
     }
 
-    /// Its configuration on this way, if it needs any: with the line that `printed` gives where that is the way.
-    pub fn config(self, way: Way, printed: impl FnOnce() -> String) -> Option<String> {
-        let base_url = match (self, way) {
-            (Self::Codex | Self::CodexPost, Way::Gateway) => printed(),
-            _ => "openai_base_url = \"https://api.openai.com/v1\"".to_owned(),
+    /// The file of its configuration below its home and what is in it on this way, if it needs any: with the line that
+    /// `printed` gives where that is the way.
+    pub fn config(self, way: Way, printed: impl FnOnce() -> String) -> Option<(&'static str, String)> {
+        let base_url = || match way {
+            Way::Gateway => printed(),
+            Way::Connect | Way::Redirect => "openai_base_url = \"https://api.openai.com/v1\"".to_owned(),
         };
-        match self {
-            Self::Codex if way == Way::Gateway => Some(base_url),
-            Self::CodexPost => Some(POSTS.to_owned() + &base_url.replace("openai_base_url", "base_url")),
-            _ => None,
-        }
+        let config = match self {
+            Self::Codex if way == Way::Gateway => base_url(),
+            Self::CodexPost => POSTS.to_owned() + &base_url().replace("openai_base_url", "base_url"),
+            Self::CodexLoginPost => LOGIN_POSTS.to_owned(),
+            Self::GeminiCli if way == Way::Gateway => {
+                return Some((".gemini/settings.json", BY_KEY.to_owned()));
+            }
+            _ => return None,
+        };
+        Some((".codex/config.toml", config))
+    }
+
+    /// The name under which lines are printed for it that are not for every client.
+    pub fn addressed_as(self) -> &'static str {
+        if self.provider() == "gemini" { "google-genai" } else { "codex" }
     }
 
     /// The status with which its provider agrees to answer: over WebSocket it is that of the handshake.
@@ -154,7 +183,7 @@ impl Client {
     pub fn says_http2(self, way: Way) -> Option<&'static str> {
         match self {
             // of a request with a body, which it has once alone
-            Self::CodexPost if way != Way::Gateway => Some("send frame=Data"),
+            Self::CodexPost | Self::CodexLoginPost if way != Way::Gateway => Some("send frame=Data"),
             Self::Curl(_) if way != Way::Gateway => Some("by HTTP/2"),
             _ => None,
         }
@@ -171,10 +200,12 @@ impl Client {
             Self::ClaudeCode => command.env("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"),
             // node looks for the SDKs where it runs
             Self::Node(_) => command.current_dir(installed::directory().join("node")),
-            Self::CodexPost if reader == Reader::Program => command.env("RUST_LOG", "h2::codec=debug"),
+            Self::CodexPost | Self::CodexLoginPost if reader == Reader::Program => {
+                command.env("RUST_LOG", "h2::codec=debug")
+            }
             _ => &mut command,
         };
-        if self == Self::CodexLogin {
+        if matches!(self, Self::CodexLogin | Self::CodexLoginPost) {
             log_in(home);
             return command;
         }
@@ -190,7 +221,12 @@ impl Client {
                 let format = if reader == Reader::Person { "text" } else { "json" };
                 (installed::node_program("claude"), vec!["-p", QUESTION, "--output-format", format])
             }
-            Self::Codex | Self::CodexPost | Self::CodexLogin => {
+            Self::GeminiCli => {
+                let format = if reader == Reader::Person { "text" } else { "json" };
+                let words = vec!["-p", QUESTION, "-o", format, "-m", "gemini-2.5-flash", "--skip-trust"];
+                (installed::node_program("gemini"), words)
+            }
+            Self::Codex | Self::CodexPost | Self::CodexLogin | Self::CodexLoginPost => {
                 let format = if reader == Reader::Person { "--color=never" } else { "--json" };
                 let quiet = ["-c", "analytics.enabled=false"];
                 let words = [&["exec", "--skip-git-repo-check", format], &quiet[..], &[QUESTION]].concat();
@@ -213,7 +249,11 @@ impl Client {
                 let result: Value = serde_json::from_str(stdout).unwrap_or_else(|_| panic!("{stdout}"));
                 result["result"].as_str().unwrap_or_else(|| panic!("{stdout}")).to_owned()
             }
-            Self::Codex | Self::CodexPost | Self::CodexLogin => {
+            Self::GeminiCli => {
+                let result: Value = serde_json::from_str(stdout).unwrap_or_else(|_| panic!("{stdout}"));
+                result["response"].as_str().unwrap_or_else(|| panic!("{stdout}")).to_owned()
+            }
+            Self::Codex | Self::CodexPost | Self::CodexLogin | Self::CodexLoginPost => {
                 let events = stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
                 let mut items = events.map(|event| event["item"].clone());
                 let message = items.find(|item| item["type"] == "agent_message");

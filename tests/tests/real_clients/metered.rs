@@ -16,8 +16,12 @@ const NO_USAGE: &str = ",\"usage\":null";
 
 /// An answer whose bill has something of every class that this client's provider tells.
 pub fn priced(client: Client) -> Reply {
-    let reasoning = if client.provider() == "claude" { 0 } else { 16 };
-    Reply { cache_write: 7, cache_read: 11, reasoning, ..Reply::default() }
+    let (cache_write, reasoning) = match client.provider() {
+        "claude" => (7, 0),
+        "gemini" => (0, 16),
+        _ => (7, 16),
+    };
+    Reply { cache_write, cache_read: 11, reasoning, ..Reply::default() }
 }
 
 /// Asks on every way, in a bottle each.
@@ -128,6 +132,24 @@ fn root_metered_codex_by_post() {
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_metered_codex_logged_in() {
     assert_metered(Client::CodexLogin);
+}
+
+/// The bodies of its requests are compressed.
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_metered_codex_logged_in_by_post() {
+    Scene::with(priced(Client::CodexLoginPost), "", |scene| {
+        assert_metered_in(scene, Client::CodexLoginPost);
+        for record in scene.stage.provider.billing_records() {
+            assert_eq!((record.method.as_str(), record.header("content-encoding")), ("POST", Some("zstd")));
+        }
+    });
+}
+
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_metered_gemini_cli() {
+    assert_metered(Client::GeminiCli);
 }
 
 #[test]
