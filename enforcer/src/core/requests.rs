@@ -52,6 +52,8 @@ pub(super) struct Live {
     permitted: bool,
     /// The asker left before the reservation was durable.
     withdrawn: bool,
+    /// The audit has that it is to stop though its bottle is open.
+    stop_recorded: bool,
 }
 
 /// A request that waits at the gate.
@@ -311,6 +313,7 @@ impl Core {
                 written: 0,
                 permitted: false,
                 withdrawn: false,
+                stop_recorded: false,
             },
         );
         let after = After::Permit { epoch, exchange: request.exchange, id: self.last_exchange };
@@ -443,18 +446,30 @@ impl Core {
 
     /// The host is no bottle and cannot be cut: what it has under way on a budget that is used up is stopped by the
     /// meter, whose gate refuses the rest.
-    fn stop_where_crossed(&self, charged: BottleRef) {
+    fn stop_where_crossed(&mut self, charged: BottleRef) {
         if charged.slot != HOST_SLOT {
             return;
         }
         let under_way =
             self.exchanges.iter().filter(|(_, live)| live.bottle.slot == HOST_SLOT && live.permitted);
-        for (exchange, live) in under_way {
-            if let Judgement::Refuse(scope, id) = self.accounts.judge(&live.path) {
-                let refusal = self.budget_refusal(HOST_SLOT, scope, id);
-                self.tell_meter(ToMeter::Refused { exchange: *exchange, refusal });
-            }
+        let crossed = under_way.filter_map(|(exchange, live)| match self.accounts.judge(&live.path) {
+            Judgement::Refuse(scope, id) => Some((*exchange, scope, id)),
+            Judgement::Grant | Judgement::Wait(..) => None,
+        });
+        for (exchange, scope, id) in crossed.collect::<Vec<_>>() {
+            let refusal = self.budget_refusal(HOST_SLOT, scope, id);
+            self.record_stop(exchange, &refusal);
+            // again with each figure: the meter hears it once the answer has begun
+            self.tell_meter(ToMeter::Refused { exchange, refusal });
         }
+    }
+
+    /// Records, once, that an exchange under way is to stop.
+    fn record_stop(&mut self, exchange: u64, refusal: &Refusal) {
+        let Some(live) = self.exchanges.get_mut(&exchange).filter(|live| !live.stop_recorded) else { return };
+        live.stop_recorded = true;
+        let (bottle, provider) = (live.bottle, live.provider.clone());
+        self.record_refusal(bottle, &provider, refusal);
     }
 
     /// Moves an exchange from its accounts' in-flight to their settled figures.
