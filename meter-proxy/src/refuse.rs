@@ -107,8 +107,7 @@ impl Refused {
             response.headers_mut().insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if self.is_usage_limit() {
-            // Codex makes it the middle of a sentence of its own
-            response.headers_mut().insert(CODEX_PROMO, header_text(message.trim_end_matches('.')));
+            response.headers_mut().insert(CODEX_PROMO, promo(&message));
         }
         if self.dialect == Some(Dialect::Bedrock) {
             response.headers_mut().insert(AWS_ERROR, HeaderValue::from_static(self.aws_type()));
@@ -123,7 +122,7 @@ impl Refused {
         let error = json!({"type": self.openai_type(), "message": message});
         let mut event = json!({"type": "error", "status": self.status().as_u16(), "error": error});
         if self.is_usage_limit() {
-            let text = header_text(&message);
+            let text = promo(&message);
             event["headers"] = json!({"x-codex-promo-message": text.to_str().unwrap_or_default()});
         }
         in_lane(event, lane)
@@ -251,6 +250,11 @@ fn json_response(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+/// What Codex shows, which makes it the middle of a sentence of its own.
+fn promo(message: &str) -> HeaderValue {
+    header_text(message.trim_end_matches('.'))
 }
 
 /// The message as a header can carry it: printable ASCII, cut at [`MAX_HEADER_MESSAGE_BYTES`].

@@ -1,7 +1,8 @@
 //! The table of clients: how each is asked one question, what it needs for each way to the meter, and where in its
 //! output the answer is.
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -78,6 +79,8 @@ pub enum Client {
 pub enum Reader {
     Person,
     Program,
+    /// Who sits at a terminal, for agents that have an interface there.
+    Terminal,
 }
 
 /// How a client comes to the meter.
@@ -104,6 +107,10 @@ impl Client {
                 Api::Generate => "gemini",
             },
         }
+    }
+
+    fn is_codex(self) -> bool {
+        matches!(self, Self::Codex | Self::CodexPost | Self::CodexLogin | Self::CodexLoginPost)
     }
 
     /// Each way that leads it to the meter, with streams and, where it can be asked for them, whole answers.
@@ -169,6 +176,12 @@ impl Client {
         Some((".codex/config.toml", config))
     }
 
+    /// How often the gate says no to it that says no to everything: Codex opens its socket before it is asked anything,
+    /// and again for the question.
+    pub fn refusals(self) -> u64 {
+        if self.status() == 101 { 2 } else { 1 }
+    }
+
     /// The name under which lines are printed for it that are not for every client.
     pub fn addressed_as(self) -> &'static str {
         if self.provider() == "gemini" { "google-genai" } else { "codex" }
@@ -194,6 +207,10 @@ impl Client {
         let words = self.words(stream, reader);
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).current_dir(home).env_clear().env("HOME", home).env("TERM", "dumb");
+        // some leave reports there
+        let temporary = home.join("tmp");
+        fs::create_dir(&temporary).unwrap();
+        command.env("TMPDIR", temporary);
         command.env("PATH", std::env::var_os("PATH").unwrap());
         match self {
             // what it asks its makers besides would be answered by nobody
@@ -205,6 +222,9 @@ impl Client {
             }
             _ => &mut command,
         };
+        if reader == Reader::Terminal {
+            known_to(self, home);
+        }
         if matches!(self, Self::CodexLogin | Self::CodexLoginPost) {
             log_in(home);
             return command;
@@ -218,13 +238,21 @@ impl Client {
         let mode = if stream { "stream" } else { "whole" };
         let (program, arguments): (PathBuf, Vec<&str>) = match self {
             Self::ClaudeCode => {
-                let format = if reader == Reader::Person { "text" } else { "json" };
-                (installed::node_program("claude"), vec!["-p", QUESTION, "--output-format", format])
+                let words = match reader {
+                    Reader::Person => vec!["-p", QUESTION, "--output-format", "text"],
+                    Reader::Program => vec!["-p", QUESTION, "--output-format", "json"],
+                    Reader::Terminal => vec![QUESTION],
+                };
+                (installed::node_program("claude"), words)
             }
             Self::GeminiCli => {
                 let format = if reader == Reader::Person { "text" } else { "json" };
                 let words = vec!["-p", QUESTION, "-o", format, "-m", "gemini-2.5-flash", "--skip-trust"];
                 (installed::node_program("gemini"), words)
+            }
+            _ if self.is_codex() && reader == Reader::Terminal => {
+                let quiet = ["-c", "analytics.enabled=false", "-c", "check_for_update_on_startup=false"];
+                (installed::node_program("codex"), [&quiet[..], &[QUESTION]].concat())
             }
             Self::Codex | Self::CodexPost | Self::CodexLogin | Self::CodexLoginPost => {
                 let format = if reader == Reader::Person { "--color=never" } else { "--json" };
@@ -261,6 +289,26 @@ impl Client {
             }
             Self::Python(_) | Self::Node(_) | Self::Curl(_) => stdout.to_owned(),
         }
+    }
+}
+
+/// Leaves what an agent asks somebody at a terminal for at its first start: a theme, a key, trust in the directory.
+fn known_to(agent: Client, home: &Path) {
+    if agent == Client::ClaudeCode {
+        let trusted = json!({"hasTrustDialogAccepted": true, "hasCompletedProjectOnboarding": true});
+        let known = json!({
+            "hasCompletedOnboarding": true, "theme": "dark",
+            "customApiKeyResponses": {"approved": ["sk-ant-visibly-fake"], "rejected": []},
+            "projects": {home.display().to_string(): trusted},
+        });
+        fs::write(home.join(".claude.json"), known.to_string()).unwrap();
+    } else {
+        let codex = home.join(".codex");
+        fs::create_dir_all(&codex).unwrap();
+        let login = json!({"OPENAI_API_KEY": "sk-visibly-fake"});
+        fs::write(codex.join("auth.json"), login.to_string()).unwrap();
+        let mut config = File::options().create(true).append(true).open(codex.join("config.toml")).unwrap();
+        writeln!(config, "\n[projects.\"{}\"]\ntrust_level = \"trusted\"", home.display()).unwrap();
     }
 }
 

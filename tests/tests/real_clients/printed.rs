@@ -7,16 +7,19 @@ use crate::client::{Api, Client, Reader};
 use crate::metered::{assert_right_and_billed, priced};
 use crate::scene::Scene;
 
-const CLIENTS: [Client; 9] = [
+const CLIENTS: [Client; 12] = [
     Client::ClaudeCode,
     Client::Codex,
     Client::CodexLogin,
+    Client::GeminiCli,
     Client::Python(Api::Messages),
     Client::Python(Api::Responses),
+    Client::Python(Api::Generate),
     Client::Node(Api::Messages),
     Client::Node(Api::Responses),
     Client::Curl(Api::Messages),
     Client::Curl(Api::Responses),
+    Client::Curl(Api::Generate),
 ];
 /// Shells, and how each reads its first argument and then becomes the rest.
 const SHELLS: [(&str, &str); 2] = [
@@ -52,6 +55,7 @@ fn root_printed_suffices() {
             let bottle = scene.stage.bottle("dotenv", &[]);
             let mut command = scene.bare(client, way, true, Reader::Program, &bottle);
             command.envs(scene.stage.daemon.environment(&bottle.name));
+            bottle.cgroup.enter_before_exec(&mut command);
             let row = format!("{client:?} by an env file");
             assert_right_and_billed(scene, client, &bottle, &mut command, &row);
         });

@@ -49,8 +49,15 @@ impl Scene {
         });
     }
 
-    /// A client in a bottle that is given, of all that `enforcer env` prints, what it needs for this way alone.
+    /// A client in a bottle that is told what it needs on this way.
     pub fn ask(&self, client: Client, way: Way, stream: bool, reader: Reader, bottle: &Bottle) -> Command {
+        let mut command = self.told(client, way, stream, reader, bottle);
+        bottle.cgroup.enter_before_exec(&mut command);
+        command
+    }
+
+    /// A client in no bottle that is given, of all that `enforcer env` prints for one, what it needs on this way alone.
+    pub fn told(&self, client: Client, way: Way, stream: bool, reader: Reader, bottle: &Bottle) -> Command {
         let printed = self.stage.daemon.environment(&bottle.name).into_iter();
         let needed = printed.filter(|(name, _)| client.needs(way).contains(&name.as_str()));
         let mut command = self.bare(client, way, stream, reader, bottle);
@@ -63,7 +70,7 @@ impl Scene {
         command
     }
 
-    /// A client in a bottle that is told nothing of the meter, but for its configuration on ways that need it.
+    /// A client in no bottle that is told nothing of the meter, but for its configuration on ways that need it.
     pub fn bare(&self, client: Client, way: Way, stream: bool, reader: Reader, bottle: &Bottle) -> Command {
         let found: &[IpAddr] = if way == Way::Redirect { &[PUBLIC4] } else { &[] };
         NAMES.iter().for_each(|name| self.dns.set(name, found));
@@ -72,9 +79,7 @@ impl Scene {
             fs::create_dir(home.join(file).parent().unwrap()).unwrap();
             fs::write(home.join(file), config).unwrap();
         }
-        let mut command = client.ask(&home, stream, reader);
-        bottle.cgroup.enter_before_exec(&mut command);
-        command
+        client.ask(&home, stream, reader)
     }
 
     /// The line that `enforcer env` prints for this client alone: indented, below a comment that begins with its name.
