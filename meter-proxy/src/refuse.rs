@@ -325,6 +325,19 @@ mod tests {
         assert!(body["message"].as_str().unwrap().contains("12 of 10 claude tokens"));
     }
 
+    #[test]
+    fn an_open_websocket_hears_the_same_as_an_event() {
+        let refused = Refused::shaped(budget("b1"), Dialect::Openai);
+        let event: Value = serde_json::from_str(&refused.event(Some("lane-1"))).unwrap();
+        assert_eq!((&event["type"], &event["status"]), (&json!("error"), &json!(429)));
+        assert_eq!(
+            (&event["error"]["type"], &event["stream_id"]),
+            (&json!("usage_limit_reached"), &json!("lane-1"))
+        );
+        let message = event["error"]["message"].as_str().unwrap();
+        assert_eq!(event["headers"]["x-codex-promo-message"], message.strip_suffix('.').unwrap());
+    }
+
     #[tokio::test]
     async fn no_control_character_of_a_name_gets_through() {
         let (_, headers, body) =

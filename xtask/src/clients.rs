@@ -13,9 +13,16 @@ use serde_json::Value;
 use crate::setup::{self, Tool, announce};
 use crate::test;
 
-/// What the clients are installed and run with, and a shell for what `enforcer env` prints; curl is a client itself.
-const TOOLS: [Tool; 5] =
-    [("node", "nodejs"), ("npm", "npm"), ("python3", "python3-venv"), ("curl", "curl"), ("fish", "fish")];
+/// What the clients are installed and run with, a shell for what `enforcer env` prints, and a terminal; curl is a
+/// client itself.
+const TOOLS: [Tool; 6] = [
+    ("node", "nodejs"),
+    ("npm", "npm"),
+    ("python3", "python3-venv"),
+    ("curl", "curl"),
+    ("fish", "fish"),
+    ("script", "bsdutils"),
+];
 /// Of npm's registry, by exact version: a plain install takes what suits the Node at hand, which may be years old.
 const NODE_PACKAGES: [(&str, &str); 6] = [
     ("@anthropic-ai/claude-code", "2.1.330"),

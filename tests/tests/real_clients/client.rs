@@ -210,7 +210,7 @@ impl Client {
         // some leave reports there
         let temporary = home.join("tmp");
         fs::create_dir(&temporary).unwrap();
-        command.env("TMPDIR", temporary);
+        command.env("TMPDIR", &temporary).env("CLAUDE_CODE_TMPDIR", &temporary);
         command.env("PATH", std::env::var_os("PATH").unwrap());
         match self {
             // what it asks its makers besides would be answered by nobody

@@ -1,8 +1,8 @@
 //! Agents in no bottle, metered as the host's, which nobody can cut: an answer under way is stopped where the budget is
 //! used up. Codex is told so in the answer itself; others see it break, ask once more, and are told then.
-use std::time::Duration;
-use support::provider::{End, Reply, Script};
+use support::provider::End;
 
+use crate::answered::endless;
 use crate::client::{Client, Reader, Way};
 use crate::refusals;
 use crate::scene::{ANSWERED, Scene};
@@ -13,7 +13,6 @@ const BUDGET: u64 = 1_000;
 
 /// Has a stream that goes on for longer than any test stopped; it is refused `refusals` times in all.
 fn assert_stopped(client: Client, refusals: u64) {
-    let endless = || Script::from(Reply::paced(20_000, 8, Duration::from_millis(2)));
     let settings = format!("unattached: meter\nbudget: {{ {}: {BUDGET} }}\n", client.provider());
     // what is redirected is a bottle's
     for way in client.ways().iter().filter(|way| **way != Way::Redirect) {

@@ -2,8 +2,10 @@
 use std::process::Command;
 use std::time::Duration;
 
+use serde_json::Value;
 use support::stage::Bottle;
 
+use crate::answered::endless;
 use crate::client::{Client, Reader, Way};
 use crate::metered::{assert_billed, priced};
 use crate::refusals;
@@ -76,10 +78,36 @@ fn assert_refused(client: Client) {
     });
 }
 
+/// It shows why its answer breaks off, and asks its provider for nothing more.
+fn assert_cut(client: Client) {
+    Scene::with(endless(), "", |scene| {
+        for way in client.ways() {
+            let budget = format!("{}=1000", client.provider());
+            let bottle = scene.stage.bottle(&format!("{way:?}").to_lowercase(), &["--budget", &budget]);
+            let screen = open(scene, client, *way, &bottle);
+            let cut = |bottle: &Value| bottle["face"] == "answered";
+            scene.stage.daemon.wait_bottle(&bottle.name, cut, ANSWERED);
+            let before = scene.stage.provider.billing_records().len();
+            let reason = format!(
+                "of 1000 {} tokens (budget of scope launch, owner {}",
+                client.provider(),
+                bottle.name
+            );
+            let told = screen.shown(&reason, ANSWERED);
+            std::thread::sleep(QUIET);
+            let asked = scene.stage.provider.billing_records();
+            println!("{client:?} at a terminal by {way:?}: cut, and told {told:?} after its start");
+            assert_eq!(asked.len(), before);
+            assert!(asked.iter().all(|record| record.end.is_some()), "{asked:#?}");
+        }
+    });
+}
+
 #[test]
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_terminal_claude_code() {
     assert_answers(Client::ClaudeCode);
+    assert_cut(Client::ClaudeCode);
     assert_refused(Client::ClaudeCode);
 }
 
@@ -87,5 +115,6 @@ fn root_terminal_claude_code() {
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_terminal_codex() {
     assert_answers(Client::Codex);
+    assert_cut(Client::Codex);
     assert_refused(Client::Codex);
 }
