@@ -1,38 +1,27 @@
 //! The table of clients: how each is asked one question, what it needs for each way to the meter, and where in its
 //! output the answer is.
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::installed;
+use crate::{home, installed};
 
 /// Whatever is asked.
 const QUESTION: &str = "Say hello";
+/// A key that Anthropic does not take.
+pub const ANTHROPIC_KEY: &str = "sk-ant-visibly-fake";
+/// One that OpenAI does not.
+pub const OPENAI_KEY: &str = "sk-visibly-fake";
 /// Keys that no provider takes.
 const KEYS: [(&str, &str); 4] = [
-    ("ANTHROPIC_API_KEY", "sk-ant-visibly-fake"),
+    ("ANTHROPIC_API_KEY", ANTHROPIC_KEY),
     ("GEMINI_API_KEY", "visibly-fake"),
-    ("OPENAI_API_KEY", "sk-visibly-fake"),
-    ("CODEX_API_KEY", "sk-visibly-fake"),
+    ("OPENAI_API_KEY", OPENAI_KEY),
+    ("CODEX_API_KEY", OPENAI_KEY),
 ];
-/// A provider that is asked by POST, up to where it is.
-const POSTS: &str = "model_provider = \"posts\"\n[model_providers.posts]\nname = \"Posts\"\n\
-                     env_key = \"OPENAI_API_KEY\"\nwire_api = \"responses\"\n";
-/// The same for a login, which is for providers of OpenAI's name alone that their bodies are compressed.
-const LOGIN_POSTS: &str = "model_provider = \"posts\"\n[model_providers.posts]\nname = \"OpenAI\"\n\
-                           requires_openai_auth = true\nwire_api = \"responses\"\n\
-                           base_url = \"https://chatgpt.com/backend-api/codex\"\n";
-/// Settings of gemini-cli by which it comes with a key, whatever else is in its environment.
-const BY_KEY: &str = r#"{"security": {"auth": {"selectedType": "gemini-api-key"}}}"#;
-/// The account of a login with ChatGPT that no server has given.
-const ACCOUNT: &str = "account-visibly-fake";
-
 /// What an SDK or curl is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Api {
@@ -109,10 +98,6 @@ impl Client {
         }
     }
 
-    fn is_codex(self) -> bool {
-        matches!(self, Self::Codex | Self::CodexPost | Self::CodexLogin | Self::CodexLoginPost)
-    }
-
     /// Each way that leads it to the meter, with streams and, where it can be asked for them, whole answers.
     pub fn rows(self) -> impl Iterator<Item = (Way, bool)> {
         self.ways().iter().flat_map(move |way| self.modes().iter().map(move |stream| (*way, *stream)))
@@ -155,25 +140,6 @@ impl Client {
             (Way::Redirect, Self::GeminiCli | Self::Node(_)) => &["NODE_EXTRA_CA_CERTS"],
             (Way::Redirect, _) => &["SSL_CERT_FILE"],
         }
-    }
-
-    /// The file of its configuration below its home and what is in it on this way, if it needs any: with the line that
-    /// `printed` gives where that is the way.
-    pub fn config(self, way: Way, printed: impl FnOnce() -> String) -> Option<(&'static str, String)> {
-        let base_url = || match way {
-            Way::Gateway => printed(),
-            Way::Connect | Way::Redirect => "openai_base_url = \"https://api.openai.com/v1\"".to_owned(),
-        };
-        let config = match self {
-            Self::Codex if way == Way::Gateway => base_url(),
-            Self::CodexPost => POSTS.to_owned() + &base_url().replace("openai_base_url", "base_url"),
-            Self::CodexLoginPost => LOGIN_POSTS.to_owned(),
-            Self::GeminiCli if way == Way::Gateway => {
-                return Some((".gemini/settings.json", BY_KEY.to_owned()));
-            }
-            _ => return None,
-        };
-        Some((".codex/config.toml", config))
     }
 
     /// How often the gate says no to it that says no to everything: Codex opens its socket before it is asked anything,
@@ -223,10 +189,10 @@ impl Client {
             _ => &mut command,
         };
         if reader == Reader::Terminal {
-            known_to(self, home);
+            home::know(self, home);
         }
         if matches!(self, Self::CodexLogin | Self::CodexLoginPost) {
-            log_in(home);
+            home::log_in(home);
             return command;
         }
         command.envs(KEYS);
@@ -237,28 +203,14 @@ impl Client {
     fn words(self, stream: bool, reader: Reader) -> Vec<OsString> {
         let mode = if stream { "stream" } else { "whole" };
         let (program, arguments): (PathBuf, Vec<&str>) = match self {
-            Self::ClaudeCode => {
-                let words = match reader {
-                    Reader::Person => vec!["-p", QUESTION, "--output-format", "text"],
-                    Reader::Program => vec!["-p", QUESTION, "--output-format", "json"],
-                    Reader::Terminal => vec![QUESTION],
-                };
-                (installed::node_program("claude"), words)
-            }
+            Self::ClaudeCode => (installed::node_program("claude"), claude_words(reader)),
             Self::GeminiCli => {
                 let format = if reader == Reader::Person { "text" } else { "json" };
                 let words = vec!["-p", QUESTION, "-o", format, "-m", "gemini-2.5-flash", "--skip-trust"];
                 (installed::node_program("gemini"), words)
             }
-            _ if self.is_codex() && reader == Reader::Terminal => {
-                let quiet = ["-c", "analytics.enabled=false", "-c", "check_for_update_on_startup=false"];
-                (installed::node_program("codex"), [&quiet[..], &[QUESTION]].concat())
-            }
             Self::Codex | Self::CodexPost | Self::CodexLogin | Self::CodexLoginPost => {
-                let format = if reader == Reader::Person { "--color=never" } else { "--json" };
-                let quiet = ["-c", "analytics.enabled=false"];
-                let words = [&["exec", "--skip-git-repo-check", format], &quiet[..], &[QUESTION]].concat();
-                (installed::node_program("codex"), words)
+                (installed::node_program("codex"), codex_words(reader))
             }
             Self::Python(api) => (installed::python(), vec!["-c", include_str!("ask.py"), api.word(), mode]),
             Self::Node(api) => {
@@ -292,38 +244,19 @@ impl Client {
     }
 }
 
-/// Leaves what an agent asks somebody at a terminal for at its first start: a theme, a key, trust in the directory.
-fn known_to(agent: Client, home: &Path) {
-    if agent == Client::ClaudeCode {
-        let trusted = json!({"hasTrustDialogAccepted": true, "hasCompletedProjectOnboarding": true});
-        let known = json!({
-            "hasCompletedOnboarding": true, "theme": "dark",
-            "customApiKeyResponses": {"approved": ["sk-ant-visibly-fake"], "rejected": []},
-            "projects": {home.display().to_string(): trusted},
-        });
-        fs::write(home.join(".claude.json"), known.to_string()).unwrap();
-    } else {
-        let codex = home.join(".codex");
-        fs::create_dir_all(&codex).unwrap();
-        let login = json!({"OPENAI_API_KEY": "sk-visibly-fake"});
-        fs::write(codex.join("auth.json"), login.to_string()).unwrap();
-        let mut config = File::options().create(true).append(true).open(codex.join("config.toml")).unwrap();
-        writeln!(config, "\n[projects.\"{}\"]\ntrust_level = \"trusted\"", home.display()).unwrap();
+fn claude_words(reader: Reader) -> Vec<&'static str> {
+    match reader {
+        Reader::Person => vec!["-p", QUESTION, "--output-format", "text"],
+        Reader::Program => vec!["-p", QUESTION, "--output-format", "json"],
+        Reader::Terminal => vec![QUESTION],
     }
 }
 
-/// Leaves a login with ChatGPT in a home, as Codex itself would.
-fn log_in(home: &Path) {
-    let claims = json!({
-        "email": "nobody@example.com",
-        "exp": 4_000_000_000_u64,
-        "https://api.openai.com/auth": {"chatgpt_plan_type": "pro", "chatgpt_account_id": ACCOUNT},
-    });
-    let token = [json!({"alg": "none", "typ": "JWT"}), claims].map(|part| BASE64.encode(part.to_string()));
-    let token = format!("{}.visiblyfake", token.join("."));
-    let tokens =
-        json!({"id_token": token, "access_token": token, "refresh_token": "fake", "account_id": ACCOUNT});
-    let login = json!({"tokens": tokens, "last_refresh": jiff::Timestamp::now().to_string()});
-    fs::create_dir_all(home.join(".codex")).unwrap();
-    fs::write(home.join(".codex/auth.json"), login.to_string()).unwrap();
+fn codex_words(reader: Reader) -> Vec<&'static str> {
+    let mode: &[&str] = match reader {
+        Reader::Person => &["exec", "--skip-git-repo-check", "--color=never"],
+        Reader::Program => &["exec", "--skip-git-repo-check", "--json"],
+        Reader::Terminal => &["-c", "check_for_update_on_startup=false"],
+    };
+    [mode, &["-c", "analytics.enabled=false", QUESTION]].concat()
 }

@@ -6,6 +6,7 @@
 
 mod answered;
 mod client;
+mod home;
 mod host;
 mod installed;
 mod looping;

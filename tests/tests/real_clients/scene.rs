@@ -14,7 +14,7 @@ use support::stage::{Bottle, Stage};
 use tempfile::TempDir;
 
 use crate::client::{Client, Reader, Way};
-use crate::installed;
+use crate::{home, installed};
 
 /// Longer than any client takes that is answered.
 pub const ANSWERED: Duration = Duration::from_secs(60);
@@ -75,7 +75,7 @@ impl Scene {
         let found: &[IpAddr] = if way == Way::Redirect { &[PUBLIC4] } else { &[] };
         NAMES.iter().for_each(|name| self.dns.set(name, found));
         let home = tempfile::tempdir_in(self.files.path()).unwrap().keep();
-        if let Some((file, config)) = client.config(way, || self.line_for(client, bottle)) {
+        if let Some((file, config)) = home::config(client, way, || self.line_for(client, bottle)) {
             fs::create_dir(home.join(file).parent().unwrap()).unwrap();
             fs::write(home.join(file), config).unwrap();
         }
