@@ -107,8 +107,7 @@ impl Refused {
             response.headers_mut().insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if self.is_usage_limit() {
-            // Codex makes it the middle of a sentence of its own
-            response.headers_mut().insert(CODEX_PROMO, header_text(message.trim_end_matches('.')));
+            response.headers_mut().insert(CODEX_PROMO, promo(&message));
         }
         if self.dialect == Some(Dialect::Bedrock) {
             response.headers_mut().insert(AWS_ERROR, HeaderValue::from_static(self.aws_type()));
@@ -123,7 +122,7 @@ impl Refused {
         let error = json!({"type": self.openai_type(), "message": message});
         let mut event = json!({"type": "error", "status": self.status().as_u16(), "error": error});
         if self.is_usage_limit() {
-            let text = header_text(&message);
+            let text = promo(&message);
             event["headers"] = json!({"x-codex-promo-message": text.to_str().unwrap_or_default()});
         }
         in_lane(event, lane)
@@ -253,6 +252,11 @@ fn json_response(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
     response
 }
 
+/// What Codex shows, which makes it the middle of a sentence of its own.
+fn promo(message: &str) -> HeaderValue {
+    header_text(message.trim_end_matches('.'))
+}
+
 /// The message as a header can carry it: printable ASCII, cut at [`MAX_HEADER_MESSAGE_BYTES`].
 fn header_text(message: &str) -> HeaderValue {
     let ascii: String = message
@@ -319,6 +323,19 @@ mod tests {
             (400, &HeaderValue::from_static("ServiceQuotaExceededException"))
         );
         assert!(body["message"].as_str().unwrap().contains("12 of 10 claude tokens"));
+    }
+
+    #[test]
+    fn an_open_websocket_hears_the_same_as_an_event() {
+        let refused = Refused::shaped(budget("b1"), Dialect::Openai);
+        let event: Value = serde_json::from_str(&refused.event(Some("lane-1"))).unwrap();
+        assert_eq!((&event["type"], &event["status"]), (&json!("error"), &json!(429)));
+        assert_eq!(
+            (&event["error"]["type"], &event["stream_id"]),
+            (&json!("usage_limit_reached"), &json!("lane-1"))
+        );
+        let message = event["error"]["message"].as_str().unwrap();
+        assert_eq!(event["headers"]["x-codex-promo-message"], message.strip_suffix('.').unwrap());
     }
 
     #[tokio::test]

@@ -13,18 +13,28 @@ use serde_json::Value;
 use crate::setup::{self, Tool, announce};
 use crate::test;
 
-/// What the clients are installed and run with, and a shell for what `enforcer env` prints; curl is a client itself.
-const TOOLS: [Tool; 5] =
-    [("node", "nodejs"), ("npm", "npm"), ("python3", "python3-venv"), ("curl", "curl"), ("fish", "fish")];
+/// What the clients are installed and run with, a shell for what `enforcer env` prints, and a terminal; curl is a
+/// client itself.
+const TOOLS: [Tool; 6] = [
+    ("node", "nodejs"),
+    ("npm", "npm"),
+    ("python3", "python3-venv"),
+    ("curl", "curl"),
+    ("fish", "fish"),
+    ("script", "bsdutils"),
+];
 /// Of npm's registry, by exact version: a plain install takes what suits the Node at hand, which may be years old.
-const NODE_PACKAGES: [(&str, &str); 4] = [
+const NODE_PACKAGES: [(&str, &str); 6] = [
     ("@anthropic-ai/claude-code", "2.1.330"),
     ("@openai/codex", "0.169.0"),
     ("@anthropic-ai/sdk", "1.12.0"),
     ("openai", "7.57.0"),
+    ("@google/gemini-cli", "0.61.0"),
+    ("@google/genai", "3.1.0"),
 ];
 /// Of PyPI.
-const PYTHON_PACKAGES: [(&str, &str); 2] = [("anthropic", "2.12.0"), ("openai", "3.54.0")];
+const PYTHON_PACKAGES: [(&str, &str); 3] =
+    [("anthropic", "2.12.0"), ("openai", "3.54.0"), ("google-genai", "3.4.0")];
 /// The tests end within this time after the build, or are killed.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 

@@ -33,8 +33,8 @@ pub struct Options {
     /// The machine's console is kept in target/vm
     #[arg(long, value_name = "SERIES", conflicts_with = "full")]
     kernel: Option<String>,
-    /// Install Claude Code, Codex, the Python and Node SDKs and curl into target/clients, and run them instead: as root,
-    /// from their registries, but in a network with nothing but lo
+    /// Install Claude Code, Codex, gemini-cli, the Python and Node SDKs and curl into target/clients, and run them
+    /// instead: as root, from their registries, but in a network with nothing but lo
     #[arg(long, conflicts_with_all = ["full", "kernel"])]
     real_clients: bool,
     /// Only tests whose name contains this

@@ -35,16 +35,30 @@ pub fn variables(listen: SocketAddr, ca_cert: &Path, ca_bundle: &Path) -> Vec<(S
     .to_vec()
 }
 
-/// What clients read from a file of their own and from no variable.
+/// What clients read from a file of their own and from no variable, and a variable that is not for everyone:
+/// gemini-cli takes Gemini's for another kind of login, and ends at its start where its settings name none.
 #[must_use]
 pub fn config_lines(listen: SocketAddr) -> Vec<ConfigLine> {
-    vec![ConfigLine {
-        client: "codex".to_owned(),
-        file: "~/.codex/config.toml".to_owned(),
-        line: format!("openai_base_url = \"http://{listen}/codex/v1\""),
-        when: "ignores OPENAI_BASE_URL and comes by HTTPS_PROXY; with an API key it may come by the gateway"
-            .to_owned(),
-    }]
+    let line = |client: &str, when: &str, file: &str, line: String| ConfigLine {
+        client: client.to_owned(),
+        file: file.to_owned(),
+        line,
+        when: when.to_owned(),
+    };
+    vec![
+        line(
+            "codex",
+            "ignores OPENAI_BASE_URL and comes by HTTPS_PROXY; with an API key it may come by the gateway",
+            "~/.codex/config.toml",
+            format!("openai_base_url = \"http://{listen}/codex/v1\""),
+        ),
+        line(
+            "google-genai",
+            "may come by the gateway; gemini-cli too, if security.auth.selectedType is set in its settings",
+            "its environment",
+            format!("GOOGLE_GEMINI_BASE_URL=http://{listen}/gemini"),
+        ),
+    ]
 }
 
 /// Who will read the variables.
@@ -146,6 +160,7 @@ mod tests {
         let lines = render_config(&config_lines("[::1]:1".parse().unwrap()));
         assert!(lines.lines().all(|line| line.starts_with("# ")), "{lines}");
         assert!(lines.contains("\n#   openai_base_url = \"http://[::1]:1/codex/v1\"\n"), "{lines}");
+        assert!(lines.contains("\n#   GOOGLE_GEMINI_BASE_URL=http://[::1]:1/gemini\n"), "{lines}");
         assert_eq!(value_in("sh", &format!("{lines}export ENFORCER_TEST=set\n")), "set");
     }
 }

@@ -52,6 +52,8 @@ pub(super) struct Live {
     permitted: bool,
     /// The asker left before the reservation was durable.
     withdrawn: bool,
+    /// The audit has that it is to stop though its bottle is open.
+    stop_recorded: bool,
 }
 
 /// A request that waits at the gate.
@@ -152,6 +154,9 @@ impl Core {
             ToController::Reserve(request) => self.reserve(request),
             ToController::Judge { question, bottle, provider } => {
                 let refusal = self.refusal_now(bottle, &provider);
+                if let Some(refusal) = &refusal {
+                    self.record_refusal(bottle, &provider, refusal);
+                }
                 self.tell_meter(ToMeter::Judged { question, refusal });
             }
             ToController::Withdraw { exchange } => self.withdraw(exchange),
@@ -276,18 +281,21 @@ impl Core {
     }
 
     fn refuse(&mut self, request: &Reserve, refusal: Refusal) {
-        let bottle = self.name_of(request.bottle.slot);
-        if let Some(left_out) =
-            self.rows.count(&bottle, &request.provider, ActionKind::Refuse, 1, Instant::now())
-        {
-            let mut row = action(ActionKind::Refuse, Some(bottle), None, "controller");
-            row.detail = Some(match left_out {
-                0 => refusal.to_string(),
-                more => format!("{refusal} ({more} more refusals since the last row)"),
-            });
-            self.record(row);
-        }
+        self.record_refusal(request.bottle, &request.provider, &refusal);
         self.tell_meter(ToMeter::Refused { exchange: request.exchange, refusal });
+    }
+
+    /// Records that a request, or a socket that requests were to come on, is refused; within bounds.
+    fn record_refusal(&mut self, bottle: BottleRef, provider: &str, refusal: &Refusal) {
+        let bottle = self.name_of(bottle.slot);
+        let counted = self.rows.count(&bottle, provider, ActionKind::Refuse, 1, Instant::now());
+        let Some(left_out) = counted else { return };
+        let mut row = action(ActionKind::Refuse, Some(bottle), None, "controller");
+        row.detail = Some(match left_out {
+            0 => refusal.to_string(),
+            more => format!("{refusal} ({more} more refusals since the last row)"),
+        });
+        self.record(row);
     }
 
     fn grant(&mut self, request: Reserve, path: Path) {
@@ -309,6 +317,7 @@ impl Core {
                 written: 0,
                 permitted: false,
                 withdrawn: false,
+                stop_recorded: false,
             },
         );
         let after = After::Permit { epoch, exchange: request.exchange, id: self.last_exchange };
@@ -441,18 +450,30 @@ impl Core {
 
     /// The host is no bottle and cannot be cut: what it has under way on a budget that is used up is stopped by the
     /// meter, whose gate refuses the rest.
-    fn stop_where_crossed(&self, charged: BottleRef) {
+    fn stop_where_crossed(&mut self, charged: BottleRef) {
         if charged.slot != HOST_SLOT {
             return;
         }
         let under_way =
             self.exchanges.iter().filter(|(_, live)| live.bottle.slot == HOST_SLOT && live.permitted);
-        for (exchange, live) in under_way {
-            if let Judgement::Refuse(scope, id) = self.accounts.judge(&live.path) {
-                let refusal = self.budget_refusal(HOST_SLOT, scope, id);
-                self.tell_meter(ToMeter::Refused { exchange: *exchange, refusal });
-            }
+        let crossed = under_way.filter_map(|(exchange, live)| match self.accounts.judge(&live.path) {
+            Judgement::Refuse(scope, id) => Some((*exchange, scope, id)),
+            Judgement::Grant | Judgement::Wait(..) => None,
+        });
+        for (exchange, scope, id) in crossed.collect::<Vec<_>>() {
+            let refusal = self.budget_refusal(HOST_SLOT, scope, id);
+            self.record_stop(exchange, &refusal);
+            // again with each figure: the meter hears it once the answer has begun
+            self.tell_meter(ToMeter::Refused { exchange, refusal });
         }
+    }
+
+    /// Records, once, that an exchange under way is to stop.
+    fn record_stop(&mut self, exchange: u64, refusal: &Refusal) {
+        let Some(live) = self.exchanges.get_mut(&exchange).filter(|live| !live.stop_recorded) else { return };
+        live.stop_recorded = true;
+        let (bottle, provider) = (live.bottle, live.provider.clone());
+        self.record_refusal(bottle, &provider, refusal);
     }
 
     /// Moves an exchange from its accounts' in-flight to their settled figures.

@@ -1049,12 +1049,14 @@ fn a_socket_is_judged_as_a_request_would_be_and_nothing_is_reserved() {
         matches!(judged(bottle), Some(Refusal::Budget { limit: 100, used: 120, .. })),
         "open, and refused"
     );
+    let told = bench.awaited_rows("refuse", 1);
+    assert_eq!(told.len(), 1, "one row for all in this span: {told:?}");
     assert_eq!(bench.flows().len(), 1);
 }
 
 #[test]
 fn what_the_host_has_under_way_is_stopped_where_its_budget_is_used_up() {
-    let bench = Bench::new("unattached: meter\nbudget: { claude: 100 }");
+    let mut bench = Bench::new("unattached: meter\nbudget: { claude: 100 }");
     let other = bench.attach_as("b1", "/sys/fs/cgroup/b1", &[("claude", 1_000)]);
     let host = BottleRef { slot: HOST_SLOT, generation: 0 };
     for (exchange, bottle) in [(1, host), (2, host), (3, other)] {
@@ -1080,4 +1082,6 @@ fn what_the_host_has_under_way_is_stopped_where_its_budget_is_used_up() {
     stopped.sort_unstable();
     assert_eq!(stopped, [1, 2], "and nobody else's");
     bench.no_order();
+    let told = bench.awaited_rows("refuse", 1);
+    assert_eq!((told.len(), told[0].bottle.as_deref()), (1, Some("host")), "{told:?}");
 }

@@ -10,7 +10,7 @@ use super::script::{Finish, Reply};
 pub(super) fn stream(reply: Reply, id: usize, model: &str) -> Box<dyn Iterator<Item = Piece> + Send> {
     let at_head = reply.bill_at_head().output;
     let head = [message_start(&reply, id, model), block_start(), json!({"type": "ping"})];
-    let tail = tail(&reply);
+    let tail = tail(&reply, id);
     let at_end = reply.output_after(reply.deltas);
     let head = head.into_iter().map(move |event| piece(&event, at_head, false));
     let deltas = (0..reply.deltas).map(move |index| {
@@ -37,7 +37,7 @@ fn block_start() -> Value {
     json!({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}})
 }
 
-fn tail(reply: &Reply) -> Vec<Value> {
+fn tail(reply: &Reply, id: usize) -> Vec<Value> {
     if reply.finish == Finish::Failed {
         return vec![error(529)];
     }
@@ -51,13 +51,26 @@ fn tail(reply: &Reply) -> Vec<Value> {
             "output_tokens": reply.output_after(reply.deltas),
         });
     }
-    vec![json!({"type": "content_block_stop", "index": 0}), message_delta, json!({"type": "message_stop"})]
+    let mut tail = vec![json!({"type": "content_block_stop", "index": 0})];
+    if let Some(call) = tool_use(reply, id) {
+        tail.push(json!({"type": "content_block_start", "index": 1, "content_block": call}));
+        tail.push(json!({"type": "content_block_stop", "index": 1}));
+    }
+    tail.extend([message_delta, json!({"type": "message_stop"})]);
+    tail
+}
+
+/// The call of a tool, if there is one.
+fn tool_use(reply: &Reply, id: usize) -> Option<Value> {
+    let name = reply.call?;
+    Some(json!({"type": "tool_use", "id": format!("toolu_mock{id:020}"), "name": name, "input": {}}))
 }
 
 /// The JSON answer.
 pub(super) fn whole(reply: &Reply, id: usize, model: &str) -> Value {
-    let content = json!([{"type": "text", "text": reply.text()}]);
-    let mut message = message(id, model, content, json!(stop_reason(reply)));
+    let text = json!({"type": "text", "text": reply.text()});
+    let content: Vec<Value> = std::iter::once(text).chain(tool_use(reply, id)).collect();
+    let mut message = message(id, model, json!(content), json!(stop_reason(reply)));
     if !reply.omit_usage {
         message["usage"] = usage(reply, reply.output_after(reply.deltas));
     }
@@ -90,6 +103,7 @@ fn usage(reply: &Reply, output: u64) -> Value {
 fn stop_reason(reply: &Reply) -> &'static str {
     match reply.finish {
         Finish::Length => "max_tokens",
+        Finish::Stop if reply.call.is_some() => "tool_use",
         Finish::Stop | Finish::Failed => "end_turn",
     }
 }

@@ -161,7 +161,9 @@ fn responses_tail(reply: &Reply, id: usize, model: &str, item: &str) -> Vec<Name
         Finish::Failed => "response.failed",
     };
     let output = output_item(reply, item, status);
-    let last = json!({"response": response(reply, id, model, status, json!([output]), true)});
+    let call = function_call(reply, id);
+    let whole: Vec<&Value> = std::iter::once(&output).chain(&call).collect();
+    let last = json!({"response": response(reply, id, model, status, json!(whole), true)});
     if reply.finish == Finish::Failed {
         return vec![(name, last)];
     }
@@ -170,19 +172,25 @@ fn responses_tail(reply: &Reply, id: usize, model: &str, item: &str) -> Vec<Name
     let (mut text_done, mut part_done) = (at.clone(), at);
     text_done["text"] = part["text"].clone();
     part_done["part"] = part.clone();
-    vec![
+    let mut tail = vec![
         ("response.output_text.done", text_done),
         ("response.content_part.done", part_done),
         ("response.output_item.done", json!({"output_index": 0, "item": output})),
-        (name, last),
-    ]
+    ];
+    if let Some(call) = call {
+        tail.push(("response.output_item.added", json!({"output_index": 1, "item": call})));
+        tail.push(("response.output_item.done", json!({"output_index": 1, "item": call})));
+    }
+    tail.push((name, last));
+    tail
 }
 
 /// The JSON answer of a response.
 pub(super) fn responses_whole(reply: &Reply, id: usize, model: &str) -> Value {
     let status = response_status(reply);
     let output = output_item(reply, &format!("msg_mock{id:020}"), status);
-    response(reply, id, model, status, json!([output]), true)
+    let whole: Vec<Value> = std::iter::once(output).chain(function_call(reply, id)).collect();
+    response(reply, id, model, status, json!(whole), true)
 }
 
 fn response(reply: &Reply, id: usize, model: &str, status: &str, output: Value, ended: bool) -> Value {
@@ -205,6 +213,19 @@ fn response(reply: &Reply, id: usize, model: &str, status: &str, output: Value, 
 fn output_item(reply: &Reply, item: &str, status: &str) -> Value {
     let content = json!([{"type": "output_text", "text": reply.text(), "annotations": []}]);
     json!({"id": item, "type": "message", "status": status, "role": "assistant", "content": content})
+}
+
+/// The call of a tool, if there is one.
+fn function_call(reply: &Reply, id: usize) -> Option<Value> {
+    let name = reply.call?;
+    Some(json!({
+        "id": format!("fc_mock{id:020}"),
+        "type": "function_call",
+        "status": "completed",
+        "call_id": format!("call_mock{id:020}"),
+        "name": name,
+        "arguments": "{}",
+    }))
 }
 
 fn response_status(reply: &Reply) -> &'static str {

@@ -69,6 +69,8 @@ pub struct Reply {
     pub stop_after: Option<usize>,
     /// No usage is told (and all is billed).
     pub omit_usage: bool,
+    /// A tool that is called once the text is out, without arguments: Messages and Responses alone.
+    pub call: Option<&'static str>,
     /// How it ends.
     pub finish: Finish,
     /// How it is framed.
@@ -91,6 +93,7 @@ impl Default for Reply {
             break_after: None,
             stop_after: None,
             omit_usage: false,
+            call: None,
             finish: Finish::Stop,
             framing: Framing::default(),
         }

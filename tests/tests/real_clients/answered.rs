@@ -1,10 +1,10 @@
 //! A budget that is crossed in the middle of a client's stream: it asks no provider again, and says why in time. A
 //! client that finds its provider by name finds the refusal lane there, and no resolver hears of it.
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use support::capture::{Capture, Packet, TCP, UDP};
-use support::clock::{mono_ns, wait_until};
+use support::clock::mono_ns;
 use support::network::Namespace;
 use support::provider::{End, Reply, Script};
 use support::stage::mono_of;
@@ -17,7 +17,7 @@ use crate::screen::Screen;
 const TOLD: Duration = Duration::from_secs(10);
 
 /// A stream that goes on for longer than any test.
-fn endless() -> Script {
+pub fn endless() -> Script {
     Script::from(Reply::paced(20_000, 8, Duration::from_millis(2))).compressing_messages()
 }
 
@@ -36,9 +36,8 @@ fn assert_told_by(scene: &Scene, client: Client, way: Way) {
     let cut = scene.stage.daemon.wait_bottle("agent", |bottle| bottle["face"] == "answered", ANSWERED);
     let heard = scene.dns.asked();
     let reason = format!("of 1000 {} tokens (budget of scope launch, owner agent", client.provider());
-    let told = wait_until(TOLD, || screen.text().contains(&reason).then(mono_ns));
-    let told = told.unwrap_or_else(|| panic!("{client:?} by {way:?} says nothing:\n{}", screen.text()));
-    let took = Duration::from_nanos(told.saturating_sub(mono_of(&cut["cause"]["at"])));
+    screen.shown(&reason, TOLD);
+    let took = Duration::from_nanos(mono_ns().saturating_sub(mono_of(&cut["cause"]["at"])));
     assert!(took < TOLD, "{client:?} by {way:?} says it after {took:?}");
     assert!(
         screen.text().contains(&format!("bottle agent has used {} of", cut["cause"]["used"])),
@@ -72,12 +71,8 @@ fn assert_told_from_the_start(client: Client) {
             scene.stage.daemon.ok(&["cut", &bottle.name, "--answered", "--reason", "tea time"]);
             let heard = scene.dns.asked();
             let wire = Capture::of(&Namespace::current());
-            let began = Instant::now();
             let mut screen = Screen::of(&mut scene.ask(client, *way, true, Reader::Person, &bottle));
-            let told =
-                wait_until(TOLD, || screen.text().contains("by uid:0: tea time").then(|| began.elapsed()));
-            let told =
-                told.unwrap_or_else(|| panic!("{client:?} by {way:?} says nothing:\n{}", screen.text()));
+            let told = screen.shown("by uid:0: tea time", TOLD);
             let code = screen.ended(ANSWERED);
             let names = names_at_the_lane(&wire.settled());
             assert_eq!(scene.dns.asked(), heard, "{client:?} by {way:?}: a resolver heard of it");
@@ -126,6 +121,18 @@ fn root_answered_codex_by_post() {
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_answered_codex_logged_in() {
     assert_told(Client::CodexLogin);
+}
+
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_answered_codex_logged_in_by_post() {
+    assert_told(Client::CodexLoginPost);
+}
+
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_answered_gemini_cli() {
+    assert_told(Client::GeminiCli);
 }
 
 #[test]

@@ -26,4 +26,12 @@ async function responses() {
   for await (const event of answer) if (event.type === "response.output_text.delta") say(event.delta);
 }
 
-await { anthropic, chat, responses }[sdk]();
+async function generate() {
+  const { GoogleGenAI } = await import("@google/genai");
+  const { models } = new GoogleGenAI({ apiKey: process.env.GEMINI_API_KEY });
+  const question = { model: "gemini-mock-1", contents: "Hello" };
+  if (!stream) return say((await models.generateContent(question)).text);
+  for await (const chunk of await models.generateContentStream(question)) say(chunk.text);
+}
+
+await { anthropic, chat, responses, generate }[sdk]();

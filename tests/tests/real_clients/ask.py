@@ -35,5 +35,15 @@ def responses():
     return [event.delta for event in events if event.type == "response.output_text.delta"]
 
 
-ask = {"anthropic": anthropic, "chat": chat, "responses": responses}[sdk]
+def generate():
+    from google.genai import Client
+
+    question = {"model": "gemini-mock-1", "contents": "Hello"}
+    client = Client()
+    if not stream:
+        return [client.models.generate_content(**question).text]
+    return [chunk.text or "" for chunk in client.models.generate_content_stream(**question)]
+
+
+ask = {"anthropic": anthropic, "chat": chat, "responses": responses, "generate": generate}[sdk]
 sys.stdout.buffer.write("".join(ask()).encode())

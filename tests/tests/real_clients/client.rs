@@ -5,42 +5,42 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::installed;
+use crate::{home, installed};
 
 /// Whatever is asked.
 const QUESTION: &str = "Say hello";
+/// A key that Anthropic does not take.
+pub const ANTHROPIC_KEY: &str = "sk-ant-visibly-fake";
+/// One that OpenAI does not.
+pub const OPENAI_KEY: &str = "sk-visibly-fake";
 /// Keys that no provider takes.
-const KEYS: [(&str, &str); 3] = [
-    ("ANTHROPIC_API_KEY", "sk-ant-visibly-fake"),
-    ("OPENAI_API_KEY", "sk-visibly-fake"),
-    ("CODEX_API_KEY", "sk-visibly-fake"),
+const KEYS: [(&str, &str); 4] = [
+    ("ANTHROPIC_API_KEY", ANTHROPIC_KEY),
+    ("GEMINI_API_KEY", "visibly-fake"),
+    ("OPENAI_API_KEY", OPENAI_KEY),
+    ("CODEX_API_KEY", OPENAI_KEY),
 ];
-/// A provider that is asked by POST, up to where it is.
-const POSTS: &str = "model_provider = \"posts\"\n[model_providers.posts]\nname = \"Posts\"\n\
-                     env_key = \"OPENAI_API_KEY\"\nwire_api = \"responses\"\n";
-/// The account of a login with ChatGPT that no server has given.
-const ACCOUNT: &str = "account-visibly-fake";
-
 /// What an SDK or curl is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Api {
     Messages,
     Chat,
     Responses,
+    /// Gemini's `generateContent` and `streamGenerateContent`.
+    Generate,
 }
 
 impl Api {
-    pub const ALL: [Self; 3] = [Self::Messages, Self::Chat, Self::Responses];
+    pub const ALL: [Self; 4] = [Self::Messages, Self::Chat, Self::Responses, Self::Generate];
 
     fn word(self) -> &'static str {
         match self {
             Self::Messages => "anthropic",
             Self::Chat => "chat",
             Self::Responses => "responses",
+            Self::Generate => "generate",
         }
     }
 }
@@ -55,6 +55,9 @@ pub enum Client {
     CodexPost,
     /// Logged in with ChatGPT, over WebSocket: another host.
     CodexLogin,
+    /// Logged in with ChatGPT, with POSTs, whose bodies it compresses.
+    CodexLoginPost,
+    GeminiCli,
     Python(Api),
     Node(Api),
     Curl(Api),
@@ -65,6 +68,8 @@ pub enum Client {
 pub enum Reader {
     Person,
     Program,
+    /// Who sits at a terminal, for agents that have an interface there.
+    Terminal,
 }
 
 /// How a client comes to the meter.
@@ -83,10 +88,12 @@ impl Client {
     pub fn provider(self) -> &'static str {
         match self {
             Self::ClaudeCode => "claude",
-            Self::Codex | Self::CodexPost | Self::CodexLogin => "codex",
+            Self::Codex | Self::CodexPost | Self::CodexLogin | Self::CodexLoginPost => "codex",
+            Self::GeminiCli => "gemini",
             Self::Python(api) | Self::Node(api) | Self::Curl(api) => match api {
                 Api::Messages => "claude",
                 Api::Chat | Api::Responses => "codex",
+                Api::Generate => "gemini",
             },
         }
     }
@@ -99,8 +106,8 @@ impl Client {
     /// Whether it can be asked for streams, and for whole answers.
     fn modes(self) -> &'static [bool] {
         match self {
-            Self::ClaudeCode | Self::Codex | Self::CodexPost | Self::CodexLogin => &[true],
             Self::Python(_) | Self::Node(_) | Self::Curl(_) => &[true, false],
+            _ => &[true],
         }
     }
 
@@ -108,7 +115,7 @@ impl Client {
     pub fn ways(self) -> &'static [Way] {
         match self {
             // its gateway would be another than that of an API key, and no line for it is printed
-            Self::CodexLogin => &[Way::Connect, Way::Redirect],
+            Self::CodexLogin | Self::CodexLoginPost => &[Way::Connect, Way::Redirect],
             // no proxy of the environment's is used
             Self::Node(_) => &[Way::Gateway, Way::Redirect],
             _ => &[Way::Gateway, Way::Connect, Way::Redirect],
@@ -118,31 +125,32 @@ impl Client {
     /// The variables that suffice on a way, of those that `enforcer env` prints. Where two do for trust, each has a way.
     pub fn needs(self, way: Way) -> &'static [&'static str] {
         match (way, self) {
-            (Way::Gateway, Self::Codex | Self::CodexPost | Self::CodexLogin) => &[],
-            (Way::Gateway, _) if self.provider() == "claude" => &["ANTHROPIC_BASE_URL"],
-            (Way::Gateway, _) => &["OPENAI_BASE_URL"],
-            (Way::Connect, Self::ClaudeCode | Self::Node(_)) => &["HTTPS_PROXY", "NODE_EXTRA_CA_CERTS"],
-            (Way::Connect, Self::Codex | Self::CodexPost | Self::CodexLogin) => {
-                &["HTTPS_PROXY", "CODEX_CA_CERTIFICATE"]
+            (Way::Gateway, Self::Codex | Self::CodexPost) => &[],
+            (Way::Gateway, _) => match self.provider() {
+                "claude" => &["ANTHROPIC_BASE_URL"],
+                "codex" => &["OPENAI_BASE_URL"],
+                _ => &[],
+            },
+            (Way::Connect, Self::ClaudeCode | Self::GeminiCli | Self::Node(_)) => {
+                &["HTTPS_PROXY", "NODE_EXTRA_CA_CERTS"]
             }
             (Way::Connect, Self::Python(_)) => &["HTTPS_PROXY", "SSL_CERT_FILE"],
             (Way::Connect, Self::Curl(_)) => &["HTTPS_PROXY", "CURL_CA_BUNDLE"],
-            (Way::Redirect, Self::Node(_)) => &["NODE_EXTRA_CA_CERTS"],
+            (Way::Connect, _) => &["HTTPS_PROXY", "CODEX_CA_CERTIFICATE"],
+            (Way::Redirect, Self::GeminiCli | Self::Node(_)) => &["NODE_EXTRA_CA_CERTS"],
             (Way::Redirect, _) => &["SSL_CERT_FILE"],
         }
     }
 
-    /// Its configuration on this way, if it needs any: with the line that `printed` gives where that is the way.
-    pub fn config(self, way: Way, printed: impl FnOnce() -> String) -> Option<String> {
-        let base_url = match (self, way) {
-            (Self::Codex | Self::CodexPost, Way::Gateway) => printed(),
-            _ => "openai_base_url = \"https://api.openai.com/v1\"".to_owned(),
-        };
-        match self {
-            Self::Codex if way == Way::Gateway => Some(base_url),
-            Self::CodexPost => Some(POSTS.to_owned() + &base_url.replace("openai_base_url", "base_url")),
-            _ => None,
-        }
+    /// How often the gate says no to it that says no to everything: Codex opens its socket before it is asked anything,
+    /// and again for the question.
+    pub fn refusals(self) -> u64 {
+        if self.status() == 101 { 2 } else { 1 }
+    }
+
+    /// The name under which lines are printed for it that are not for every client.
+    pub fn addressed_as(self) -> &'static str {
+        if self.provider() == "gemini" { "google-genai" } else { "codex" }
     }
 
     /// The status with which its provider agrees to answer: over WebSocket it is that of the handshake.
@@ -154,7 +162,7 @@ impl Client {
     pub fn says_http2(self, way: Way) -> Option<&'static str> {
         match self {
             // of a request with a body, which it has once alone
-            Self::CodexPost if way != Way::Gateway => Some("send frame=Data"),
+            Self::CodexPost | Self::CodexLoginPost if way != Way::Gateway => Some("send frame=Data"),
             Self::Curl(_) if way != Way::Gateway => Some("by HTTP/2"),
             _ => None,
         }
@@ -165,17 +173,26 @@ impl Client {
         let words = self.words(stream, reader);
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).current_dir(home).env_clear().env("HOME", home).env("TERM", "dumb");
+        // some leave reports there
+        let temporary = home.join("tmp");
+        fs::create_dir(&temporary).unwrap();
+        command.env("TMPDIR", &temporary).env("CLAUDE_CODE_TMPDIR", &temporary);
         command.env("PATH", std::env::var_os("PATH").unwrap());
         match self {
             // what it asks its makers besides would be answered by nobody
             Self::ClaudeCode => command.env("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"),
             // node looks for the SDKs where it runs
             Self::Node(_) => command.current_dir(installed::directory().join("node")),
-            Self::CodexPost if reader == Reader::Program => command.env("RUST_LOG", "h2::codec=debug"),
+            Self::CodexPost | Self::CodexLoginPost if reader == Reader::Program => {
+                command.env("RUST_LOG", "h2::codec=debug")
+            }
             _ => &mut command,
         };
-        if self == Self::CodexLogin {
-            log_in(home);
+        if reader == Reader::Terminal {
+            home::know(self, home);
+        }
+        if matches!(self, Self::CodexLogin | Self::CodexLoginPost) {
+            home::log_in(home);
             return command;
         }
         command.envs(KEYS);
@@ -186,15 +203,14 @@ impl Client {
     fn words(self, stream: bool, reader: Reader) -> Vec<OsString> {
         let mode = if stream { "stream" } else { "whole" };
         let (program, arguments): (PathBuf, Vec<&str>) = match self {
-            Self::ClaudeCode => {
+            Self::ClaudeCode => (installed::node_program("claude"), claude_words(reader)),
+            Self::GeminiCli => {
                 let format = if reader == Reader::Person { "text" } else { "json" };
-                (installed::node_program("claude"), vec!["-p", QUESTION, "--output-format", format])
+                let words = vec!["-p", QUESTION, "-o", format, "-m", "gemini-2.5-flash", "--skip-trust"];
+                (installed::node_program("gemini"), words)
             }
-            Self::Codex | Self::CodexPost | Self::CodexLogin => {
-                let format = if reader == Reader::Person { "--color=never" } else { "--json" };
-                let quiet = ["-c", "analytics.enabled=false"];
-                let words = [&["exec", "--skip-git-repo-check", format], &quiet[..], &[QUESTION]].concat();
-                (installed::node_program("codex"), words)
+            Self::Codex | Self::CodexPost | Self::CodexLogin | Self::CodexLoginPost => {
+                (installed::node_program("codex"), codex_words(reader))
             }
             Self::Python(api) => (installed::python(), vec!["-c", include_str!("ask.py"), api.word(), mode]),
             Self::Node(api) => {
@@ -213,7 +229,11 @@ impl Client {
                 let result: Value = serde_json::from_str(stdout).unwrap_or_else(|_| panic!("{stdout}"));
                 result["result"].as_str().unwrap_or_else(|| panic!("{stdout}")).to_owned()
             }
-            Self::Codex | Self::CodexPost | Self::CodexLogin => {
+            Self::GeminiCli => {
+                let result: Value = serde_json::from_str(stdout).unwrap_or_else(|_| panic!("{stdout}"));
+                result["response"].as_str().unwrap_or_else(|| panic!("{stdout}")).to_owned()
+            }
+            Self::Codex | Self::CodexPost | Self::CodexLogin | Self::CodexLoginPost => {
                 let events = stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
                 let mut items = events.map(|event| event["item"].clone());
                 let message = items.find(|item| item["type"] == "agent_message");
@@ -224,18 +244,19 @@ impl Client {
     }
 }
 
-/// Leaves a login with ChatGPT in a home, as Codex itself would.
-fn log_in(home: &Path) {
-    let claims = json!({
-        "email": "nobody@example.com",
-        "exp": 4_000_000_000_u64,
-        "https://api.openai.com/auth": {"chatgpt_plan_type": "pro", "chatgpt_account_id": ACCOUNT},
-    });
-    let token = [json!({"alg": "none", "typ": "JWT"}), claims].map(|part| BASE64.encode(part.to_string()));
-    let token = format!("{}.visiblyfake", token.join("."));
-    let tokens =
-        json!({"id_token": token, "access_token": token, "refresh_token": "fake", "account_id": ACCOUNT});
-    let login = json!({"tokens": tokens, "last_refresh": jiff::Timestamp::now().to_string()});
-    fs::create_dir_all(home.join(".codex")).unwrap();
-    fs::write(home.join(".codex/auth.json"), login.to_string()).unwrap();
+fn claude_words(reader: Reader) -> Vec<&'static str> {
+    match reader {
+        Reader::Person => vec!["-p", QUESTION, "--output-format", "text"],
+        Reader::Program => vec!["-p", QUESTION, "--output-format", "json"],
+        Reader::Terminal => vec![QUESTION],
+    }
+}
+
+fn codex_words(reader: Reader) -> Vec<&'static str> {
+    let mode: &[&str] = match reader {
+        Reader::Person => &["exec", "--skip-git-repo-check", "--color=never"],
+        Reader::Program => &["exec", "--skip-git-repo-check", "--json"],
+        Reader::Terminal => &["-c", "check_for_update_on_startup=false"],
+    };
+    [mode, &["-c", "analytics.enabled=false", QUESTION]].concat()
 }

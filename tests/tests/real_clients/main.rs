@@ -6,9 +6,14 @@
 
 mod answered;
 mod client;
+mod home;
+mod host;
 mod installed;
+mod looping;
 mod metered;
 mod printed;
+mod refusals;
 mod refused;
 mod scene;
 mod screen;
+mod terminal;

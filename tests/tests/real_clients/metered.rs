@@ -1,4 +1,5 @@
 //! Every client, every way to the meter, streaming and not: its own answer is right, and the ledger has the bill.
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Instant;
 
@@ -6,7 +7,7 @@ use support::process::{self, Output};
 use support::provider::{Asked, Billed, Record, Reply, Script};
 use support::stage::Bottle;
 
-use crate::client::{Api, Client, Reader};
+use crate::client::{Api, Client, Reader, Way};
 use crate::scene::{ANSWERED, Scene};
 
 /// In each chunk of a stream of Chat Completions.
@@ -16,8 +17,12 @@ const NO_USAGE: &str = ",\"usage\":null";
 
 /// An answer whose bill has something of every class that this client's provider tells.
 pub fn priced(client: Client) -> Reply {
-    let reasoning = if client.provider() == "claude" { 0 } else { 16 };
-    Reply { cache_write: 7, cache_read: 11, reasoning, ..Reply::default() }
+    let (cache_write, reasoning) = match client.provider() {
+        "claude" => (7, 0),
+        "gemini" => (0, 16),
+        _ => (7, 16),
+    };
+    Reply { cache_write, cache_read: 11, reasoning, ..Reply::default() }
 }
 
 /// Asks on every way, in a bottle each.
@@ -75,7 +80,7 @@ fn as_asked_for(answer: &str) -> String {
 }
 
 /// The ledger has of this bottle what these requests were billed, class by class, and all of it reported.
-fn assert_billed(scene: &Scene, bottle: &Bottle, asked: &[Record], row: &str) -> Billed {
+pub fn assert_billed(scene: &Scene, bottle: &Bottle, asked: &[Record], row: &str) -> Billed {
     let flows = scene.stage.flows(&bottle.name);
     assert!(flows.iter().all(|flow| flow["provenance"] == "reported"), "{row}: {flows:#?}");
     let told = ["input", "cache_write", "cache_read", "output", "reasoning"]
@@ -84,6 +89,37 @@ fn assert_billed(scene: &Scene, bottle: &Bottle, asked: &[Record], row: &str) ->
     let Billed { input, cache_write, cache_read, output, reasoning } = bill;
     assert_eq!(told, [input, cache_write, cache_read, output, reasoning], "{row}: {flows:#?}");
     bill
+}
+
+/// Which protocol clients choose that do not say so themselves, of those that the meter offers: asked of the provider
+/// itself, which offers the same.
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_metered_protocols() {
+    for client in
+        [Client::ClaudeCode, Client::GeminiCli, Client::Python(Api::Messages), Client::Node(Api::Messages)]
+    {
+        Scene::with(priced(client), "", |scene| {
+            let provider = &scene.stage.provider;
+            let bottle = scene.stage.bottle("nobody", &[]);
+            let mut command = scene.bare(client, Way::Gateway, true, Reader::Program, &bottle);
+            for variable in ["ANTHROPIC_BASE_URL", "GOOGLE_GEMINI_BASE_URL"] {
+                command.env(variable, provider.https_url());
+            }
+            for variable in ["NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE"] {
+                command.env(variable, provider.ca_file());
+            }
+            let told = process::run(&mut command, ANSWERED);
+            assert_eq!(told.code, Some(0), "{told:?}");
+            let protocols: BTreeSet<&str> = provider.billing_records().iter().map(protocol).collect();
+            println!("{client:?} asks by {protocols:?} where both are offered");
+            assert_eq!(protocols, BTreeSet::from(["HTTP/1.1"]), "{client:?}");
+        });
+    }
+}
+
+fn protocol(record: &Record) -> &'static str {
+    if record.http2 { "HTTP/2" } else { "HTTP/1.1" }
 }
 
 #[test]
@@ -128,6 +164,24 @@ fn root_metered_codex_by_post() {
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_metered_codex_logged_in() {
     assert_metered(Client::CodexLogin);
+}
+
+/// The bodies of its requests are compressed.
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_metered_codex_logged_in_by_post() {
+    Scene::with(priced(Client::CodexLoginPost), "", |scene| {
+        assert_metered_in(scene, Client::CodexLoginPost);
+        for record in scene.stage.provider.billing_records() {
+            assert_eq!((record.method.as_str(), record.header("content-encoding")), ("POST", Some("zstd")));
+        }
+    });
+}
+
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_metered_gemini_cli() {
+    assert_metered(Client::GeminiCli);
 }
 
 #[test]

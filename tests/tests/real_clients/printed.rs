@@ -3,20 +3,23 @@ use std::process::Command;
 
 use support::stage::Bottle;
 
-use crate::client::{Api, Client, Reader};
+use crate::client::{Api, Client, Reader, Way};
 use crate::metered::{assert_right_and_billed, priced};
 use crate::scene::Scene;
 
-const CLIENTS: [Client; 9] = [
+const CLIENTS: [Client; 12] = [
     Client::ClaudeCode,
     Client::Codex,
     Client::CodexLogin,
+    Client::GeminiCli,
     Client::Python(Api::Messages),
     Client::Python(Api::Responses),
+    Client::Python(Api::Generate),
     Client::Node(Api::Messages),
     Client::Node(Api::Responses),
     Client::Curl(Api::Messages),
     Client::Curl(Api::Responses),
+    Client::Curl(Api::Generate),
 ];
 /// Shells, and how each reads its first argument and then becomes the rest.
 const SHELLS: [(&str, &str); 2] = [
@@ -40,8 +43,8 @@ fn through_shell(scene: &Scene, (shell, script): (&str, &str), client: &Command,
 fn root_printed_suffices() {
     for client in CLIENTS {
         Scene::with(priced(client), "", |scene| {
-            // no name can be found on its first way, be it the gateway or the proxy
-            let way = client.ways()[0];
+            // no name can be found on either way
+            let way = if client == Client::GeminiCli { Way::Connect } else { client.ways()[0] };
             for shell in SHELLS {
                 let bottle = scene.stage.bottle(shell.0, &[]);
                 let bare = scene.bare(client, way, true, Reader::Program, &bottle);
@@ -52,6 +55,7 @@ fn root_printed_suffices() {
             let bottle = scene.stage.bottle("dotenv", &[]);
             let mut command = scene.bare(client, way, true, Reader::Program, &bottle);
             command.envs(scene.stage.daemon.environment(&bottle.name));
+            bottle.cgroup.enter_before_exec(&mut command);
             let row = format!("{client:?} by an env file");
             assert_right_and_billed(scene, client, &bottle, &mut command, &row);
         });

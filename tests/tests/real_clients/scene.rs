@@ -14,12 +14,13 @@ use support::stage::{Bottle, Stage};
 use tempfile::TempDir;
 
 use crate::client::{Client, Reader, Way};
-use crate::installed;
+use crate::{home, installed};
 
 /// Longer than any client takes that is answered.
 pub const ANSWERED: Duration = Duration::from_secs(60);
 /// Names under which clients look for their providers.
-const NAMES: [&str; 3] = ["api.anthropic.com", "api.openai.com", "chatgpt.com"];
+const NAMES: [&str; 4] =
+    ["api.anthropic.com", "api.openai.com", "chatgpt.com", "generativelanguage.googleapis.com"];
 /// The clients' resolver, one of a private network.
 const RESOLVER: &str = "10.9.8.7";
 /// The daemon's: what clients ask is told apart.
@@ -48,36 +49,45 @@ impl Scene {
         });
     }
 
-    /// A client in a bottle that is given, of all that `enforcer env` prints, what it needs for this way alone.
+    /// A client in a bottle that is told what it needs on this way.
     pub fn ask(&self, client: Client, way: Way, stream: bool, reader: Reader, bottle: &Bottle) -> Command {
+        let mut command = self.told(client, way, stream, reader, bottle);
+        bottle.cgroup.enter_before_exec(&mut command);
+        command
+    }
+
+    /// A client in no bottle that is given, of all that `enforcer env` prints for one, what it needs on this way alone.
+    pub fn told(&self, client: Client, way: Way, stream: bool, reader: Reader, bottle: &Bottle) -> Command {
         let printed = self.stage.daemon.environment(&bottle.name).into_iter();
         let needed = printed.filter(|(name, _)| client.needs(way).contains(&name.as_str()));
         let mut command = self.bare(client, way, stream, reader, bottle);
         assert_eq!(needed.clone().count(), client.needs(way).len(), "{client:?} needs what is not printed");
         command.envs(needed);
+        if way == Way::Gateway && client.provider() == "gemini" {
+            let variable = self.line_for(client, bottle);
+            command.envs(variable.split_once('='));
+        }
         command
     }
 
-    /// A client in a bottle that is told nothing of the meter, but for its configuration on ways that need it.
+    /// A client in no bottle that is told nothing of the meter, but for its configuration on ways that need it.
     pub fn bare(&self, client: Client, way: Way, stream: bool, reader: Reader, bottle: &Bottle) -> Command {
         let found: &[IpAddr] = if way == Way::Redirect { &[PUBLIC4] } else { &[] };
         NAMES.iter().for_each(|name| self.dns.set(name, found));
         let home = tempfile::tempdir_in(self.files.path()).unwrap().keep();
-        if let Some(config) = client.config(way, || self.config(bottle)) {
-            fs::create_dir(home.join(".codex")).unwrap();
-            fs::write(home.join(".codex/config.toml"), config).unwrap();
+        if let Some((file, config)) = home::config(client, way, || self.line_for(client, bottle)) {
+            fs::create_dir(home.join(file).parent().unwrap()).unwrap();
+            fs::write(home.join(file), config).unwrap();
         }
-        let mut command = client.ask(&home, stream, reader);
-        bottle.cgroup.enter_before_exec(&mut command);
-        command
+        client.ask(&home, stream, reader)
     }
 
-    /// The lines of configuration that `enforcer env` prints: the indented ones among the comments.
-    fn config(&self, bottle: &Bottle) -> String {
+    /// The line that `enforcer env` prints for this client alone: indented, below a comment that begins with its name.
+    fn line_for(&self, client: Client, bottle: &Bottle) -> String {
         let printed = self.stage.daemon.ok(&["env", &bottle.name]);
-        let lines: Vec<&str> = printed.lines().filter_map(|line| line.strip_prefix("#   ")).collect();
-        assert!(!lines.is_empty(), "{printed}");
-        lines.join("\n")
+        let about = format!("# {} ", client.addressed_as());
+        let mut lines = printed.lines().skip_while(|line| !line.starts_with(&about)).skip(1);
+        lines.next().and_then(|line| line.strip_prefix("#   ")).expect(&printed).to_owned()
     }
 }
 
