@@ -26,7 +26,7 @@ fn root_a_refused_request_is_not_passed_and_its_client_hears_why() {
         (&json!("usage_limit_reached"), &json!("other"))
     );
     let message = refused["error"]["message"].as_str().unwrap();
-    assert_eq!(refused["headers"]["x-codex-promo-message"], message);
+    assert_eq!(refused["headers"]["x-codex-promo-message"], message.strip_suffix('.').unwrap());
     for word in ["b1", "agent", "reviewer", "12", "10", "daily", "codex"] {
         assert!(message.contains(word), "{word}: {message}");
     }
