@@ -145,13 +145,17 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FromServer<'_, R, W> {
         Ok(())
     }
 
-    /// Writes to the client. Given up in between, nothing may follow.
-    async fn write(&mut self, wire: &[u8]) -> Result<(), End> {
-        lock(&self.socket.session).is_amid_message = true;
-        self.to.write_all(wire).await.map_err(|_| End::ClientGone)?;
-        self.to.flush().await.map_err(|_| End::ClientGone)?;
-        lock(&self.socket.session).is_amid_message = self.passes_on;
-        Ok(())
+    /// Writes to the client. Given up once a part is taken, nothing may follow.
+    async fn write(&mut self, mut wire: &[u8]) -> Result<(), End> {
+        while !wire.is_empty() {
+            let taken = self.to.write(wire).await.map_err(|_| End::ClientGone)?;
+            if taken == 0 {
+                return Err(End::ClientGone);
+            }
+            wire = &wire[taken..];
+            lock(&self.socket.session).is_amid_message = self.passes_on || !wire.is_empty();
+        }
+        self.to.flush().await.map_err(|_| End::ClientGone)
     }
 }
 
