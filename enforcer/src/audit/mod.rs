@@ -3,7 +3,7 @@ mod cause;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::cause::{Cause, CauseKind, Processes};
+pub use self::cause::{Cause, CauseKind, Freeze, Processes};
 
 /// What was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -189,7 +189,7 @@ impl Core {
                 self.thawed(attachment, verdict, left, result.map_err(not_done), asker);
             }
             After::Reloaded(reloading) => self.reloaded(reloading, result.map_err(not_done)),
-            After::Reopened { openings, reply } => self.reopened(&openings, result.map_err(not_done), reply),
+            After::Reopened { openings, reply } => self.reopened(openings, result.map_err(not_done), reply),
             After::Stated { pending, by, reply } => {
                 self.stated(&pending, &by, result.map_err(not_done), reply)
             }

@@ -246,6 +246,7 @@ impl Core {
             by: "controller".into(),
             reason: None,
             held: false,
+            freeze: None,
             face: self.face_with(policy),
             policy,
             processes: Processes::Running,
@@ -276,11 +277,8 @@ impl Core {
         let muted = (cause.face != wanted).then_some(MUTED);
         let Some(bottle) = self.bottles.get_mut(&slot) else { return };
         bottle.verdict += 1;
-        let standing = bottle.cause.get_or_insert_with(|| cause.clone());
-        standing.face = standing.face.max(cause.face);
-        standing.processes = standing.processes.max(cause.policy.into());
-        standing.held |= cause.outlasts(standing);
-        let standing = standing.clone();
+        let standing = cause.clone().joined_to(bottle.cause.take());
+        bottle.cause = Some(standing.clone());
         let (name, attachment) = (bottle.attachment.name.clone(), bottle.attachment.id);
         let attaching = bottle.stage == Stage::Attaching;
         self.tell_meter_of(slot, upstream);
@@ -323,12 +321,12 @@ impl Core {
         }
     }
 
-    /// What follows from a cut's face once it is stored: an answered bottle's connections to the meter are aborted, so
-    /// that its agent asks again and hears why; a silent one's to the lane are ended.
+    /// What follows from a cut's face once it is stored: the connections to the meter of a bottle that is answered now are
+    /// aborted, so that its agent asks again and hears why; a silent one's to the lane are ended.
     fn show_face(&self, slot: u32, before: Option<Face>, now: Face) {
         match (before, now) {
             (Some(Face::Answered), Face::Silent) => self.end_lane_below(slot),
-            (None, Face::Answered) => self.abort(slot, Which::Metered),
+            (None | Some(Face::Silent), Face::Answered) => self.abort(slot, Which::Metered),
             _ => {}
         }
     }
@@ -505,7 +503,7 @@ impl Core {
             Some(slot) => {
                 Err(self.stays_cut(slot, "its budget was used up again while it was being restored"))
             }
-            None => self.open_restored(attachment, verdict, "restored"),
+            None => self.end_verdict(attachment, verdict, None, "restored"),
         };
         self.admit_waiting();
         self.publish(Change::State);
@@ -518,27 +516,43 @@ impl Core {
         }
     }
 
-    /// Opens a bottle whose verdict is still the one that was to end; its slot, and the verdict that ended.
-    pub(super) fn open_restored(
+    /// Ends a verdict that is still the one that was to end, leaving what is told of it: without that the bottle opens.
+    /// Gives the slot, and the verdict that ended.
+    pub(super) fn end_verdict(
         &mut self,
         attachment: AttachmentId,
         verdict: u64,
+        left: Option<Cause>,
         how: &str,
     ) -> Result<(u32, Option<Cause>), Problem> {
         let gone = || Problem::failed("the bottle was detached meanwhile");
         let slot = self.slot_of_attachment(attachment).ok_or_else(gone)?;
+        let left = left.map(|left| Cause { face: self.face_for(slot, left.face), ..left });
         let bottle = self.bottles.get_mut(&slot).ok_or_else(gone)?;
         if bottle.verdict != verdict {
             return Err(self.cut_again(slot, how));
         }
-        let ended = bottle.cause.take();
+        let ended = std::mem::replace(&mut bottle.cause, left.clone());
         bottle.verdict += 1;
-        if bottle.stage == Stage::Attached {
-            self.kernel.open(slot);
-            self.tell_meter_of(slot, Upstream::Hold);
-            self.end_lane_below(slot);
+        match left {
+            Some(left) => self.show_left(slot, ended.as_ref(), &left),
+            None if bottle.stage == Stage::Attached => {
+                self.kernel.open(slot);
+                self.tell_meter_of(slot, Upstream::Hold);
+                self.end_lane_below(slot);
+            }
+            None => {}
         }
         Ok((slot, ended))
+    }
+
+    /// Has the bottle see what is left of its cut.
+    fn show_left(&self, slot: u32, ended: Option<&Cause>, left: &Cause) {
+        self.store_cut(slot, left.face);
+        if left.kind == CauseKind::Budget {
+            self.tell_meter_of(slot, Upstream::Close);
+        }
+        self.show_face(slot, ended.map(|cause| cause.face), left.face);
     }
 
     /// A cut came while its opposite was being written: the ledger must say so again.

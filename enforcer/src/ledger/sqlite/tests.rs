@@ -127,6 +127,7 @@ fn cause() -> Cause {
         by: "controller".to_owned(),
         reason: None,
         held: true,
+        freeze: None,
         face: crate::kernel::Face::Answered,
         policy: crate::settings::Policy::Cutoff,
         processes: crate::audit::Processes::Running,
