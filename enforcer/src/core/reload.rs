@@ -47,7 +47,7 @@ impl Core {
         if self.settings.lease != lease {
             self.bottles.keys().for_each(|slot| self.lend(*slot));
         }
-        let stays = self.cut_without_need();
+        let stays = [self.cut_without_need(), self.kept_for_nobody()].concat();
         for line in &stays {
             self.warn(None, line.clone(), false);
         }
@@ -86,5 +86,20 @@ impl Core {
         let line =
             |name| format!("{name} stays cut although its budget has room again: enforcer restore {name}");
         slots.into_iter().map(|slot| line(self.name_of(slot))).collect()
+    }
+
+    /// The kept cuts of bottles that the settings do not attach any more, one line each: only an operator's attach would
+    /// end them, and a new daemon does.
+    fn kept_for_nobody(&self) -> Vec<String> {
+        let mut names: Vec<&String> =
+            self.kept_cuts.keys().filter(|name| self.settings.awaited_cgroup(name).is_none()).collect();
+        names.sort_unstable();
+        let line = |name| {
+            format!(
+                "{name} was cut when its cgroup went, and the settings do not attach it any more: until the daemon is \
+                 started again, an attach of {name} begins with that cut"
+            )
+        };
+        names.into_iter().map(line).collect()
     }
 }

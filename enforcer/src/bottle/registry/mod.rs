@@ -13,7 +13,7 @@ mod confine;
 mod show;
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -150,7 +150,7 @@ impl Registry {
 
     /// The cgroup that the settings have this bottle attached to, whenever it is there.
     fn awaited_cgroup(&self, name: &str) -> Option<PathBuf> {
-        self.settings().bottles.get(name)?.cgroup.clone()
+        self.settings().awaited_cgroup(name).map(Path::to_owned)
     }
 }
 

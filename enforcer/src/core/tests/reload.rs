@@ -63,6 +63,21 @@ fn a_budget_that_is_taken_away_lets_requests_through_again() {
 }
 
 #[test]
+fn a_kept_cut_of_a_bottle_that_the_settings_drop_is_said_and_still_waits_for_it() {
+    let bench = Bench::new("bottles: { b1: { cgroup: /sys/fs/cgroup/b1 } }");
+    bench.attach("b1");
+    bench.cut("b1").unwrap();
+    let attachment = bench.release("b1", true, true).unwrap();
+    bench.core.tell(Message::Forget { attachment: attachment.id });
+    assert_eq!(bench.reload("bottles: { b1: { cgroup: /sys/fs/cgroup/b2 } }").unwrap(), [""; 0]);
+    let told = bench.reload("").unwrap().join("");
+    assert!(told.starts_with("b1 was cut when its cgroup went, and the settings do not attach it"), "{told}");
+    let again = bench.attach("b1");
+    assert!(!bench.kernel.is_open(again.slot), "a reload opens nothing");
+    assert_eq!(bench.reload("hold: 5s").unwrap(), [""; 0], "it has ended in that attachment");
+}
+
+#[test]
 fn settings_that_cannot_be_recorded_do_not_hold() {
     let bench = Bench::new("budget: { claude: 1000 }");
     let bottle = bench.attach("b1");
