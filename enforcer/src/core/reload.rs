@@ -1,5 +1,6 @@
 //! Changed settings, as far as sums and verdicts are concerned. They are recorded before they hold; then what they close
-//! is closed first. What they would open stays cut until somebody restores it, and is said.
+//! is closed first. What they would open stays cut until somebody restores it, and is said. Settings that are put back
+//! hold at once, and are recorded as soon as they can be.
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -17,6 +18,9 @@ pub struct Reloading {
     pub settings: Arc<Settings>,
     /// What is different, for the audit.
     pub changed: String,
+    /// Whether they held before, and are put back because the rest of the controller could not take others: no error
+    /// may leave it divided.
+    pub back: bool,
     /// `controller` or `uid:N`.
     pub by: String,
     /// Done; what the operator should know of it.
@@ -24,13 +28,17 @@ pub struct Reloading {
 }
 
 impl Core {
-    /// Records the change; it holds once that is durable.
+    /// Records the change; it holds once that is durable. What is put back does not wait for that: a reload opens nothing.
     pub(super) fn reload(&mut self, reloading: Reloading) {
+        let mut row = action(ActionKind::Settings, None, None, &reloading.by);
+        row.detail = Some(reloading.changed.clone());
+        if reloading.back {
+            self.record(row);
+            return self.reloaded(reloading, Ok(()));
+        }
         if let Some(behind) = self.closed() {
             return answer(reloading.reply, Err(Problem::failed(behind.to_string())));
         }
-        let mut row = action(ActionKind::Settings, None, None, &reloading.by);
-        row.detail = Some(reloading.changed.clone());
         self.submit(vec![Entry::Action(row)], After::Reloaded(reloading));
     }
 

@@ -3,9 +3,13 @@ use super::*;
 
 impl Bench {
     fn reload(&self, yaml: &str) -> Result<Vec<String>, Problem> {
+        self.hold(yaml, false)
+    }
+
+    fn hold(&self, yaml: &str, back: bool) -> Result<Vec<String>, Problem> {
         self.ask(|reply| {
-            let settings = Arc::new(settings(yaml));
-            Message::Reload(Reloading { settings, changed: "something".into(), by: "uid:7".into(), reply })
+            let (settings, changed) = (Arc::new(settings(yaml)), "something".into());
+            Message::Reload(Reloading { settings, changed, back, by: "uid:7".into(), reply })
         })
     }
 }
@@ -88,6 +92,18 @@ fn settings_that_cannot_be_recorded_do_not_hold() {
     bench.refusing.store(false, Ordering::SeqCst);
     assert!(bench.kernel.is_open(bottle.slot));
     assert_eq!(bench.view("b1").budget["claude"].limit, 1000);
+}
+
+#[test]
+fn settings_that_are_put_back_hold_at_once_and_are_recorded_later() {
+    let mut bench = Bench::new("budget: { claude: 1000 }");
+    bench.attach("b1");
+    bench.reload("budget: { claude: 5000 }").unwrap();
+    bench.refusing.store(true, Ordering::SeqCst);
+    bench.hold("budget: { claude: 1000 }", true).unwrap();
+    assert_eq!(bench.view("b1").budget["claude"].limit, 1000, "although the ledger refuses");
+    bench.refusing.store(false, Ordering::SeqCst);
+    assert_eq!(bench.awaited_rows("settings", 2).len(), 2);
 }
 
 #[test]
