@@ -329,7 +329,7 @@ pub enum Message {
         /// Why.
         why: String,
     },
-    /// Settled exchanges that began in this time are older than the settings keep.
+    /// Settled exchanges that began in this time, a day's or a part of it, are older than the settings keep.
     RollUp(Range<UnixMs>),
     /// Something that the operator should read in the audit.
     Warn {
@@ -615,7 +615,7 @@ impl Core {
             Message::Called(called) => self.called(called),
             Message::Reload(reloading) => self.reload(reloading),
             Message::NotReloaded { by, why } => self.not_reloaded(&by, why),
-            Message::RollUp(day) => self.roll_up(day),
+            Message::RollUp(time) => self.roll_up(time),
             Message::StateBudget { order, by, received, reply } => {
                 self.state_budget(&order, &by, received, reply)
             }
