@@ -58,6 +58,8 @@ pub(super) struct Live {
 pub(super) struct Waiting {
     request: Reserve,
     until: Instant,
+    /// The budget whose reservations stand in its way.
+    on: AccountId,
 }
 
 /// Bounds the rows that an agent can cause in the audit, by bottle and what they are about.
@@ -216,8 +218,8 @@ impl Core {
         }
         match (self.settings.gate, self.accounts.judge(&path)) {
             (Gate::Off, Judgement::Wait(..)) | (_, Judgement::Grant) => self.grant(request, path),
-            (_, Judgement::Wait(..)) if self.waiting.len() < MAX_WAITING => {
-                self.waiting.push_back(Waiting { request, until: Instant::now() + GATE_WAIT });
+            (_, Judgement::Wait(_, on)) if self.waiting.len() < MAX_WAITING => {
+                self.waiting.push_back(Waiting { request, until: Instant::now() + GATE_WAIT, on });
             }
             (_, Judgement::Wait(scope, id) | Judgement::Refuse(scope, id)) => {
                 let refusal = self.budget_refusal(request.bottle.slot, scope, id);
@@ -347,11 +349,12 @@ impl Core {
         let Some(live) = self.exchanges.get(&exchange) else { return };
         if let Err(problem) = result {
             // not durable, so there is nothing to settle
-            self.accounts.settle(&live.path, live.held, &Tokens::default());
+            let path = live.path.clone();
+            self.accounts.settle(&path, live.held, &Tokens::default());
             self.exchanges.remove(&exchange);
             let refusal = Refusal::Closed { reason: problem.error };
             self.tell_meter(ToMeter::Refused { exchange, refusal });
-            return self.admit_waiting();
+            return self.admit_released(&path);
         }
         let withdrawn = live.withdrawn;
         let refusal = self.refusal_before_budget(live.bottle);
@@ -374,7 +377,7 @@ impl Core {
         let settlement = unsent(live.id, self.accounts.hour());
         self.charge(&live, &settlement);
         self.submit_done(vec![Entry::Settle(settlement)], After::Nothing);
-        self.admit_waiting();
+        self.admit_released(&live.path);
     }
 
     fn withdraw(&mut self, exchange: u64) {
@@ -432,7 +435,7 @@ impl Core {
             vec![Entry::Settle(settlement)],
             After::Settled { epoch, exchange: settle.exchange },
         );
-        self.admit_waiting();
+        self.admit_released(&live.path);
     }
 
     /// The host is no bottle and cannot be cut: what it has under way on a budget that is used up is stopped by the
@@ -482,14 +485,39 @@ impl Core {
         }
     }
 
-    /// Something was released: whoever waits at the gate is judged again, first come first served.
+    /// Budgets or verdicts changed: whoever waits at the gate is judged again, first come first served.
     pub(super) fn admit_waiting(&mut self) {
         for waiting in std::mem::take(&mut self.waiting) {
-            let path = self.path(waiting.request.bottle.slot, &waiting.request.provider);
-            let bottle = waiting.request.bottle;
-            match (self.refusal_before_budget(bottle), self.accounts.judge(&path)) {
-                (None, Judgement::Wait(..)) => self.waiting.push_back(waiting),
-                _ => self.reserve(waiting.request),
+            self.judge_again(waiting);
+        }
+    }
+
+    /// Something was released on these accounts: who waits for one of them is judged again, until it is found spoken for,
+    /// which it is for everybody behind. So a settlement costs as much as what it lets in, however many wait. (Whose
+    /// other budget it uses up is cut, and answered with that.)
+    fn admit_released(&mut self, path: &Path) {
+        let mut open: Vec<AccountId> = path.iter().map(|(_, account)| *account).collect();
+        for waiting in std::mem::take(&mut self.waiting) {
+            if !open.contains(&waiting.on) {
+                self.waiting.push_back(waiting);
+            } else if let Some(full) = self.judge_again(waiting) {
+                open.retain(|account| *account != full);
+            }
+        }
+    }
+
+    /// Judges a waiting request again; the budget that it still waits for.
+    fn judge_again(&mut self, waiting: Waiting) -> Option<AccountId> {
+        let bottle = waiting.request.bottle;
+        let path = self.path(bottle.slot, &waiting.request.provider);
+        match (self.refusal_before_budget(bottle), self.accounts.judge(&path)) {
+            (None, Judgement::Wait(_, on)) => {
+                self.waiting.push_back(Waiting { on, ..waiting });
+                Some(on)
+            }
+            _ => {
+                self.reserve(waiting.request);
+                None
             }
         }
     }

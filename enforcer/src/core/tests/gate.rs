@@ -52,6 +52,36 @@ fn a_request_waits_while_only_reservations_stand_in_its_way() {
 }
 
 #[test]
+fn what_is_released_lets_in_who_waits_for_it_in_order_and_nobody_else() {
+    let yaml = "budget: { claude: 100 }\nscope_rule: strictest\nbottles: { own: { budget: { claude: 50 } } }";
+    let bench = Bench::new(yaml);
+    let (one, own) = (bench.attach("one"), bench.attach("own"));
+    bench.reserve(1, own, 60);
+    assert_eq!(bench.order(), ToMeter::Permit { exchange: 1 });
+    bench.reserve(2, own, 10);
+    bench.reserve(3, one, 60);
+    assert_eq!(bench.order(), ToMeter::Permit { exchange: 3 }, "only its own budget is spoken for");
+    bench.reserve(4, one, 10);
+    bench.reserve(5, own, 10);
+    bench.no_order();
+    // of the global budget something is left then, of the other one still nothing
+    bench.settle(3, 1);
+    let orders = [bench.order(), bench.order()];
+    for order in [ToMeter::Settled { exchange: 3 }, ToMeter::Permit { exchange: 4 }] {
+        assert!(orders.contains(&order), "{orders:?}");
+    }
+    bench.no_order();
+    bench.settle(1, 1);
+    let orders = [bench.order(), bench.order(), bench.order()];
+    for order in [1, 2, 5].map(|n| match n {
+        1 => ToMeter::Settled { exchange: 1 },
+        exchange => ToMeter::Permit { exchange },
+    }) {
+        assert!(orders.contains(&order), "{orders:?}");
+    }
+}
+
+#[test]
 fn a_cut_answers_the_bottle_s_own_requests_at_the_gate() {
     let bench = Bench::new("budget: { claude: 100 }");
     let (one, two) = (bench.attach("one"), bench.attach("two"));
