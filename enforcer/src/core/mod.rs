@@ -2,7 +2,7 @@
 //!
 //! It never touches the disk and never waits: what must be durable goes to the writer, whose answer comes back
 //! as a message. Closing (a cut) is stored first and committed after; opening (a permit, an attach, a restore)
-//! is committed first and done after. `requests` follows the meter's messages, `accounts` says what they are
+//! is committed first and done after. `requests` follows the meter's messages, `gate` lets them in, `rows` bounds what is written of them, `accounts` says what they are
 //! charged to, `budgets` takes what operators say of them, `windows` begins them anew, `warnings` warns, `usage` sums
 //! what is shown, `bottles` finds the attached ones, `verdicts` cuts and restores, `processes` freezes, thaws and
 //! kills, `reload` takes changed settings, `members` attaches and detaches, `adopt` takes over what an earlier
@@ -13,12 +13,14 @@ mod bottles;
 mod budgets;
 mod drops;
 mod durable;
+mod gate;
 mod lane;
 mod lease;
 mod members;
 mod processes;
 mod reload;
 mod requests;
+mod rows;
 #[cfg(test)]
 mod tests;
 mod usage;
@@ -43,12 +45,14 @@ pub use self::adopt::AdoptError;
 use self::bottles::Bottles;
 pub use self::budgets::{BudgetOrder, BudgetVerb};
 use self::durable::{Committed, Outstanding};
+use self::gate::Waiting;
 pub use self::lane::Why;
 use self::lease::Heart;
 pub use self::members::Admission;
 use self::processes::Asker;
 pub use self::reload::Reloading;
-use self::requests::{Live, RowLimit, Waiting};
+use self::requests::Live;
+use self::rows::RowLimit;
 use self::usage::UsedByBottles;
 pub use self::view::BottleModel;
 use self::windows::Turn;
