@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::budgets::Pending;
 use super::processes::Asker;
 use super::reload::Reloading;
-use super::verdicts::Restored;
+use super::restore::Restored;
 use super::windows::Opening;
 use super::{Change, Core, Message, answer};
 use crate::audit::{Action, ActionKind, Cause};

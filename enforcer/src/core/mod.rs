@@ -4,7 +4,7 @@
 //! as a message. Closing (a cut) is stored first and committed after; opening (a permit, an attach, a restore)
 //! is committed first and done after. `requests` follows the meter's messages, `gate` lets them in, `rows` bounds what is written of them, `accounts` says what they are
 //! charged to, `budgets` takes what operators say of them, `windows` begins them anew, `warnings` warns, `usage` sums
-//! what is shown, `bottles` finds the attached ones, `verdicts` cuts and restores, `processes` freezes, thaws and
+//! what is shown, `bottles` finds the attached ones, `verdicts` cuts, `restore` opens, `processes` freezes, thaws and
 //! kills, `reload` takes changed settings, `members` attaches and detaches, `adopt` takes over what an earlier
 //! controller left, `durable` talks to the writer, `lease` beats the heart, `drops` tells what the kernel dropped, `lane` says why, `view` shows the state.
 mod accounts;
@@ -20,6 +20,7 @@ mod members;
 mod processes;
 mod reload;
 mod requests;
+mod restore;
 mod rows;
 #[cfg(test)]
 mod tests;
