@@ -18,12 +18,13 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::mpsc::Receiver;
 
 use enforcer_ebpf::LISTENER_HOST;
-use meter_proxy::protocol::{BottleRef, Refusal, Reserve, Settle, Upstream};
+use meter_proxy::protocol::{BottleRef, Refusal, Reserve, Settle, ToController, ToLane, Upstream};
 use meter_proxy::tokens::{Ending, Provenance, Tokens};
 
 use super::*;
 use crate::act::{self, Abort, Which};
 use crate::budget::weights::Weights;
+use crate::control::api::{self, Problem};
 use crate::kernel::fake::FakeKernel;
 use crate::kernel::{Allowed, AllowedPorts, Face, Pinned};
 use crate::ledger::sqlite::SqliteLedger;
