@@ -122,7 +122,7 @@ impl Core {
 
     /// Something was released on these accounts: who waits for one of them is judged again, until it is found spoken for,
     /// which it is for everybody behind. So a settlement costs as much as what it lets in, however many wait. (Whose
-    /// other budget it uses up is cut, and answered with that.)
+    /// other budget it uses up is cut, and answered with that; the host, which cannot be cut, when its wait is over.)
     pub(super) fn admit_released(&mut self, path: &Path) {
         let mut open: Vec<AccountId> = path.iter().map(|(_, account)| *account).collect();
         for waiting in std::mem::take(&mut self.waiting) {
