@@ -116,7 +116,8 @@ impl Core {
     /// Budgets or verdicts changed: whoever waits at the gate is judged again, first come first served.
     pub(super) fn admit_waiting(&mut self) {
         for waiting in std::mem::take(&mut self.waiting) {
-            self.judge_again(waiting);
+            let still = self.judge_again(waiting);
+            self.waiting.extend(still);
         }
     }
 
@@ -125,24 +126,26 @@ impl Core {
     /// other budget it uses up is cut, and answered with that; the host, which cannot be cut, when its wait is over.)
     pub(super) fn admit_released(&mut self, path: &Path) {
         let mut open: Vec<AccountId> = path.iter().map(|(_, account)| *account).collect();
-        for waiting in std::mem::take(&mut self.waiting) {
-            if !open.contains(&waiting.on) {
-                self.waiting.push_back(waiting);
-            } else if let Some(full) = self.judge_again(waiting) {
-                open.retain(|account| *account != full);
+        let mut seen = 0;
+        while !open.is_empty() {
+            let for_one = |waiting: &Waiting| open.contains(&waiting.on);
+            let Some(next) = self.waiting.iter().skip(seen).position(for_one) else { return };
+            seen += next;
+            let Some(waiting) = self.waiting.remove(seen) else { return };
+            if let Some(waiting) = self.judge_again(waiting) {
+                open.retain(|account| *account != waiting.on);
+                self.waiting.insert(seen, waiting);
+                seen += 1;
             }
         }
     }
 
-    /// Judges a waiting request again; the budget that it still waits for.
-    fn judge_again(&mut self, waiting: Waiting) -> Option<AccountId> {
+    /// Judges a waiting request again; gives it back if it still waits, and for what.
+    fn judge_again(&mut self, waiting: Waiting) -> Option<Waiting> {
         let bottle = waiting.request.bottle;
         let path = self.path(bottle.slot, &waiting.request.provider);
         match (self.refusal_before_budget(bottle), self.accounts.judge(&path)) {
-            (None, Judgement::Wait(_, on)) => {
-                self.waiting.push_back(Waiting { on, ..waiting });
-                Some(on)
-            }
+            (None, Judgement::Wait(_, on)) => Some(Waiting { on, ..waiting }),
             _ => {
                 self.reserve(waiting.request);
                 None
