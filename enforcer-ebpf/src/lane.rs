@@ -5,6 +5,7 @@
 //! Of UDP only what a hook has sent there passes, while the bottle that it was sent for is in this state: a socket
 //! that stays connected to the lane is refused from the restore on. Whether a bottle is in this state is `state`'s
 //! to say. Where no lane is, an answered cut is a silent one.
+use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
 use enforcer_ebpf::address::{is_endpoint, is_endpoint_anywhere};
 use enforcer_ebpf::{ANSWERS_OWED, Asker, Bottle, Original, Place};
@@ -13,7 +14,7 @@ use crate::connect::is_for_meter;
 use crate::sock_addr::{Destination, UDP};
 use crate::state::{self, State};
 use crate::way::Way;
-use crate::{ASKERS, BOTTLES, DNS, add, endpoint, flows, originals, place, read};
+use crate::{ASKERS, BOTTLES, DNS, add, endpoint, fetch_add, flows, originals, place, read};
 
 /// What becomes of a connection, or of a datagram.
 #[inline(always)]
@@ -100,19 +101,22 @@ pub fn guest(packet: &SkBuffContext) -> Option<&'static Original> {
 #[inline(always)]
 pub fn note_asker(ip: [u32; 4], port: u32, guest: &Original) -> bool {
     let asker = Asker { ip, port, listener: read(&guest.listener) };
-    let Some((count, owed)) = owed_to(&asker) else {
-        // of two first ones at the same moment one is answered, and the other asked again
-        return ASKERS.insert(&asker, &1, 0).is_ok();
-    };
-    if owed < ANSWERS_OWED {
-        // SAFETY: an aligned word of the map.
-        unsafe { add(count, 1) };
+    if ASKERS.insert(&asker, &1, u64::from(BPF_NOEXIST)).is_ok() {
+        return true;
     }
+    let Some(owed) = ASKERS.get_ptr_mut(&asker) else { return false };
+    // SAFETY: an aligned word of the map; volatile, because other programs add to it.
+    if unsafe { owed.read_volatile() } as i64 >= ANSWERS_OWED {
+        return true;
+    }
+    // SAFETY: an aligned word of the map.
+    unsafe { add(owed, 1) };
     true
 }
 
 /// Whether a datagram of the lane's answers a query that was sent to it in this network namespace. There is one to
-/// each. (An entry that is down to none stays: another query may be noted there at this moment.)
+/// each, however many are sent at once: who finds none owed gives back what it took. (An entry that is down to none
+/// stays: another query may be noted there at this moment.)
 #[inline(always)]
 pub fn is_answer(socket: &SockAddrContext, to: &Destination) -> bool {
     let Some(place) = place::of(place::cookie(socket)) else { return false };
@@ -120,18 +124,12 @@ pub fn is_answer(socket: &SockAddrContext, to: &Destination) -> bool {
         return false;
     }
     let asker = Asker { ip: to.ip, port: to.port, listener: read(&place.listener) };
-    let Some((count, owed)) = owed_to(&asker) else { return false };
-    if owed > 0 {
-        // SAFETY: as above. As many threads of the lane's as send at this moment may bring it below none.
-        unsafe { add(count, u64::MAX) };
+    let Some(owed) = ASKERS.get_ptr_mut(&asker) else { return false };
+    // SAFETY: an aligned word of the map.
+    let is_owed = unsafe { fetch_add(owed, u64::MAX) } as i64 > 0;
+    if !is_owed {
+        // SAFETY: as above.
+        unsafe { add(owed, 1) };
     }
-    owed > 0
-}
-
-/// How many answers the lane owes to an asker, and where they are counted.
-#[inline(always)]
-fn owed_to(asker: &Asker) -> Option<(*mut u64, i64)> {
-    let count = ASKERS.get_ptr_mut(asker)?;
-    // SAFETY: an aligned word of the map; volatile, because other programs add to it.
-    Some((count, unsafe { count.read_volatile() } as i64))
+    is_owed
 }

@@ -248,6 +248,20 @@ unsafe fn add(word: *mut u64, n: u64) {
     unsafe { asm!("lock *(u64 *)({word} + 0) += {n}", word = in(reg) word, n = in(reg) n) };
 }
 
+/// The same, and gives what was there before, whatever others add at this moment (Linux 5.12).
+///
+/// # Safety
+/// As of [`add`].
+#[inline(always)]
+unsafe fn fetch_add(word: *mut u64, n: u64) -> u64 {
+    let mut n = n;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("{n} = atomic_fetch_add((u64 *)({word} + 0), {n})", word = in(reg) word, n = inout(reg) n);
+    }
+    n
+}
+
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
     loop {}

@@ -3,6 +3,9 @@ use jiff::Timestamp;
 
 use crate::ledger::UnixMs;
 
+/// A day of UTC, milliseconds: leap seconds are not counted.
+pub const DAY_MS: UnixMs = 24 * 3_600 * 1_000;
+
 /// Now, milliseconds since the Unix epoch, UTC.
 #[must_use]
 pub fn now_ms() -> UnixMs {

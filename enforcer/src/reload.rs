@@ -114,8 +114,7 @@ impl Reload {
         let settings = Arc::new(settings);
         let mut warnings = hold(&told.core, settings.clone(), changed.join("; "), by).await?;
         if let Err(why) = told.egress.replace(settings.allow.clone(), settings.resolvers.clone()) {
-            let back = format!("put back: {why}");
-            hold(&told.core, before, back, "controller").await?;
+            put_back(&told.core, before, &why).await;
             return Err(Problem::host(format!("what bottles may reach cannot be written: {why}")));
         }
         self.live.send_replace(settings.clone());
@@ -137,7 +136,17 @@ async fn hold(
     by: &str,
 ) -> Result<Vec<String>, Problem> {
     let by = by.to_owned();
-    core.ask(|reply| Message::Reload(Reloading { settings, changed, by, reply })).await?
+    core.ask(|reply| Message::Reload(Reloading { settings, changed, back: false, by, reply })).await?
+}
+
+/// Has the core hold again what held before, which it does not refuse.
+async fn put_back(core: &CoreHandle, settings: Arc<Settings>, why: &str) {
+    let (changed, by) = (format!("put back: {why}"), "controller".to_owned());
+    let back = |reply| Message::Reload(Reloading { settings, changed, back: true, by, reply });
+    let held = core.ask(back).await.map_err(Problem::from).and_then(|held| held);
+    if let Err(problem) = held {
+        tracing::error!(problem.error, "settings are not put back");
+    }
 }
 
 /// Refuses what holds for as long as the daemon runs.

@@ -1,4 +1,5 @@
-//! Retention: settled exchanges that are older than the settings keep are rolled up, a day at a time, into sums.
+//! Retention: settled exchanges that are older than the settings keep are rolled up into sums, a day after the other, each
+//! in parts that the writer has done with soon: a permit waits behind them.
 //!
 //! What a budget counts stays the same: sums take the place of the rows, and no window is as long as the shortest
 //! retention. The audit is append-only and is never shortened, by nobody: the schema refuses it, how many rows a bottle
@@ -10,26 +11,26 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::bottle::registry::Registry;
-use crate::clock::now_ms;
+use crate::clock::{DAY_MS, now_ms};
+use crate::control::api::Problem;
 use crate::ledger::UnixMs;
 
-const DAY_MS: UnixMs = 24 * 3_600 * 1_000;
 /// Between two looks when there was nothing to do.
 const PAUSE: Duration = Duration::from_secs(3_600);
-/// Between two days of a backlog, so that the writer has time for others.
+/// Between two parts, so that the writer has time for others.
 const BREATH: Duration = Duration::from_secs(1);
+/// Most exchanges of a part, but for those of one millisecond.
+const MAX_PART: u32 = 10_000;
 
 /// Rolls up what is old until told to stop.
 pub async fn keep(registry: Arc<Registry>, stop: CancellationToken) {
     loop {
-        let pause = match registry.oldest_settled().await {
-            Ok(oldest) => match oldest.and_then(|oldest| due(oldest, now_ms(), registry.retention())) {
-                Some(day) => {
-                    registry.roll_up(day);
-                    BREATH
-                }
-                None => PAUSE,
-            },
+        let pause = match next_part(&registry).await {
+            Ok(Some(part)) => {
+                registry.roll_up(part);
+                BREATH
+            }
+            Ok(None) => PAUSE,
             Err(problem) => {
                 tracing::warn!(problem.error, "old exchanges are not rolled up");
                 PAUSE
@@ -38,6 +39,15 @@ pub async fn keep(registry: Arc<Registry>, stop: CancellationToken) {
         if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
             return;
         }
+    }
+}
+
+/// What is to be rolled up next.
+async fn next_part(registry: &Registry) -> Result<Option<Range<UnixMs>>, Problem> {
+    let oldest = registry.oldest_settled().await?;
+    match oldest.and_then(|oldest| due(oldest, now_ms(), registry.retention())) {
+        Some(day) => registry.beginning_of(day, MAX_PART).await.map(Some),
+        None => Ok(None),
     }
 }
 

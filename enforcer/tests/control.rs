@@ -1,5 +1,8 @@
 //! The control API's server and client over a real Unix socket, with a controller made for the test.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping")]
+#[path = "support/program.rs"]
+mod program;
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -438,10 +441,8 @@ async fn a_directory_that_others_can_write_is_refused() {
 
 /// `enforcer status` as another user: exit code and stderr. The binary is copied to where that user may run it.
 fn status_as(directory: &Path, gid: u32, groups: &str) -> (Option<i32>, String) {
-    let binary = directory.join("enforcer");
-    if !binary.exists() {
-        std::fs::copy(env!("CARGO_BIN_EXE_enforcer"), &binary).unwrap();
-    }
+    let there = directory.join("enforcer");
+    let binary = if there.exists() { there } else { program::copy_into(directory) };
     let output = std::process::Command::new("setpriv")
         .args(["--reuid", "54321", "--regid", &gid.to_string(), "--groups", groups])
         .arg(binary)

@@ -3,6 +3,9 @@
 //!
 //! Needs root. Each plays in a network of its own, on a cgroup of its own.
 #![allow(clippy::unwrap_used, reason = "a test's helper says what it expects by unwrapping")]
+#[path = "support/program.rs"]
+mod program;
+
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -92,8 +95,7 @@ fn root_every_way_out_is_closed_but_those_that_are_named() {
 #[test]
 fn root_without_root_there_is_a_clear_word_and_nothing_is_tried() {
     let home = TempDir::new().unwrap();
-    let binary = home.path().join("enforcer");
-    fs::copy(env!("CARGO_BIN_EXE_enforcer"), &binary).unwrap();
+    let binary = program::copy_into(home.path());
     fs::set_permissions(home.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let as_nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
     let output =

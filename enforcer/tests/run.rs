@@ -1,6 +1,9 @@
 //! `enforcer run` with the built binary, in a real cgroup, against a control server whose controller makes
 //! cgroups and guards nothing.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping")]
+#[path = "support/program.rs"]
+mod program;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -426,8 +429,7 @@ fn root_as_root_is_said() {
 #[test]
 fn root_without_root_it_is_refused_before_anything_is_made() {
     let stage = Stage::new();
-    let binary = stage.home.path().join("enforcer");
-    fs::copy(env!("CARGO_BIN_EXE_enforcer"), &binary).unwrap();
+    let binary = program::copy_into(stage.home.path());
     let socket = stage.home.path().join("run/control.sock").display().to_string();
     let output = Command::new("setpriv")
         .args(["--reuid", "65534", "--regid", "65534", "--groups", &CONTROL_GROUP.to_string()])

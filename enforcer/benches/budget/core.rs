@@ -1,7 +1,7 @@
 //! The same verdict where it is made: in the core's thread, from the meter's question to the answer, with every bottle
 //! attached that there are slots for and the ledger and the kernel replaced by ones that cost nothing.
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use enforcer::core::{self, Admission, CoreHandle, Listener, Message, Parts};
@@ -10,7 +10,8 @@ use enforcer::ledger::writer::Writer;
 use enforcer::ledger::{Entry, Ledger, LedgerError, Reader, Snapshot};
 use enforcer::settings::{Egress, Policy, Settings};
 use enforcer::{act, hooks, policy};
-use meter_proxy::protocol::{BottleRef, Reserve, ToController, ToMeter};
+use meter_proxy::protocol::{BottleRef, Reserve, Settle, ToController, ToMeter};
+use meter_proxy::tokens::{Ending, Provenance, Tokens};
 use tokio::sync::{broadcast, oneshot};
 
 use crate::figures::report;
@@ -18,8 +19,13 @@ use crate::figures::report;
 /// Rounds over all bottles.
 const ROUNDS: usize = 20;
 
+/// Settlements while others wait.
+const SETTLEMENTS: u64 = 200;
+
 /// Refuses everything: what is used up is refused without a word to the ledger.
-const SETTINGS: &str = "budget: { claude: 0 }\n";
+const REFUSING: &str = "budget: { claude: 0 }\n";
+/// Lets one question in.
+const WAITING: &str = "budget: { claude: 1 }\n";
 
 /// A ledger that is always done.
 struct Nothing;
@@ -38,15 +44,15 @@ impl Ledger for Nothing {
     }
 }
 
-/// Asks for every bottle at once and takes all the answers; the mean of each round is one measurement.
-pub fn verdicts(bottles: usize) {
+/// A core without a bottle, and what its meter is told.
+fn start(settings: &str) -> (CoreHandle, Receiver<ToMeter>) {
     let kernel = Arc::new(FakeKernel::new());
     let (writer, _thread) = Writer::spawn(Box::new(Nothing));
     let (actor, _aborts) = act::orders();
     let ((hand, _held), (hooks, _calls)) = (policy::orders(), hooks::calls());
     let listener = Listener { address: "127.0.0.1:7080".parse().unwrap(), beside: None, id: 1, lane: None };
     let parts = Parts {
-        settings: Arc::new(Settings::parse(SETTINGS, std::path::Path::new("settings.yml")).unwrap()),
+        settings: Arc::new(Settings::parse(settings, std::path::Path::new("settings.yml")).unwrap()),
         kernel,
         writer,
         listener,
@@ -58,6 +64,12 @@ pub fn verdicts(bottles: usize) {
     let (core, _thread) = core::start(parts, Snapshot::default()).unwrap();
     let (link, answers) = channel();
     core.tell(Message::MeterUp { epoch: 1, link });
+    (core, answers)
+}
+
+/// Asks for every bottle at once and takes all the answers; the mean of each round is one measurement.
+pub fn verdicts(bottles: usize) {
+    let (core, answers) = start(REFUSING);
     let attached: Vec<BottleRef> = (0..bottles).map(|bottle| attach(&core, bottle)).collect();
     while answers.recv_timeout(Duration::from_millis(200)).is_ok() {}
 
@@ -76,6 +88,37 @@ pub fn verdicts(bottles: usize) {
     // the first also writes a row of the audit for each
     let means: Vec<u64> = (0..=ROUNDS).map(round).skip(1).collect();
     report(&format!("a refusal in the core, {bottles} attached: question to answer, means of rounds"), means);
+}
+
+/// One exchange at a time fits: each settlement lets in the first of all that wait.
+pub fn waiting(bottles: usize) {
+    let (core, answers) = start(WAITING);
+    let attached: Vec<BottleRef> = (0..bottles).map(|bottle| attach(&core, bottle)).collect();
+    let say = |message| core.tell(Message::Meter { epoch: 1, message, received: Instant::now() });
+    for (exchange, bottle) in (1..).zip(&attached) {
+        say(question(exchange, *bottle));
+    }
+    assert!(matches!(answers.recv(), Ok(ToMeter::Permit { exchange: 1 })));
+    let round = |exchange| {
+        let start = Instant::now();
+        say(settlement(exchange));
+        while !matches!(answers.recv(), Ok(ToMeter::Permit { .. })) {}
+        u64::try_from(start.elapsed().as_nanos()).unwrap()
+    };
+    let took = (1..=SETTLEMENTS).map(round).collect();
+    report(&format!("a settlement, {bottles} waiting at the gate: to the next one's permit"), took);
+}
+
+fn settlement(exchange: u64) -> ToController {
+    ToController::Settle(Settle {
+        exchange,
+        tokens: Tokens::default(),
+        provenance: Provenance::Reported,
+        ending: Ending::Completed,
+        http_status: Some(200),
+        model: None,
+        raw: None,
+    })
 }
 
 fn question(exchange: u64, bottle: BottleRef) -> ToController {

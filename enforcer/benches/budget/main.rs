@@ -45,6 +45,7 @@ fn main() {
         }
     }
     core::verdicts(ATTACHED);
+    core::waiting(ATTACHED);
     books::settle_and_load(&RECORDED);
 }
 

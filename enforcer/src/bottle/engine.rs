@@ -7,10 +7,9 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::process::Child;
 
 use super::cgroup::{self, CgroupError};
-use crate::hooks::child;
+use crate::hooks::child::{self, Running};
 use crate::text::scrub;
 
 /// How long a command may take.
@@ -256,8 +255,8 @@ async fn ask(engine: Engine, id: &str) -> Result<String, EngineError> {
     };
     let question = [engine.question(), &[id]].concat();
     // what takes too long, and what it started, ends with its group
-    let (mut child, _group) = child::start(program, &question).map_err(failed)?;
-    let said = tokio::time::timeout(TIMEOUT, listen(&mut child)).await;
+    let mut running = child::start(program, &question).map_err(failed)?;
+    let said = tokio::time::timeout(TIMEOUT, listen(&mut running)).await;
     let (status, output, complaint) = said.map_err(|_| EngineError::Silent(program))?.map_err(failed)?;
     // an answer that fills its bound was cut off, and the command with it
     if output.len() as u64 == MAX_OUTPUT_BYTES {
@@ -270,10 +269,10 @@ async fn ask(engine: Engine, id: &str) -> Result<String, EngineError> {
 }
 
 /// Both outputs up to their bound, and how the command ended.
-async fn listen(child: &mut Child) -> std::io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+async fn listen(running: &mut Running) -> std::io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
+    let (stdout, stderr) = running.outputs();
     let (output, complaint) = tokio::try_join!(read(stdout), read(stderr))?;
-    Ok((child.wait().await?, output, complaint))
+    Ok((running.end().await?, output, complaint))
 }
 
 /// The pipe is closed at the bound: whoever writes on is ended by it.

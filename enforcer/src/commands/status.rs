@@ -171,6 +171,7 @@ mod tests {
             by: "controller".into(),
             reason: None,
             held: false,
+            freeze: None,
             face: crate::kernel::Face::Silent,
             policy: crate::settings::Policy::Cutoff,
             processes: crate::audit::Processes::Running,

@@ -175,9 +175,8 @@ impl Core {
 
     /// Ends an attachment whose cgroup is gone; one that was cut and that the settings attach again is kept.
     fn let_go(&mut self, attachment: &Attachment, cause: Option<Cause>, why: &str) {
-        let is_awaited = self.settings.bottles.get(&attachment.name).is_some_and(|set| set.cgroup.is_some());
         match cause {
-            Some(cause) if is_awaited => {
+            Some(cause) if self.settings.awaited_cgroup(&attachment.name).is_some() => {
                 let mut row = action(ActionKind::Detach, Some(attachment.name.clone()), None, "controller");
                 row.detail = Some(KEPT.into());
                 self.record(row);

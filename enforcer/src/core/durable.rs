@@ -11,12 +11,12 @@ use tokio::sync::oneshot;
 use super::budgets::Pending;
 use super::processes::Asker;
 use super::reload::Reloading;
-use super::verdicts::Restored;
+use super::restore::Restored;
 use super::windows::Opening;
 use super::{Change, Core, Message, answer};
 use crate::audit::{Action, ActionKind, Cause};
 use crate::budget::window::Hour;
-use crate::clock::{now_ms, rfc3339};
+use crate::clock::{DAY_MS, now_ms, rfc3339};
 use crate::control::api::Problem;
 use crate::ledger::{Attachment, AttachmentId, Entry, ExchangeId, LedgerError, UnixMs};
 
@@ -189,7 +189,7 @@ impl Core {
                 self.thawed(attachment, verdict, left, result.map_err(not_done), asker);
             }
             After::Reloaded(reloading) => self.reloaded(reloading, result.map_err(not_done)),
-            After::Reopened { openings, reply } => self.reopened(&openings, result.map_err(not_done), reply),
+            After::Reopened { openings, reply } => self.reopened(openings, result.map_err(not_done), reply),
             After::Stated { pending, by, reply } => {
                 self.stated(&pending, &by, result.map_err(not_done), reply)
             }
@@ -238,12 +238,17 @@ impl Core {
         self.submit_done(vec![Entry::Action(action)], After::Nothing);
     }
 
-    /// Has old exchanges rolled up, with a row that says so; what cannot be done now is asked for again.
-    pub(super) fn roll_up(&mut self, day: Range<UnixMs>) {
-        let mut row = action(ActionKind::Retention, None, None, "controller");
-        let date = rfc3339(day.start);
-        row.detail = Some(format!("exchanges of {} are rolled up", date.get(..10).unwrap_or(&date)));
-        self.submit(vec![Entry::RollUp(day), Entry::Action(row)], After::Nothing);
+    /// Has old exchanges rolled up; the last part of a day with a row that says so. What cannot be done now is asked for
+    /// again.
+    pub(super) fn roll_up(&mut self, time: Range<UnixMs>) {
+        let mut entries = vec![Entry::RollUp(time.clone())];
+        if time.end.rem_euclid(DAY_MS) == 0 {
+            let mut row = action(ActionKind::Retention, None, None, "controller");
+            let date = rfc3339(time.start);
+            row.detail = Some(format!("exchanges of {} are rolled up", date.get(..10).unwrap_or(&date)));
+            entries.push(Entry::Action(row));
+        }
+        self.submit(entries, After::Nothing);
     }
 
     /// Writes a warning into the audit.

@@ -181,12 +181,11 @@ impl Core {
     /// What stands of a frozen bottle's verdict once it is thawed; `None`: it opens.
     fn left_by_thaw(&mut self, slot: u32) -> Option<Cause> {
         let cause = self.bottles.get(&slot)?.cause.clone()?;
-        if !cause.came_with_freeze() {
-            return Some(Cause { processes: Processes::Running, ..cause });
+        if !cause.is_freeze() {
+            return Some(cause.thawed());
         }
         let (scope, account) = self.used_up(slot)?;
-        let cause = self.budget_cause(Policy::Cutoff, scope, account, None);
-        Some(Cause { face: Face::Silent, ..cause })
+        Some(self.budget_cause(Policy::Cutoff, scope, account, None))
     }
 
     /// The thaw is durable: unless another verdict came meanwhile, it is done.
@@ -201,24 +200,10 @@ impl Core {
         if let Err(problem) = result {
             return asker.refuse(problem);
         }
-        let Some(slot) = self.slot_of_attachment(attachment) else {
-            return asker.refuse(Problem::failed("the bottle was detached meanwhile"));
+        let slot = match self.end_verdict(attachment, verdict, left, "thawed") {
+            Ok((slot, _)) => slot,
+            Err(problem) => return asker.refuse(problem),
         };
-        match left {
-            None => {
-                if let Err(problem) = self.open_restored(attachment, verdict, "thawed") {
-                    return asker.refuse(problem);
-                }
-            }
-            Some(left) => {
-                let Some(bottle) = self.bottles.get_mut(&slot) else { return };
-                if bottle.verdict != verdict {
-                    return asker.refuse(self.cut_again(slot, "thawed"));
-                }
-                bottle.cause = Some(left);
-                bottle.verdict += 1;
-            }
-        }
         self.order(slot, Act::Thaw, asker);
         self.publish(Change::State);
     }

@@ -1,5 +1,6 @@
 //! Changed settings, as far as sums and verdicts are concerned. They are recorded before they hold; then what they close
-//! is closed first. What they would open stays cut until somebody restores it, and is said.
+//! is closed first. What they would open stays cut until somebody restores it, and is said. Settings that are put back
+//! hold at once, and are recorded as soon as they can be.
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -17,6 +18,9 @@ pub struct Reloading {
     pub settings: Arc<Settings>,
     /// What is different, for the audit.
     pub changed: String,
+    /// Whether they held before, and are put back because the rest of the controller could not take others: no error
+    /// may leave it divided.
+    pub back: bool,
     /// `controller` or `uid:N`.
     pub by: String,
     /// Done; what the operator should know of it.
@@ -24,13 +28,17 @@ pub struct Reloading {
 }
 
 impl Core {
-    /// Records the change; it holds once that is durable.
+    /// Records the change; it holds once that is durable. What is put back does not wait for that: a reload opens nothing.
     pub(super) fn reload(&mut self, reloading: Reloading) {
+        let mut row = action(ActionKind::Settings, None, None, &reloading.by);
+        row.detail = Some(reloading.changed.clone());
+        if reloading.back {
+            self.record(row);
+            return self.reloaded(reloading, Ok(()));
+        }
         if let Some(behind) = self.closed() {
             return answer(reloading.reply, Err(Problem::failed(behind.to_string())));
         }
-        let mut row = action(ActionKind::Settings, None, None, &reloading.by);
-        row.detail = Some(reloading.changed.clone());
         self.submit(vec![Entry::Action(row)], After::Reloaded(reloading));
     }
 
@@ -47,7 +55,7 @@ impl Core {
         if self.settings.lease != lease {
             self.bottles.keys().for_each(|slot| self.lend(*slot));
         }
-        let stays = self.cut_without_need();
+        let stays = [self.cut_without_need(), self.kept_for_nobody()].concat();
         for line in &stays {
             self.warn(None, line.clone(), false);
         }
@@ -86,5 +94,20 @@ impl Core {
         let line =
             |name| format!("{name} stays cut although its budget has room again: enforcer restore {name}");
         slots.into_iter().map(|slot| line(self.name_of(slot))).collect()
+    }
+
+    /// The kept cuts of bottles that the settings do not attach any more, one line each: only an operator's attach would
+    /// end them, and a new daemon does.
+    fn kept_for_nobody(&self) -> Vec<String> {
+        let mut names: Vec<&String> =
+            self.kept_cuts.keys().filter(|name| self.settings.awaited_cgroup(name).is_none()).collect();
+        names.sort_unstable();
+        let line = |name| {
+            format!(
+                "{name} was cut when its cgroup went, and the settings do not attach it any more: until the daemon is \
+                 started again, an attach of {name} begins with that cut"
+            )
+        };
+        names.into_iter().map(line).collect()
     }
 }

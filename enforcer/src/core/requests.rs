@@ -1,12 +1,10 @@
-//! The meter's messages: identify, reserve, progress, settle; and what becomes of them when the meter dies.
-use std::collections::{HashMap, VecDeque};
+//! The meter's messages, and what is under way by them: identified, permitted, in progress, settled; and what becomes of
+//! it when the meter dies. Not here: what is let in (`gate`).
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use enforcer_ebpf::LISTENER_HOST;
-use meter_proxy::protocol::{
-    BottleRef, Identity, Notice, Refusal, Reserve, Settle, ToController, ToMeter, Upstream,
-};
+use meter_proxy::protocol::{BottleRef, Identity, Refusal, Reserve, Settle, ToController, ToMeter, Upstream};
 use meter_proxy::tokens::{Ending, Provenance, Tokens};
 
 use super::durable::{After, action};
@@ -14,27 +12,15 @@ use super::{Change, Core, HOST_SLOT, MeterLink, Stage};
 use crate::audit::ActionKind;
 use crate::budget::weights::Weights;
 use crate::budget::window::Hour;
-use crate::budget::{AccountId, Held, Judgement, Path, Scope};
+use crate::budget::{Held, Judgement, Path};
 use crate::clock::now_ms;
 use crate::control::api::Problem;
 use crate::kernel::{Flow, address_of};
 use crate::ledger::{Attachment, Entry, ExchangeId, Reservation, Settlement, UsageRow};
-use crate::settings::{Egress, Gate, Unattached};
+use crate::settings::{Egress, Unattached};
 
-/// How long a request waits at the gate when only reservations of others stand in its way. Longer than most
-/// non-streamed answers take, shorter than any client's own time limit.
-const GATE_WAIT: Duration = Duration::from_secs(20);
-/// Requests that may wait at the gate; more are refused at once.
-const MAX_WAITING: usize = 4096;
 /// Growth of an exchange, in tokens, after which what was seen of it is written: what a crash may hide.
 pub(super) const PROGRESS_GRAIN: u64 = 200;
-/// In this time at most one row of the audit per bottle and provider says that a request was refused, and at most
-/// [`NOTICES`] rows per bottle say what the meter noticed.
-const ROWS_SPAN: Duration = Duration::from_secs(10);
-/// See [`ROWS_SPAN`].
-const NOTICES: u64 = 20;
-/// What rows of notices are about; others are about a provider.
-const NOTICE: &str = "notice";
 
 /// One exchange under way.
 pub(super) struct Live {
@@ -54,66 +40,6 @@ pub(super) struct Live {
     withdrawn: bool,
     /// The audit has that it is to stop though its bottle is open.
     stop_recorded: bool,
-}
-
-/// A request that waits at the gate.
-pub(super) struct Waiting {
-    request: Reserve,
-    until: Instant,
-}
-
-/// Bounds the rows that an agent can cause in the audit, by bottle and what they are about.
-#[derive(Default)]
-pub(super) struct RowLimit(HashMap<(String, String), Span>);
-
-/// What was written and left out since a span began.
-struct Span {
-    began: Instant,
-    kind: ActionKind,
-    written: u64,
-    left_out: u64,
-}
-
-impl Span {
-    fn new(kind: ActionKind, began: Instant) -> Self {
-        Self { began, kind, written: 0, left_out: 0 }
-    }
-}
-
-/// Rows of one bottle that were left out and that no later row has told of.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct LeftOut {
-    bottle: String,
-    about: String,
-    kind: ActionKind,
-    rows: u64,
-}
-
-impl RowLimit {
-    /// Counts a row; says how many were left out in the span before when this one may be written.
-    fn count(&mut self, bottle: &str, about: &str, kind: ActionKind, most: u64, now: Instant) -> Option<u64> {
-        let key = (bottle.to_owned(), about.to_owned());
-        let span = self.0.entry(key).or_insert_with(|| Span::new(kind, now));
-        let mut left_out = 0;
-        if now.duration_since(span.began) >= ROWS_SPAN {
-            left_out = span.left_out;
-            *span = Span::new(kind, now);
-        }
-        if span.written >= most {
-            span.left_out += 1;
-            return None;
-        }
-        span.written += 1;
-        Some(left_out)
-    }
-
-    /// Forgets spans that ended long ago; what they left out.
-    fn prune(&mut self, now: Instant) -> Vec<LeftOut> {
-        let over = self.0.extract_if(|_, span| now.duration_since(span.began) >= 6 * ROWS_SPAN);
-        let left = over.filter(|(_, span)| span.left_out > 0);
-        left.map(|((bottle, about), span)| LeftOut { bottle, about, kind: span.kind, rows: span.left_out })
-            .collect()
-    }
 }
 
 impl Core {
@@ -208,97 +134,7 @@ impl Core {
         around.map(|outer| outer.attachment.egress).max().unwrap_or(Egress::Metered)
     }
 
-    fn reserve(&mut self, mut request: Reserve) {
-        if self.exchanges.contains_key(&request.exchange) {
-            tracing::error!(
-                exchange = request.exchange,
-                "the meter reserves twice for one exchange; refused"
-            );
-            return;
-        }
-        if let Some(refusal) = self.refusal_before_budget(request.bottle) {
-            return self.refuse(&request, refusal);
-        }
-        let path = self.path(request.bottle.slot, &request.provider);
-        if self.settings.gate == Gate::Off {
-            request.tokens = 0;
-        }
-        match (self.settings.gate, self.accounts.judge(&path)) {
-            (Gate::Off, Judgement::Wait(..)) | (_, Judgement::Grant) => self.grant(request, path),
-            (_, Judgement::Wait(..)) if self.waiting.len() < MAX_WAITING => {
-                self.waiting.push_back(Waiting { request, until: Instant::now() + GATE_WAIT });
-            }
-            (_, Judgement::Wait(scope, id) | Judgement::Refuse(scope, id)) => {
-                let refusal = self.budget_refusal(request.bottle.slot, scope, id);
-                self.refuse(&request, refusal);
-            }
-        }
-    }
-
-    /// Why a request would be refused for good now; what others have reserved stands in nobody's way here.
-    fn refusal_now(&mut self, bottle: BottleRef, provider: &str) -> Option<Refusal> {
-        if let Some(refusal) = self.refusal_before_budget(bottle) {
-            return Some(refusal);
-        }
-        let path = self.path(bottle.slot, provider);
-        match self.accounts.judge(&path) {
-            Judgement::Refuse(scope, id) => Some(self.budget_refusal(bottle.slot, scope, id)),
-            Judgement::Grant | Judgement::Wait(..) => None,
-        }
-    }
-
-    fn refusal_before_budget(&self, bottle: BottleRef) -> Option<Refusal> {
-        if bottle.slot == HOST_SLOT {
-            return match self.settings.unattached {
-                Unattached::Meter => self.closed(),
-                Unattached::Refuse => Some(Refusal::Unattached),
-            };
-        }
-        match self.bottle(bottle) {
-            Some(found) if found.stage == Stage::Attached => match self.shut_by(bottle.slot) {
-                Some(cause) => {
-                    Some(Refusal::Cut { bottle: found.attachment.name.clone(), cause: cause.to_string() })
-                }
-                None => self.closed(),
-            },
-            _ => Some(Refusal::Unattached),
-        }
-    }
-
-    fn budget_refusal(&self, slot: u32, scope: Scope, id: AccountId) -> Refusal {
-        let figures = self.accounts.figures(id);
-        Refusal::Budget {
-            bottle: self.name_of(slot),
-            provider: self.accounts.provider(id).to_owned(),
-            scope: scope.as_str().into(),
-            owner: self.owner_name(id),
-            limit: figures.limit().unwrap_or(0),
-            used: figures.used,
-            reserved: figures.reserved,
-            window: self.window_words(&figures),
-            rule: self.settings.scope_rule.as_str().into(),
-        }
-    }
-
-    fn refuse(&mut self, request: &Reserve, refusal: Refusal) {
-        self.record_refusal(request.bottle, &request.provider, &refusal);
-        self.tell_meter(ToMeter::Refused { exchange: request.exchange, refusal });
-    }
-
-    /// Records that a request, or a socket that requests were to come on, is refused; within bounds.
-    fn record_refusal(&mut self, bottle: BottleRef, provider: &str, refusal: &Refusal) {
-        let bottle = self.name_of(bottle.slot);
-        let counted = self.rows.count(&bottle, provider, ActionKind::Refuse, 1, Instant::now());
-        let Some(left_out) = counted else { return };
-        let mut row = action(ActionKind::Refuse, Some(bottle), None, "controller");
-        row.detail = Some(match left_out {
-            0 => refusal.to_string(),
-            more => format!("{refusal} ({more} more refusals since the last row)"),
-        });
-        self.record(row);
-    }
-
-    fn grant(&mut self, request: Reserve, path: Path) {
+    pub(super) fn grant(&mut self, request: Reserve, path: Path) {
         let Some((epoch, _)) = self.meter else { return };
         self.last_exchange += 1;
         let reservation = self.reservation(&request);
@@ -360,11 +196,12 @@ impl Core {
         let Some(live) = self.exchanges.get(&exchange) else { return };
         if let Err(problem) = result {
             // not durable, so there is nothing to settle
-            self.accounts.settle(&live.path, live.held, &Tokens::default());
+            let path = live.path.clone();
+            self.accounts.settle(&path, live.held, &Tokens::default());
             self.exchanges.remove(&exchange);
             let refusal = Refusal::Closed { reason: problem.error };
             self.tell_meter(ToMeter::Refused { exchange, refusal });
-            return self.admit_waiting();
+            return self.admit_released(&path);
         }
         let withdrawn = live.withdrawn;
         let refusal = self.refusal_before_budget(live.bottle);
@@ -387,7 +224,7 @@ impl Core {
         let settlement = unsent(live.id, self.accounts.hour());
         self.charge(&live, &settlement);
         self.submit_done(vec![Entry::Settle(settlement)], After::Nothing);
-        self.admit_waiting();
+        self.admit_released(&live.path);
     }
 
     fn withdraw(&mut self, exchange: u64) {
@@ -445,7 +282,7 @@ impl Core {
             vec![Entry::Settle(settlement)],
             After::Settled { epoch, exchange: settle.exchange },
         );
-        self.admit_waiting();
+        self.admit_released(&live.path);
     }
 
     /// The host is no bottle and cannot be cut: what it has under way on a budget that is used up is stopped by the
@@ -480,70 +317,6 @@ impl Core {
     fn charge(&mut self, live: &Live, settlement: &Settlement) {
         self.accounts.settle(&live.path, live.held, &settlement.tokens);
         self.usage.charge(&live.name, &live.provider, settlement);
-    }
-
-    /// Records what was noticed, within bounds.
-    pub(super) fn notice(&mut self, kind: ActionKind, notice: Notice) {
-        let bottle = notice.bottle.map(|bottle| self.name_of(bottle.slot));
-        let about = bottle.as_deref().unwrap_or_default();
-        let Some(left_out) = self.rows.count(about, NOTICE, kind, NOTICES, Instant::now()) else { return };
-        let mut row = action(kind, bottle, None, "controller");
-        row.detail = Some(match left_out {
-            0 => notice.detail,
-            more => format!("{} ({more} more notices since the last row)", notice.detail),
-        });
-        self.record(row);
-    }
-
-    /// Closes what was left out of the audit, where no row has come since that could tell it.
-    pub(super) fn tell_left_out(&mut self, now: Instant) {
-        for LeftOut { bottle, about, kind, rows } in self.rows.prune(now) {
-            let mut row = action(kind, Some(bottle).filter(|bottle| !bottle.is_empty()), None, "controller");
-            row.detail = Some(match about.as_str() {
-                NOTICE => format!("{rows} more notices since the last row"),
-                provider => format!("{rows} more refusals ({provider}) since the last row"),
-            });
-            self.record(row);
-        }
-    }
-
-    /// Something was released: whoever waits at the gate is judged again, first come first served.
-    pub(super) fn admit_waiting(&mut self) {
-        for waiting in std::mem::take(&mut self.waiting) {
-            let path = self.path(waiting.request.bottle.slot, &waiting.request.provider);
-            let bottle = waiting.request.bottle;
-            match (self.refusal_before_budget(bottle), self.accounts.judge(&path)) {
-                (None, Judgement::Wait(..)) => self.waiting.push_back(waiting),
-                _ => self.reserve(waiting.request),
-            }
-        }
-    }
-
-    /// The verdict of one bottle changed: its own requests at the gate are judged again, and nobody else's, so that
-    /// cutting many bottles does not judge every waiting request as often.
-    pub(super) fn answer_waiting_of(&mut self, slot: u32) {
-        let all = std::mem::take(&mut self.waiting);
-        let (own, others): (VecDeque<_>, VecDeque<_>) =
-            all.into_iter().partition(|waiting| waiting.request.bottle.slot == slot);
-        self.waiting = others;
-        own.into_iter().for_each(|waiting| self.reserve(waiting.request));
-    }
-
-    pub(super) fn give_up_waiting(&mut self) {
-        let now = Instant::now();
-        while self.waiting.front().is_some_and(|waiting| waiting.until <= now) {
-            let Some(Waiting { request, .. }) = self.waiting.pop_front() else { return };
-            let path = self.path(request.bottle.slot, &request.provider);
-            let refusal = match self.accounts.judge(&path) {
-                Judgement::Wait(scope, id) | Judgement::Refuse(scope, id) => {
-                    self.budget_refusal(request.bottle.slot, scope, id)
-                }
-                Judgement::Grant => {
-                    Refusal::Closed { reason: "the budget changed while the request waited".into() }
-                }
-            };
-            self.refuse(&request, refusal);
-        }
     }
 
     /// Every exchange of a meter that died is settled: never refunded, the reservation at least.
@@ -643,25 +416,4 @@ pub(super) fn original(flow: &Flow, local: SocketAddr) -> Option<SocketAddr> {
     let port = u16::try_from(flow.original_port).ok()?;
     let original = SocketAddr::new(address_of(&flow.original_ip), port);
     (original != SocketAddr::new(local.ip().to_canonical(), local.port())).then_some(original)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_left_out_is_told_by_the_next_row_or_by_one_of_its_own() {
-        let mut rows = RowLimit::default();
-        let began = Instant::now();
-        let count =
-            |rows: &mut RowLimit, after| rows.count("b", "claude", ActionKind::Refuse, 1, began + after);
-        assert_eq!(count(&mut rows, Duration::ZERO), Some(0));
-        assert_eq!(count(&mut rows, Duration::ZERO), None);
-        assert_eq!(count(&mut rows, ROWS_SPAN), Some(1), "the next row tells it");
-        assert_eq!(count(&mut rows, ROWS_SPAN), None);
-        assert_eq!(rows.prune(began + 6 * ROWS_SPAN), []);
-        let left = LeftOut { bottle: "b".into(), about: "claude".into(), kind: ActionKind::Refuse, rows: 1 };
-        assert_eq!(rows.prune(began + 7 * ROWS_SPAN), [left]);
-        assert_eq!(rows.prune(began + 7 * ROWS_SPAN), [], "once");
-    }
 }

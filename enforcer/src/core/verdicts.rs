@@ -1,5 +1,5 @@
-//! Cuts and restores. A cut is stored, then told, then done to sockets and committed; a restore is committed, then
-//! stored and told. Of two faces of a cut the more closed one stands.
+//! Cuts, and how they end. A cut is stored, then told, then done to sockets and committed; its end is committed, then
+//! stored and told. Of two faces of a cut the more closed one stands. Not here: who may end it (`restore`).
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
@@ -7,20 +7,19 @@ use std::time::Instant;
 use meter_proxy::protocol::{BottleRef, ToMeter, Upstream};
 use tokio::sync::oneshot;
 
-use super::budgets::Pending;
 use super::durable::{After, Committed, action};
-use super::processes::{Asker, killed};
+use super::processes::Asker;
 use super::requests::reference;
 use super::windows::window_words;
 use super::{Bottle, Change, Core, Stage, answer};
 use crate::act::{Abort, Which};
 use crate::audit::{ActionKind, Cause, CauseKind, Processes};
-use crate::budget::{self, AccountId, Figures, Judgement, Scope, Statement};
+use crate::budget::{self, AccountId, Figures, Judgement, Scope};
 use crate::clock::{now_ms, rfc3339};
 use crate::control::api::{self, Problem};
 use crate::hooks::Occasion;
 use crate::kernel::Face;
-use crate::ledger::{AttachmentId, Entry, ExchangeId, Owner, Verdict};
+use crate::ledger::{AttachmentId, Entry, ExchangeId, Verdict};
 use crate::settings::Policy;
 
 /// When a budget was crossed that a bottle is cut for.
@@ -52,30 +51,6 @@ type UsedUp = HashMap<u32, Vec<(Scope, AccountId)>>;
 /// What the audit says of a cut that was to be answered and is not.
 const MUTED: &str =
     "silent: a process of it rules over a network that leads out, and could misuse the lane's address";
-
-/// A restore that was found right, before it is durable.
-struct Restoring {
-    entries: Vec<Entry>,
-    attachment: AttachmentId,
-    /// The verdict's number when the restore was ordered.
-    verdict: u64,
-    /// Tokens to add to accounts.
-    additions: Vec<Pending>,
-    /// Whether it opens whatever is used up.
-    force: bool,
-    by: String,
-}
-
-/// A restore that is durable.
-pub(super) struct Restored {
-    pub(super) attachment: AttachmentId,
-    /// The verdict's number when it was ordered.
-    pub(super) verdict: u64,
-    /// Whether it opens whatever is used up.
-    pub(super) force: bool,
-    /// `controller` or `uid:N`.
-    pub(super) by: String,
-}
 
 impl Core {
     /// Cuts whatever a charge to these accounts has put over its budget: every bottle that a newly crossed
@@ -246,6 +221,7 @@ impl Core {
             by: "controller".into(),
             reason: None,
             held: false,
+            freeze: None,
             face: self.face_with(policy),
             policy,
             processes: Processes::Running,
@@ -276,11 +252,8 @@ impl Core {
         let muted = (cause.face != wanted).then_some(MUTED);
         let Some(bottle) = self.bottles.get_mut(&slot) else { return };
         bottle.verdict += 1;
-        let standing = bottle.cause.get_or_insert_with(|| cause.clone());
-        standing.face = standing.face.max(cause.face);
-        standing.processes = standing.processes.max(cause.policy.into());
-        standing.held |= cause.outlasts(standing);
-        let standing = standing.clone();
+        let standing = cause.clone().joined_to(bottle.cause.take());
+        bottle.cause = Some(standing.clone());
         let (name, attachment) = (bottle.attachment.name.clone(), bottle.attachment.id);
         let attaching = bottle.stage == Stage::Attaching;
         self.tell_meter_of(slot, upstream);
@@ -323,12 +296,12 @@ impl Core {
         }
     }
 
-    /// What follows from a cut's face once it is stored: an answered bottle's connections to the meter are aborted, so
-    /// that its agent asks again and hears why; a silent one's to the lane are ended.
+    /// What follows from a cut's face once it is stored: the connections to the meter of a bottle that is answered now are
+    /// aborted, so that its agent asks again and hears why; a silent one's to the lane are ended.
     fn show_face(&self, slot: u32, before: Option<Face>, now: Face) {
         match (before, now) {
             (Some(Face::Answered), Face::Silent) => self.end_lane_below(slot),
-            (None, Face::Answered) => self.abort(slot, Which::Metered),
+            (None | Some(Face::Silent), Face::Answered) => self.abort(slot, Which::Metered),
             _ => {}
         }
     }
@@ -357,69 +330,6 @@ impl Core {
         self.bottles.below(Path::new(cgroup))
     }
 
-    pub(super) fn restore(
-        &mut self,
-        name: &str,
-        order: &api::Restore,
-        by: String,
-        reply: oneshot::Sender<Result<(), Problem>>,
-    ) {
-        if let Some(behind) = self.closed() {
-            return answer(reply, Err(Problem::failed(behind.to_string())));
-        }
-        match self.prepare_restore(name, order, &by) {
-            Ok(Restoring { entries, attachment, verdict, additions, force, by }) => {
-                self.submit(entries, After::Restored { attachment, verdict, additions, force, by, reply });
-            }
-            Err(problem) => answer(reply, Err(problem)),
-        }
-    }
-
-    /// Checks the order and composes what is to be committed. Nothing opens and nothing is added before that.
-    fn prepare_restore(&mut self, name: &str, order: &api::Restore, by: &str) -> Result<Restoring, Problem> {
-        let slot = self.slot_of(name).ok_or_else(|| unknown(name))?;
-        if self.processes_of(slot) == Processes::Killed {
-            return Err(killed(name));
-        }
-        let additions = self.additions(slot, name, order)?;
-        if !order.force {
-            self.refuse_what_stays_used_up(slot, name, &additions)?;
-        }
-        let Some(bottle) = self.bottles.get_mut(&slot) else { return Err(unknown(name)) };
-        // a snapshot that ends from now on ends nobody
-        bottle.orders += 1;
-        let bottle = &*bottle;
-        let (attachment, verdict) = (bottle.attachment.id, bottle.verdict);
-        let mut row = action(ActionKind::Restore, Some(name.to_owned()), bottle.cause.clone(), by);
-        row.detail = self.describe(&additions, order.force);
-        let stated =
-            additions.iter().map(|(account, tokens)| self.pending(*account, Statement::Add(*tokens)));
-        let (additions, mut entries): (Vec<Pending>, Vec<Entry>) = stated.unzip();
-        entries.push(Entry::Verdict(Verdict { attachment, cause: None }));
-        entries.push(Entry::Action(row));
-        Ok(Restoring { entries, attachment, verdict, additions, force: order.force, by: by.to_owned() })
-    }
-
-    /// The accounts that the order adds to: for each provider, the one that governs this bottle.
-    fn additions(
-        &mut self,
-        slot: u32,
-        name: &str,
-        order: &api::Restore,
-    ) -> Result<Vec<(AccountId, u64)>, Problem> {
-        let mut additions = Vec::new();
-        for (provider, tokens) in &order.add {
-            self.check_provider(provider)?;
-            let path = self.path(slot, provider);
-            let governing = self.accounts.governing(&path).ok_or_else(|| {
-                Problem::usage(format!("no budget for {provider} governs {name}: there is nothing to add to"))
-                    .with_hint(format!("leave out --add {provider}=…"))
-            })?;
-            additions.push((governing.account, *tokens));
-        }
-        Ok(additions)
-    }
-
     pub(super) fn check_provider(&self, provider: &str) -> Result<(), Problem> {
         if self.settings.providers.iter().any(|known| known.name == provider) {
             return Ok(());
@@ -429,116 +339,43 @@ impl Core {
             .with_hint(format!("known providers: {}", known.join(", "))))
     }
 
-    fn refuse_what_stays_used_up(
-        &mut self,
-        slot: u32,
-        name: &str,
-        additions: &[(AccountId, u64)],
-    ) -> Result<(), Problem> {
-        for (scope, account) in self.binding_accounts(slot) {
-            let added: u64 =
-                additions.iter().filter(|(to, _)| *to == account).map(|(_, tokens)| *tokens).sum();
-            let figures = self.accounts.figures(account);
-            let limit = figures.limit().unwrap_or(u64::MAX).saturating_add(added);
-            if figures.used >= limit {
-                let (provider, used) = (self.accounts.provider(account), figures.used);
-                let short = (used - limit).saturating_add(1);
-                let problem = Problem::refused(format!(
-                    "{name} stays cut: {used} of {limit} {provider} tokens are used (budget of scope {}, owner {}, \
-                     window {})",
-                    scope.as_str(),
-                    self.owner_name(account),
-                    self.window_words(&figures),
-                ));
-                let way = self.way_to_add(slot, name, account);
-                return Err(problem.with_hint(format!(
-                    "add at least {short} tokens: {way}; or --force, which opens the network while requests stay refused"
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    /// The command that adds to this budget: a restore adds to the one alone that the bottle feels first.
-    fn way_to_add(&mut self, slot: u32, name: &str, account: AccountId) -> String {
-        let provider = self.accounts.provider(account).to_owned();
-        let path = self.path(slot, &provider);
-        let felt_first = self.accounts.governing(&path).is_some_and(|governing| governing.account == account);
-        match self.accounts.owner(account) {
-            Owner::Global if !felt_first => format!("enforcer budget add global {provider}=TOKENS"),
-            Owner::Agent(of) if !felt_first => format!("enforcer budget add agent:{of} {provider}=TOKENS"),
-            Owner::Bottle(of) if !felt_first => format!("enforcer budget add bottle:{of} {provider}=TOKENS"),
-            _ => format!("enforcer restore {name} --add {provider}=TOKENS"),
-        }
-    }
-
-    fn describe(&self, additions: &[(AccountId, u64)], force: bool) -> Option<String> {
-        let mut words: Vec<String> = additions
-            .iter()
-            .map(|(account, tokens)| {
-                let provider = self.accounts.provider(*account);
-                format!("{tokens} {provider} tokens added to the budget of {}", self.owner_name(*account))
-            })
-            .collect();
-        if force {
-            words.push("forced".into());
-        }
-        (!words.is_empty()).then(|| words.join("; "))
-    }
-
-    /// The restore is durable: what was added counts, and the bottle opens unless it was cut again meanwhile.
-    pub(super) fn restored(
-        &mut self,
-        restored: Restored,
-        additions: &[Pending],
-        result: Result<(), Problem>,
-        reply: oneshot::Sender<Result<(), Problem>>,
-    ) {
-        let Restored { attachment, verdict, force, by } = restored;
-        if let Err(problem) = result {
-            return answer(reply, Err(problem));
-        }
-        additions.iter().for_each(|addition| self.apply(addition));
-        let slot = self.slot_of_attachment(attachment);
-        let opened = match slot.filter(|slot| !force && self.used_up(*slot).is_some()) {
-            // exchanges under way have used meanwhile what was left, or was added
-            Some(slot) => {
-                Err(self.stays_cut(slot, "its budget was used up again while it was being restored"))
-            }
-            None => self.open_restored(attachment, verdict, "restored"),
-        };
-        self.admit_waiting();
-        self.publish(Change::State);
-        match opened {
-            Ok((slot, cause)) => {
-                let asker = Asker { by, received: Instant::now(), reply: Some(reply) };
-                self.thaw_with(slot, cause.as_ref(), asker);
-            }
-            Err(problem) => answer(reply, Err(problem)),
-        }
-    }
-
-    /// Opens a bottle whose verdict is still the one that was to end; its slot, and the verdict that ended.
-    pub(super) fn open_restored(
+    /// Ends a verdict that is still the one that was to end, leaving what is told of it: without that the bottle opens.
+    /// Gives the slot, and the verdict that ended.
+    pub(super) fn end_verdict(
         &mut self,
         attachment: AttachmentId,
         verdict: u64,
+        left: Option<Cause>,
         how: &str,
     ) -> Result<(u32, Option<Cause>), Problem> {
         let gone = || Problem::failed("the bottle was detached meanwhile");
         let slot = self.slot_of_attachment(attachment).ok_or_else(gone)?;
+        let left = left.map(|left| Cause { face: self.face_for(slot, left.face), ..left });
         let bottle = self.bottles.get_mut(&slot).ok_or_else(gone)?;
         if bottle.verdict != verdict {
             return Err(self.cut_again(slot, how));
         }
-        let ended = bottle.cause.take();
+        let ended = std::mem::replace(&mut bottle.cause, left.clone());
         bottle.verdict += 1;
-        if bottle.stage == Stage::Attached {
-            self.kernel.open(slot);
-            self.tell_meter_of(slot, Upstream::Hold);
-            self.end_lane_below(slot);
+        match left {
+            Some(left) => self.show_left(slot, ended.as_ref(), &left),
+            None if bottle.stage == Stage::Attached => {
+                self.kernel.open(slot);
+                self.tell_meter_of(slot, Upstream::Hold);
+                self.end_lane_below(slot);
+            }
+            None => {}
         }
         Ok((slot, ended))
+    }
+
+    /// Has the bottle see what is left of its cut.
+    fn show_left(&self, slot: u32, ended: Option<&Cause>, left: &Cause) {
+        self.store_cut(slot, left.face);
+        if left.kind == CauseKind::Budget {
+            self.tell_meter_of(slot, Upstream::Close);
+        }
+        self.show_face(slot, ended.map(|cause| cause.face), left.face);
     }
 
     /// A cut came while its opposite was being written: the ledger must say so again.
@@ -547,7 +384,7 @@ impl Core {
     }
 
     /// The ledger says already that it is open, and must say that it is not.
-    fn stays_cut(&mut self, slot: u32, why: &str) -> Problem {
+    pub(super) fn stays_cut(&mut self, slot: u32, why: &str) -> Problem {
         let Some(bottle) = self.bottles.get(&slot) else { return Problem::failed("the bottle is gone") };
         let name = bottle.attachment.name.clone();
         let entry = Verdict { attachment: bottle.attachment.id, cause: bottle.cause.clone() };

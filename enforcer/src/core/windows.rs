@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::durable::{After, action};
 use super::processes::Asker;
 use super::{Change, Core, Stage, answer};
-use crate::audit::{ActionKind, Cause, CauseKind, Processes};
+use crate::audit::{ActionKind, Cause, Processes};
 use crate::budget::window::{Hour, Window};
 use crate::clock::now_ms;
 use crate::control::api::Problem;
@@ -28,8 +28,14 @@ pub(super) struct Turn {
     behind: bool,
 }
 
-/// A bottle that is opened once its verdict is durable: its attachment, and the verdict's number when it was ordered.
-pub(super) type Opening = (AttachmentId, u64);
+/// A bottle that a budget has cut and that is to open once its verdict is durable.
+pub(super) struct Opening {
+    attachment: AttachmentId,
+    /// The verdict's number when it was ordered.
+    verdict: u64,
+    /// What keeps it closed all the same: an operator's freeze.
+    left: Option<Cause>,
+}
 
 impl Core {
     /// Looks at the clock. A later hour is recorded before it counts: a new window opens what the old one had closed.
@@ -101,7 +107,8 @@ impl Core {
     }
 
     /// Opens those of these bottles that budgets alone have cut and that no budget cuts any longer; `reply` is answered
-    /// when that is done. What is frozen goes on; what was killed has nothing left to open for.
+    /// when that is done. What a budget has frozen goes on; of what an operator has frozen, the freeze alone is left; what
+    /// was killed has nothing left to open for.
     pub(super) fn reopen_covered(
         &mut self,
         slots: Vec<u32>,
@@ -115,13 +122,17 @@ impl Core {
                 continue;
             }
             let Some(bottle) = self.bottles.get(&slot) else { continue };
-            let attachment = bottle.attachment.id;
+            let (attachment, verdict) = (bottle.attachment.id, bottle.verdict);
+            let left = bottle.cause.clone().and_then(Cause::without_budget);
             let name = Some(bottle.attachment.name.clone());
             let mut row = action(ActionKind::Restore, name, bottle.cause.clone(), by);
-            row.detail = Some(why.to_owned());
-            openings.push((attachment, bottle.verdict));
-            entries.push(Entry::Verdict(Verdict { attachment, cause: None }));
+            row.detail = Some(match &left {
+                Some(freeze) => format!("{why}; it stays frozen by {}", freeze.by),
+                None => why.to_owned(),
+            });
+            entries.push(Entry::Verdict(Verdict { attachment, cause: left.clone() }));
             entries.push(Entry::Action(row));
+            openings.push(Opening { attachment, verdict, left });
         }
         match openings.is_empty() {
             true => reply.into_iter().for_each(|reply| answer(reply, Ok(()))),
@@ -133,22 +144,22 @@ impl Core {
         self.bottles.get(&slot).is_some_and(|bottle| {
             let cause = bottle.cause.as_ref();
             bottle.stage == Stage::Attached
-                && cause.is_some_and(|cause| {
-                    cause.kind == CauseKind::Budget && !cause.held && cause.processes != Processes::Killed
-                })
+                && cause.is_some_and(|cause| cause.is_budget_s() && cause.processes != Processes::Killed)
         })
     }
 
     /// Their verdicts are durable: each opens, unless it was cut again or detached meanwhile.
     pub(super) fn reopened(
         &mut self,
-        openings: &[Opening],
+        openings: Vec<Opening>,
         result: Result<(), Problem>,
         reply: Option<oneshot::Sender<Result<(), Problem>>>,
     ) {
         if result.is_ok() {
-            for (attachment, verdict) in openings {
-                match self.open_restored(*attachment, *verdict, "reopened") {
+            for Opening { attachment, verdict, left } in openings {
+                let stays_frozen = left.is_some();
+                match self.end_verdict(attachment, verdict, left, "reopened") {
+                    Ok(_) if stays_frozen => {}
                     Ok((slot, ended)) => {
                         self.thaw_with(slot, ended.as_ref(), Asker::controller(Instant::now()));
                     }

@@ -25,6 +25,8 @@ use crate::settings::Egress;
 const FIRST_LOOK: Duration = Duration::from_secs(4);
 /// How often the host's list of DNS servers is looked at, where the settings name none.
 const HOST_CHECK: Duration = Duration::from_secs(10);
+/// What could not be written is tried again after this long.
+const RETRY: Duration = Duration::from_secs(1);
 /// Why a name that was found opens nothing.
 const NOT_BY_NAME: &str = "it leads to loopback or link-local addresses only, which no name opens";
 
@@ -117,6 +119,8 @@ impl Keeper {
         for failure in self.write_all() {
             words.push_str(&format!("; and back again: {failure}"));
         }
+        // what cannot be written back either is tried again until it is
+        self.changed.notify_one();
         Err(words)
     }
 
@@ -221,11 +225,10 @@ impl Keeper {
             state.names.get(&name).map(|known| known.due(now))
         });
         let next = due.min().filter(|_| self.needs_names()).map(|due| due.saturating_duration_since(now));
-        let watch = {
-            let state = self.state();
-            state.servers.is_empty() && !state.bottles.is_empty()
-        };
-        next.into_iter().chain(watch.then_some(HOST_CHECK)).min()
+        let state = self.state();
+        let watch = state.servers.is_empty() && !state.bottles.is_empty();
+        let owes = !state.unwritten.is_empty();
+        next.into_iter().chain(watch.then_some(HOST_CHECK)).chain(owes.then_some(RETRY)).min()
     }
 
     fn needs_names(&self) -> bool {
@@ -453,6 +456,31 @@ mod tests {
         keeper.replace(vec!["172.16.0.0/12".parse().unwrap()], vec!["192.0.2.54".parse().unwrap()]).unwrap();
         assert_eq!(ranges(&kernel, 1), ["0.0.0.0/0", "192.0.2.54/32"]);
         assert_eq!(ranges(&kernel, 2), ["0.0.0.0/0", "172.16.0.0/12", "192.0.2.54/32"]);
+    }
+
+    #[tokio::test]
+    async fn rules_that_cannot_be_written_are_not_taken_and_those_before_are_written_until_they_stand() {
+        let kernel = Arc::new(FakeKernel::new());
+        let keeper = keeper(&kernel, &["10.0.0.0/8:5432"]);
+        keeper.take_over([confined(1, Egress::Allowlist)]).unwrap();
+        kernel.refuse_lists(true);
+        let servers = vec!["192.0.2.54".parse().unwrap()];
+        let why = keeper.replace(vec!["172.16.0.0/12".parse().unwrap()], servers).unwrap_err();
+        assert!(why.starts_with("what b1 may reach could not all be written: "), "{why}");
+        assert!(kernel.allowed(1).is_empty());
+        let stop = CancellationToken::new();
+        let fresh = tokio::spawn(keeper.clone().keep_fresh(stop.clone(), |_| {}));
+        // the first look comes too early
+        tokio::time::sleep(RETRY / 4).await;
+        kernel.refuse_lists(false);
+        let written = async {
+            while ranges(&kernel, 1) != ["0.0.0.0/0", "10.0.0.0/8", "192.0.2.53/32"] {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(RETRY * 3, written).await.unwrap();
+        stop.cancel();
+        fresh.await.unwrap();
     }
 
     #[tokio::test]

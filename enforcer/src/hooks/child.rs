@@ -1,16 +1,18 @@
 //! Runs one program of the operator's with a bound on its time and on what is kept of its words. No shell: what stands
 //! in an argument stays in it. Not here: which program, when, and what becomes of the outcome.
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 use std::{fs, io};
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::sync::watch;
 
 use crate::state::{self, StateError};
@@ -69,10 +71,10 @@ pub async fn run(argv: &[String], limit: Duration) -> Result<String, ChildError>
     let program = scrub(name);
     let path = trusted(Path::new(name))?;
     let io = |source| ChildError::Io { program: program.clone(), source };
-    let (mut child, group) = start_as(&path, name, arguments).map_err(io)?;
-    let said = Words::listen(&mut child);
-    let ended = tokio::time::timeout(limit, child.wait()).await;
-    drop(group);
+    let mut running = start_as(&path, name, arguments).map_err(io)?;
+    let said = Words::listen(&mut running);
+    let ended = tokio::time::timeout(limit, running.end()).await;
+    drop(running);
     let words = said.end().await;
     match ended {
         Err(_) => Err(ChildError::Slow { program, limit, words }),
@@ -87,19 +89,18 @@ pub async fn run(argv: &[String], limit: Duration) -> Result<String, ChildError>
 ///
 /// # Errors
 /// When the operating system refuses.
-pub fn start(program: &str, arguments: &[impl AsRef<OsStr>]) -> io::Result<(Child, Group)> {
+pub fn start(program: &str, arguments: &[impl AsRef<OsStr>]) -> io::Result<Running> {
     start_as(Path::new(program), program, arguments)
 }
 
 /// As [`start`], under another name than its path: some programs do what they are called.
-fn start_as(program: &Path, name: &str, arguments: &[impl AsRef<OsStr>]) -> io::Result<(Child, Group)> {
+fn start_as(program: &Path, name: &str, arguments: &[impl AsRef<OsStr>]) -> io::Result<Running> {
     let mut command = Command::new(program);
     command.arg0(name).args(arguments).current_dir("/").env_clear().env("LC_ALL", "C");
     command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    let child = command.spawn()?;
-    let group = Group(child.id());
-    Ok((child, group))
+    let child = command.kill_on_drop(true).spawn()?;
+    Ok(Running { group: Some(Group::led_by(&child)?), child })
 }
 
 /// The program's path without links: what is looked at is what is run, wherever a link points by then. One that others
@@ -124,16 +125,63 @@ fn trusted(program: &Path) -> Result<PathBuf, ChildError> {
     }
 }
 
-/// A program's process group, killed when dropped: what it started and did not wait for ends with it.
+/// A program that runs. When this is dropped, it is killed, and what it started and did not wait for.
 #[must_use]
-pub struct Group(Option<u32>);
+pub struct Running {
+    // before the child, which is reaped at the latest when it is dropped
+    group: Option<Group>,
+    child: Child,
+}
+
+impl Running {
+    /// Its outputs, for the first who asks.
+    pub fn outputs(&mut self) -> (Option<ChildStdout>, Option<ChildStderr>) {
+        (self.child.stdout.take(), self.child.stderr.take())
+    }
+
+    /// Waits for its end, and ends what it left running.
+    ///
+    /// # Errors
+    /// When the operating system refuses.
+    pub async fn end(&mut self) -> io::Result<ExitStatus> {
+        if let Some(group) = &self.group {
+            group.has_lost_its_leader().await?;
+        }
+        self.group = None;
+        self.child.wait().await
+    }
+}
+
+/// A program's process group, killed when dropped. Its number is its leader's, which nobody else can have for as long as
+/// that is not reaped: so the group is killed first.
+struct Group {
+    leader: Pid,
+    /// A pidfd, which is readable once the leader has ended.
+    ended: AsyncFd<OwnedFd>,
+}
+
+impl Group {
+    fn led_by(child: &Child) -> io::Result<Self> {
+        let leader = child.id().and_then(|id| Pid::from_raw(id.cast_signed())).ok_or(Errno::SRCH)?;
+        let ended = pidfd_open(leader, PidfdFlags::empty())?;
+        // SAFETY: an owned descriptor that nothing else uses; it goes with this.
+        Ok(Self { leader, ended: unsafe { AsyncFd::register(ended) }? })
+    }
+
+    /// Waits for the end of the leader, and leaves it to be reaped.
+    async fn has_lost_its_leader(&self) -> io::Result<()> {
+        self.ended.readable().await?.retain_ready();
+        Ok(())
+    }
+}
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let Some(group) = self.0.and_then(|pid| i32::try_from(pid).ok()) else { return };
-        match killpg(Pid::from_raw(group), Signal::SIGKILL) {
-            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-            Err(error) => tracing::warn!(%error, group, "what a program left running is not killed"),
+        match kill_process_group(self.leader, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(error) => {
+                tracing::warn!(%error, group = %self.leader, "what a program left running is not killed");
+            }
         }
     }
 }
@@ -145,13 +193,14 @@ struct Words {
 }
 
 impl Words {
-    fn listen(child: &mut Child) -> Self {
+    fn listen(running: &mut Running) -> Self {
         let (keep, kept) = watch::channel(Vec::new());
         let mut readers = tokio::task::JoinSet::new();
-        if let Some(stdout) = child.stdout.take() {
+        let (stdout, stderr) = running.outputs();
+        if let Some(stdout) = stdout {
             readers.spawn(read(stdout, keep.clone()));
         }
-        if let Some(stderr) = child.stderr.take() {
+        if let Some(stderr) = stderr {
             readers.spawn(read(stderr, keep));
         }
         Self { kept, readers }
@@ -234,6 +283,18 @@ mod tests {
             assert!(began.elapsed() < Duration::from_secs(10), "process {pid} lives on");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_program_is_not_reaped_before_its_group_is_killed() {
+        let mut running = start("/bin/sh", &["-c", "sleep 1000 & exit 3"]).unwrap();
+        let group = running.group.as_ref().unwrap();
+        group.has_lost_its_leader().await.unwrap();
+        tokio::task::yield_now().await;
+        let leader = fs::read_to_string(format!("/proc/{}/stat", group.leader)).unwrap();
+        assert!(leader.contains(") Z "), "its number may be another's: {leader}");
+        assert_eq!(running.end().await.unwrap().code(), Some(3));
+        assert!(running.group.is_none());
     }
 
     #[tokio::test]

@@ -41,6 +41,8 @@ struct State {
     strangers: Vec<((SocketAddr, SocketAddr), PathBuf)>,
     places: BTreeMap<u64, Place>,
     allowed: BTreeMap<u32, Vec<Allowed>>,
+    /// Whether [`Kernel::set_allowed`] fails.
+    refuses_lists: bool,
     beats: u64,
     /// How many ids beside the host's were given.
     listeners: u32,
@@ -89,6 +91,11 @@ impl FakeKernel {
             pipe.write_all(&events::encode(event))
                 .unwrap_or_else(|error| panic!("an event is lost: {error}"));
         }
+    }
+
+    /// From now on no list can be written, as in a map that is full; what was to go from it is gone.
+    pub fn refuse_lists(&self, refuse: bool) {
+        self.state().refuses_lists = refuse;
     }
 
     /// What the slot is to guard, as it was told last.
@@ -226,7 +233,13 @@ impl Kernel for FakeKernel {
     }
 
     fn set_allowed(&self, slot: u32, allowed: &[Allowed]) -> Result<(), KernelError> {
-        self.state().allowed.insert(slot, allowed.to_vec());
+        let mut state = self.state();
+        if state.refuses_lists {
+            state.allowed.remove(&slot);
+            let source = io::ErrorKind::StorageFull.into();
+            return Err(KernelError::Io { what: "the allow-list".to_owned(), source });
+        }
+        state.allowed.insert(slot, allowed.to_vec());
         Ok(())
     }
 

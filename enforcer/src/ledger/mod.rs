@@ -417,6 +417,13 @@ pub trait Reader: Send {
     /// When the database refuses.
     fn oldest_settled(&mut self) -> Result<Option<UnixMs>, LedgerError>;
 
+    /// The beginning of this time in which no more than `most` settled exchanges began, but for those of one
+    /// millisecond; all of it where there are fewer.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    fn beginning_of(&mut self, time: &Range<UnixMs>, most: u32) -> Result<Range<UnixMs>, LedgerError>;
+
     /// Rows of the audit with an id above `after`, oldest first, at most `limit`.
     ///
     /// # Errors

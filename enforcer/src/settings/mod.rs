@@ -355,6 +355,12 @@ impl Settings {
         }
     }
 
+    /// The cgroup that a bottle of this name is attached to whenever it is there.
+    #[must_use]
+    pub fn awaited_cgroup(&self, bottle: &str) -> Option<&Path> {
+        self.bottles.get(bottle)?.cgroup.as_deref()
+    }
+
     /// Takes a whole file or nothing of it. `path` is for the words of errors.
     ///
     /// # Errors

@@ -60,6 +60,7 @@ fn budget_cause() -> Cause {
         by: "controller".into(),
         reason: None,
         held: false,
+        freeze: None,
         face: crate::kernel::Face::Silent,
         policy: crate::settings::Policy::Cutoff,
         processes: crate::audit::Processes::Running,

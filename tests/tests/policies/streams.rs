@@ -71,6 +71,23 @@ fn root_a_budget_s_freeze_closes_upstream_at_once_and_a_restore_thaws() {
     asking.hang_up();
 }
 
+#[test]
+fn root_a_freeze_and_a_thaw_leave_a_budget_s_cut_as_it_was() {
+    let stage = Stage::new(Reply::default(), "budget: { claude: 60 }\n");
+    let bottle = stage.bottle("spent", &[]);
+    drop(stage.ask(&bottle, &["--stream"]));
+    let cut = stage.daemon.wait_bottle("spent", |bottle| bottle["face"] == "answered", SOON);
+    stage.daemon.ok(&["freeze", "spent"]);
+    assert_eq!(stage.daemon.bottle("spent")["face"], "silent");
+    assert_eq!(stage.daemon.ok(&["thaw", "spent"]), "spent: cut\n");
+    assert_eq!(stage.daemon.bottle("spent")["cause"], cut["cause"]);
+    let asked = stage.ask(&bottle, &["--stream"]);
+    assert!(asked.one().refusal().is_some_and(|why| why.contains("60 claude tokens")), "{asked:?}");
+    stage.daemon.ok(&["budget", "add", "global", "claude=1M"]);
+    assert_eq!(stage.daemon.bottle("spent")["state"], "open", "more tokens open it, as without the freeze");
+    assert_eq!(stage.ask(&bottle, &["--stream"]).code, Some(0));
+}
+
 /// Whatever the order in which they come, what the daemon says is what the kernel does, and each is audited.
 #[test]
 fn root_operators_who_act_at_once_leave_one_state() {

@@ -13,7 +13,7 @@ mod confine;
 mod show;
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -115,6 +115,14 @@ impl Registry {
         self.query(|reader| reader.oldest_settled()).await
     }
 
+    /// The beginning of this time in which no more than about so many settled exchanges began.
+    ///
+    /// # Errors
+    /// When the ledger refuses.
+    pub async fn beginning_of(&self, time: Range<UnixMs>, most: u32) -> Result<Range<UnixMs>, Problem> {
+        self.query(move |reader| reader.beginning_of(&time, most)).await
+    }
+
     /// How long single exchanges are kept, by the settings.
     #[must_use]
     pub fn retention(&self) -> Duration {
@@ -122,8 +130,8 @@ impl Registry {
     }
 
     /// Has the exchanges that began in this time rolled up.
-    pub fn roll_up(&self, day: Range<UnixMs>) {
-        self.parts.core.tell(Message::RollUp(day));
+    pub fn roll_up(&self, time: Range<UnixMs>) {
+        self.parts.core.tell(Message::RollUp(time));
     }
 
     /// Has the audit say that a bottle of the settings was not attached.
@@ -150,7 +158,7 @@ impl Registry {
 
     /// The cgroup that the settings have this bottle attached to, whenever it is there.
     fn awaited_cgroup(&self, name: &str) -> Option<PathBuf> {
-        self.settings().bottles.get(name)?.cgroup.clone()
+        self.settings().awaited_cgroup(name).map(Path::to_owned)
     }
 }
 

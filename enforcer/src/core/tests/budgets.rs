@@ -27,6 +27,10 @@ impl Bench {
         self.say_budget(scope, verb, "uid:7").blocking_recv().unwrap()
     }
 
+    pub(super) fn add_to_global(&self, tokens: u64) {
+        self.budget("global", BudgetVerb::Add(tokens)).unwrap();
+    }
+
     fn budgets(&self) -> Vec<BudgetRow> {
         self.ask(|reply| Message::Budgets { reply })
     }

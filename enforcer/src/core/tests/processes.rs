@@ -165,6 +165,77 @@ fn a_thaw_takes_back_the_freeze_and_no_other_cut() {
 }
 
 #[test]
+fn a_thaw_leaves_a_budget_s_cut_as_it_was_without_the_freeze() {
+    let mut bench = Bench::new("budget: { claude: 100 }");
+    let bottle = bench.attach("b1");
+    bench.spend(1, bottle, 100);
+    let before = bench.view("b1").cause.unwrap();
+    bench.freeze("b1").unwrap();
+    assert_eq!(bench.kernel.face(bottle.slot), Some(Face::Silent));
+    bench.thaw("b1").unwrap();
+    assert_eq!(bench.view("b1").cause.unwrap(), before);
+    assert_eq!(bench.kernel.face(bottle.slot), Some(Face::Answered), "its agent is told why again");
+    bench.restore("b1", &[("claude", 100)], false).unwrap();
+    assert!(bench.kernel.is_open(bottle.slot));
+
+    // nothing but a cut that an operator ordered beside the freeze keeps more tokens from opening it
+    bench.spend(2, bottle, 100);
+    bench.freeze("b1").unwrap();
+    bench.cut("b1").unwrap();
+    bench.thaw("b1").unwrap();
+    bench.add_to_global(100);
+    assert!(!bench.kernel.is_open(bottle.slot));
+}
+
+#[test]
+fn more_tokens_end_a_budget_s_cut_and_leave_the_freeze_over_it() {
+    let mut bench = Bench::new("budget: { claude: 100 }\nshutdown: freeze");
+    let bottle = bench.attach_with("b1", Policy::Freeze);
+    bench.spend(1, bottle, 100);
+    let by_budget = bench.held();
+    bench.acted(by_budget, Ok(String::new()));
+    bench.freeze("b1").unwrap();
+    bench.add_to_global(100);
+    bench.nothing_held();
+    let cause = bench.view("b1").cause.unwrap();
+    assert_eq!((cause.kind, cause.by.as_str()), (crate::audit::CauseKind::Operator, "uid:7"));
+    assert_eq!((cause.reason.as_deref(), cause.processes), (Some("tea"), Processes::Frozen));
+    let row = bench.awaited_rows("restore", 1).pop().unwrap();
+    assert!(row.detail.unwrap().ends_with("; it stays frozen by uid:7"));
+    bench.thaw("b1").unwrap();
+    assert!(bench.kernel.is_open(bottle.slot), "neither cuts it any longer");
+}
+
+#[test]
+fn a_cut_that_is_answered_is_so_again_after_a_freeze_over_or_under_it() {
+    let mut bench = Bench::new("");
+    let bottle = bench.attach("b1");
+    let cut = |bench: &Bench| {
+        let order = api::Cut { face: Some(Face::Answered), ..api::Cut::default() };
+        let (name, by, received) = ("b1".into(), "uid:0".into(), Instant::now());
+        bench.ask(|reply| Message::Cut { name, order, by, received, reply }).unwrap();
+    };
+    for cut_first in [true, false] {
+        if cut_first {
+            cut(&bench);
+        }
+        bench.freeze("b1").unwrap();
+        if !cut_first {
+            cut(&bench);
+        }
+        assert_eq!(bench.kernel.face(bottle.slot), Some(Face::Silent));
+        let pinned = Pinned { cut: Some(Face::Silent), ..pinned(&bench.view("b1").attachment, true) };
+        bench = bench.restart("", vec![pinned]);
+        let again = bench.held();
+        bench.acted(again, Ok(String::new()));
+        bench.thaw("b1").unwrap();
+        assert_eq!(bench.kernel.face(bottle.slot), Some(Face::Answered));
+        bench.restore("b1", &[], false).unwrap();
+        assert!(bench.kernel.is_open(bottle.slot));
+    }
+}
+
+#[test]
 fn a_restore_thaws_and_a_detach_leaves_nobody_frozen() {
     let mut bench = Bench::new("");
     let bottle = bench.attach("b1");

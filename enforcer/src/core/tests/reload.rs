@@ -3,9 +3,13 @@ use super::*;
 
 impl Bench {
     fn reload(&self, yaml: &str) -> Result<Vec<String>, Problem> {
+        self.hold(yaml, false)
+    }
+
+    fn hold(&self, yaml: &str, back: bool) -> Result<Vec<String>, Problem> {
         self.ask(|reply| {
-            let settings = Arc::new(settings(yaml));
-            Message::Reload(Reloading { settings, changed: "something".into(), by: "uid:7".into(), reply })
+            let (settings, changed) = (Arc::new(settings(yaml)), "something".into());
+            Message::Reload(Reloading { settings, changed, back, by: "uid:7".into(), reply })
         })
     }
 }
@@ -63,6 +67,21 @@ fn a_budget_that_is_taken_away_lets_requests_through_again() {
 }
 
 #[test]
+fn a_kept_cut_of_a_bottle_that_the_settings_drop_is_said_and_still_waits_for_it() {
+    let bench = Bench::new("bottles: { b1: { cgroup: /sys/fs/cgroup/b1 } }");
+    bench.attach("b1");
+    bench.cut("b1").unwrap();
+    let attachment = bench.release("b1", true, true).unwrap();
+    bench.core.tell(Message::Forget { attachment: attachment.id });
+    assert_eq!(bench.reload("bottles: { b1: { cgroup: /sys/fs/cgroup/b2 } }").unwrap(), [""; 0]);
+    let told = bench.reload("").unwrap().join("");
+    assert!(told.starts_with("b1 was cut when its cgroup went, and the settings do not attach it"), "{told}");
+    let again = bench.attach("b1");
+    assert!(!bench.kernel.is_open(again.slot), "a reload opens nothing");
+    assert_eq!(bench.reload("hold: 5s").unwrap(), [""; 0], "it has ended in that attachment");
+}
+
+#[test]
 fn settings_that_cannot_be_recorded_do_not_hold() {
     let bench = Bench::new("budget: { claude: 1000 }");
     let bottle = bench.attach("b1");
@@ -73,6 +92,18 @@ fn settings_that_cannot_be_recorded_do_not_hold() {
     bench.refusing.store(false, Ordering::SeqCst);
     assert!(bench.kernel.is_open(bottle.slot));
     assert_eq!(bench.view("b1").budget["claude"].limit, 1000);
+}
+
+#[test]
+fn settings_that_are_put_back_hold_at_once_and_are_recorded_later() {
+    let mut bench = Bench::new("budget: { claude: 1000 }");
+    bench.attach("b1");
+    bench.reload("budget: { claude: 5000 }").unwrap();
+    bench.refusing.store(true, Ordering::SeqCst);
+    bench.hold("budget: { claude: 1000 }", true).unwrap();
+    assert_eq!(bench.view("b1").budget["claude"].limit, 1000, "although the ledger refuses");
+    bench.refusing.store(false, Ordering::SeqCst);
+    assert_eq!(bench.awaited_rows("settings", 2).len(), 2);
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! Answers `usage` and `audit` on a read-only connection; a writer is never waited for.
+use std::ops::Range;
 use std::path::PathBuf;
 
 use rusqlite::types::ToSql;
@@ -44,6 +45,10 @@ impl Reader for SqliteReader {
 
     fn oldest_settled(&mut self) -> Result<Option<UnixMs>, LedgerError> {
         rollup::oldest_settled(&self.connection).map_err(|error| database(&self.path, &error))
+    }
+
+    fn beginning_of(&mut self, time: &Range<UnixMs>, most: u32) -> Result<Range<UnixMs>, LedgerError> {
+        rollup::beginning_of(&self.connection, time, most).map_err(|error| database(&self.path, &error))
     }
 
     fn audit(&mut self, after: i64, limit: u32) -> Result<Vec<audit::Row>, LedgerError> {

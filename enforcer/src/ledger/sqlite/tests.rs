@@ -1,6 +1,7 @@
 //! The ledger on real files: what goes in comes out, what must not happen is refused.
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::time::Duration;
 
 use meter_proxy::tokens::{Ending, Provenance, Tokens};
 use tempfile::TempDir;
@@ -11,6 +12,7 @@ use crate::bottle::engine::Container;
 use crate::budget::weights::Weights;
 use crate::budget::window::{Hour, Window};
 use crate::budget::{Budget, Statement, Warned};
+use crate::clock::DAY_MS;
 use crate::ledger::{Attachment, GroupBy, Owner, Reservation, Settlement, Stated, Sum, UsageQuery, Verdict};
 
 /// A ledger in a directory that is removed with it.
@@ -127,6 +129,7 @@ fn cause() -> Cause {
         by: "controller".to_owned(),
         reason: None,
         held: true,
+        freeze: None,
         face: crate::kernel::Face::Answered,
         policy: crate::settings::Policy::Cutoff,
         processes: crate::audit::Processes::Running,
@@ -425,6 +428,9 @@ fn what_is_rolled_up_counts_as_before_and_gives_no_id_again() {
     let before = (fixture.ledger.load().unwrap(), reader.usage(&UsageQuery::default(), &weights).unwrap());
     let models = reader.usage(&by_model, &weights).unwrap();
     assert_eq!(reader.oldest_settled().unwrap(), Some(1_000));
+    for (most, end) in [(2, 4_000), (4, 6_000), (5, 7_000), (9, 7_000), (0, 1_001)] {
+        assert_eq!(reader.beginning_of(&(0..7_000), most).unwrap(), 0..end, "{most}");
+    }
 
     fixture.commit(&[Entry::RollUp(0..2_001)]);
     fixture.commit(&[Entry::RollUp(2_001..7_000)]);
@@ -444,6 +450,59 @@ fn what_is_rolled_up_counts_as_before_and_gives_no_id_again() {
     assert_eq!((snapshot.last_exchange, snapshot.orphans.len()), (6, 0));
     let global = sum(&snapshot.sums, &Owner::Global).unwrap();
     assert_eq!((global.flows, global.tokens.output), (6, 621));
+}
+
+/// Settled exchanges of the second day since 1970, evenly over it.
+fn fill_a_day(fixture: &mut Fixture, exchanges: i64) {
+    let bottle = attachment(1, "b", &[]);
+    let begun = Reservation { started_at: DAY_MS, ..reservation(1, &bottle) };
+    fixture.commit(&[Entry::Attach(bottle), Entry::Reserve(begun)]);
+    fixture.commit(&[Entry::Settle(settlement(1, 5, Provenance::Reported))]);
+    let connection = &fixture.ledger.connection;
+    let columns: String = connection
+        .query_row(
+            "SELECT group_concat(name, ', ') FROM pragma_table_info('exchanges') \
+             WHERE name NOT IN ('id', 'started_at_ms')",
+            [],
+            |row| row.get(0),
+        )
+        .unwrap();
+    let copy = format!(
+        "WITH RECURSIVE number (n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM number WHERE n < {exchanges}) \
+         INSERT INTO exchanges (id, started_at_ms, {columns}) \
+         SELECT n, {DAY_MS} + n * {DAY_MS} / ({exchanges} + 1), {columns} FROM number, exchanges WHERE id = 1"
+    );
+    connection.execute(&copy, []).unwrap();
+}
+
+/// In the long rounds a million of them.
+#[test]
+fn a_large_day_is_rolled_up_in_parts_that_are_soon_done() {
+    let exchanges = if std::env::var_os("ENFORCER_TEST_FULL").is_some() { 1_000_000 } else { 25_000 };
+    let most = 10_000;
+    let mut fixture = Fixture::new();
+    fill_a_day(&mut fixture, exchanges);
+    let mut reader = fixture.ledger.reader().unwrap();
+    let (query, weights, day) = (UsageQuery::default(), Weights::default(), DAY_MS..2 * DAY_MS);
+    let before = reader.usage(&query, &weights).unwrap();
+    let (mut left, mut slowest, mut parts) = (exchanges, Duration::ZERO, 0);
+    while left > 0 {
+        let part = reader.beginning_of(&day, most).unwrap();
+        let began = std::time::Instant::now();
+        fixture.commit(&[Entry::RollUp(part.clone())]);
+        slowest = slowest.max(began.elapsed());
+        let count = "SELECT count(*) FROM exchanges";
+        let now_left = fixture.ledger.connection.query_row(count, [], |row| row.get::<_, i64>(0)).unwrap();
+        let rolled = left - now_left;
+        assert!((1..=i64::from(most)).contains(&rolled), "{rolled} in one transaction");
+        assert_eq!(part.end == day.end, now_left == 0, "the last part ends with the day");
+        (left, parts) = (now_left, parts + 1);
+    }
+    assert_eq!(reader.usage(&query, &weights).unwrap(), before);
+    let days = "SELECT count(*) FROM rolled WHERE day_ms <> ?1";
+    let elsewhere = fixture.ledger.connection.query_row(days, [DAY_MS], |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(elsewhere, 0, "each part stands for its day");
+    println!("{exchanges} exchanges in {parts} parts, the slowest {slowest:?}");
 }
 
 #[test]

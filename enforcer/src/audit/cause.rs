@@ -1,4 +1,5 @@
-//! The words of the audit: actions, causes, rows. Written by the core, kept by the ledger, shown by `audit`.
+//! Why a bottle is cut, and what is decided with that: its face, its processes, and what may end it. Pure; the core
+//! decides, the ledger keeps.
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{now_ms, rfc3339};
@@ -35,10 +36,12 @@ pub struct Cause {
     /// What the operator said (`--reason`).
     #[serde(default)]
     pub reason: Option<String>,
-    /// Whether somebody cut it too, whom neither a budget nor a freeze concerns: then neither more tokens nor a thaw
-    /// opens it.
+    /// Whether somebody cut it too, whom no budget concerns: then more tokens do not open it.
     #[serde(default)]
     pub held: bool,
+    /// An operator's freeze of what was cut already, or was cut then by another order: it goes with the thaw.
+    #[serde(default)]
+    pub freeze: Option<Freeze>,
     /// What the bottle sees of it; silent where nothing is said, as in rows of a time before there was another.
     #[serde(default)]
     pub face: Face,
@@ -48,6 +51,19 @@ pub struct Cause {
     /// What stands decided for the processes; only those of a cut bottle are ever held.
     #[serde(default)]
     pub processes: Processes,
+}
+
+/// An operator's freeze that lies over another cut.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Freeze {
+    /// RFC 3339, UTC, milliseconds.
+    pub at: String,
+    /// `uid:N`.
+    pub by: String,
+    /// What the operator said (`--reason`).
+    pub reason: Option<String>,
+    /// What the bottle sees of the cut beneath once it is thawed.
+    pub leaves: Face,
 }
 
 /// What stands decided for the processes of a cut bottle. Of two, the greater is the more closed.
@@ -91,35 +107,81 @@ impl Cause {
             by,
             reason,
             held: false,
+            freeze: None,
             face: Face::Silent,
             policy: Policy::Cutoff,
             processes: Processes::Running,
         }
     }
 
-    /// Whether it came with an operator's freeze, and goes with the thaw.
+    /// Whether it is an operator's freeze alone, and goes with the thaw. (One that is held was recorded by a time that
+    /// did not tell a freeze from a cut.)
     #[must_use]
-    pub fn came_with_freeze(&self) -> bool {
+    pub fn is_freeze(&self) -> bool {
         self.kind == CauseKind::Operator && self.policy == Policy::Freeze && !self.held
     }
 
-    /// Whether, coming to a bottle that is cut already, it is to stay when what ends the standing cut has come: more
-    /// tokens end a budget's, a thaw that of a freeze. (A thaw looks at budgets by itself.)
+    /// Whether a budget alone cut it, whoever has frozen it then: more tokens end it.
     #[must_use]
-    pub fn outlasts(&self, standing: &Self) -> bool {
-        match self.kind {
-            CauseKind::Budget => false,
-            _ => {
-                standing.kind == CauseKind::Budget
-                    || (standing.came_with_freeze() && !self.came_with_freeze())
-            }
-        }
+    pub fn is_budget_s(&self) -> bool {
+        self.kind == CauseKind::Budget && !self.held
     }
 
-    /// The cut alone, as it goes over to the bottle's next cgroup: what was done to processes was done to others.
+    /// What stands when this joins what may stand already: the first cause, each part as closed as the more closed of
+    /// the two. A freeze stays apart from what else was ordered, since its thaw ends it alone; a budget that comes to
+    /// one is not kept, since a thaw looks at budgets by itself.
+    #[must_use]
+    pub fn joined_to(self, standing: Option<Self>) -> Self {
+        let new = Self { processes: self.processes.max(self.policy.into()), ..self };
+        let Some(standing) = standing else { return new };
+        let face = standing.face.max(new.face);
+        let processes = standing.processes.max(new.processes);
+        let from_budget = new.kind == CauseKind::Budget;
+        let joined = match (standing.is_freeze(), new.is_freeze()) {
+            (false, true) => {
+                let freeze = standing.freeze.clone().unwrap_or_else(|| new.freeze_over(standing.face));
+                Self { freeze: Some(freeze), ..standing }
+            }
+            (true, false) if !from_budget => {
+                let freeze = standing.freeze_over(new.face);
+                Self { freeze: Some(freeze), ..new }
+            }
+            (true, _) => standing,
+            (false, false) => {
+                let held = standing.held || (standing.kind == CauseKind::Budget && !from_budget);
+                let leaves = |freeze: Freeze| Freeze { leaves: freeze.leaves.max(new.face), ..freeze };
+                Self { held, freeze: standing.freeze.clone().map(leaves), ..standing }
+            }
+        };
+        Self { face, processes, ..joined }
+    }
+
+    /// This freeze, as it lies over another cut of that face.
+    fn freeze_over(&self, leaves: Face) -> Freeze {
+        Freeze { at: self.at.clone(), by: self.by.clone(), reason: self.reason.clone(), leaves }
+    }
+
+    /// What is left of a cut that is no freeze alone when its processes go on.
+    #[must_use]
+    pub fn thawed(self) -> Self {
+        let face = self.freeze.map_or(self.face, |freeze| freeze.leaves);
+        Self { face, processes: Processes::Running, freeze: None, ..self }
+    }
+
+    /// What is left of a budget's cut when the budget has room again: an operator's freeze, where it lies over it.
+    #[must_use]
+    pub fn without_budget(self) -> Option<Self> {
+        let Freeze { at, by, reason, .. } = self.freeze?;
+        let (policy, processes) = (Policy::Freeze, Processes::Frozen);
+        Some(Self { at, policy, processes, ..Self::operator(by, reason) })
+    }
+
+    /// The cut alone, as it goes over to the bottle's next cgroup: what was done to processes was done to others. What an
+    /// operator's freeze kept closed stays so.
     #[must_use]
     pub fn without_processes(self) -> Self {
-        Self { policy: Policy::Cutoff, processes: Processes::Running, ..self }
+        let held = self.held || (self.kind == CauseKind::Budget && self.freeze.is_some());
+        Self { held, freeze: None, policy: Policy::Cutoff, processes: Processes::Running, ..self }
     }
 }
 
@@ -151,6 +213,9 @@ impl std::fmt::Display for Cause {
         if self.held {
             f.write_str(", and cut by an operator too")?;
         }
+        if let Some(freeze) = &self.freeze {
+            write!(f, ", and frozen by {}", freeze.by)?;
+        }
         match &self.reason {
             Some(reason) => write!(f, ": {reason}"),
             None => Ok(()),
@@ -170,98 +235,4 @@ pub enum CauseKind {
     Lease,
     /// A hook said so.
     Hook,
-}
-
-/// What was done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs, reason = "the contract's words say it")]
-pub enum ActionKind {
-    Attach,
-    Detach,
-    Cut,
-    Restore,
-    Freeze,
-    Thaw,
-    Kill,
-    Warn,
-    Budget,
-    Refuse,
-    Dlp,
-    Lease,
-    Meter,
-    Snapshot,
-    Hook,
-    Settings,
-    Retention,
-}
-
-impl ActionKind {
-    /// The word used in the ledger and in JSON.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Attach => "attach",
-            Self::Detach => "detach",
-            Self::Cut => "cut",
-            Self::Restore => "restore",
-            Self::Freeze => "freeze",
-            Self::Thaw => "thaw",
-            Self::Kill => "kill",
-            Self::Warn => "warn",
-            Self::Budget => "budget",
-            Self::Refuse => "refuse",
-            Self::Dlp => "dlp",
-            Self::Lease => "lease",
-            Self::Meter => "meter",
-            Self::Snapshot => "snapshot",
-            Self::Hook => "hook",
-            Self::Settings => "settings",
-            Self::Retention => "retention",
-        }
-    }
-}
-
-/// An action to be recorded.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Action {
-    /// Milliseconds since the Unix epoch, UTC.
-    pub at: i64,
-    /// The bottle it concerns.
-    pub bottle: Option<String>,
-    /// What was done.
-    pub action: ActionKind,
-    /// Why.
-    pub cause: Option<Cause>,
-    /// `controller` or `uid:N`.
-    pub by: String,
-    /// Whether it worked.
-    pub done: bool,
-    /// More words, printable characters only.
-    pub detail: Option<String>,
-    /// From the event that caused it to its effect, microseconds.
-    pub took_us: Option<u64>,
-}
-
-/// A recorded action, as `audit --json` prints it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Row {
-    /// Grows.
-    pub id: i64,
-    /// RFC 3339, UTC, milliseconds.
-    pub at: String,
-    /// The bottle it concerns.
-    pub bottle: Option<String>,
-    /// What was done.
-    pub action: String,
-    /// Why.
-    pub cause: Option<Cause>,
-    /// `controller` or `uid:N`.
-    pub by: String,
-    /// `done` or `failed`.
-    pub outcome: String,
-    /// More words.
-    pub detail: Option<String>,
-    /// From the event that caused it to its effect, microseconds.
-    pub took_us: Option<u64>,
 }
