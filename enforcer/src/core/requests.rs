@@ -266,7 +266,7 @@ impl Core {
             id: live.id,
             tokens: settle.tokens,
             provenance: settle.provenance,
-            ending: settle.ending,
+            ending: self.known_ending(live.bottle, settle.ending),
             http_status: settle.http_status,
             model: settle.model,
             raw: settle.raw,
@@ -283,6 +283,14 @@ impl Core {
             After::Settled { epoch, exchange: settle.exchange },
         );
         self.admit_released(&live.path);
+    }
+
+    /// How an exchange ended: the meter may see the aborted connection of a cut bottle before it hears of the cut.
+    fn known_ending(&self, bottle: BottleRef, seen: Ending) -> Ending {
+        match seen {
+            Ending::ClientGone if self.shut_by(bottle.slot).is_some() => Ending::Cut,
+            seen => seen,
+        }
     }
 
     /// The host is no bottle and cannot be cut: what it has under way on a budget that is used up is stopped by the

@@ -30,6 +30,24 @@ fn crossing_in_the_middle_of_a_stream_cuts_before_anything_is_written() {
 }
 
 #[test]
+fn an_answer_that_a_cut_breaks_off_ended_by_it_however_the_meter_saw_it_end() {
+    let mut bench = Bench::new("");
+    let (cut, open) = (bench.attach("b1"), bench.attach_as("b2", "/sys/fs/cgroup/b2", &[]));
+    for (exchange, bottle) in [(1, cut), (2, open)] {
+        bench.reserve(exchange, bottle, 10);
+        assert_eq!(bench.order(), ToMeter::Permit { exchange });
+    }
+    bench.cut("b1").unwrap();
+    assert!(matches!(bench.order(), ToMeter::Cut { .. }));
+    for exchange in [1, 2] {
+        bench.settle_as(exchange, 5, Ending::ClientGone);
+        assert_eq!(bench.order(), ToMeter::Settled { exchange });
+    }
+    let endings: Vec<_> = bench.flows().iter().map(|flow| flow.status.clone()).collect();
+    assert_eq!(endings, ["cut", "client_gone"]);
+}
+
+#[test]
 fn the_global_budget_cuts_whom_it_governs_and_nobody_else() {
     let bench = Bench::new("budget: { claude: 100 }\nbottles: { own: { budget: { claude: 500 } } }");
     let (one, two, own) = (bench.attach("one"), bench.attach("two"), bench.attach("own"));

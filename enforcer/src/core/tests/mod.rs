@@ -223,11 +223,15 @@ impl Bench {
     }
 
     fn settle(&self, exchange: u64, output: u64) {
+        self.settle_as(exchange, output, Ending::Completed);
+    }
+
+    fn settle_as(&self, exchange: u64, output: u64, ending: Ending) {
         self.say(ToController::Settle(Settle {
             exchange,
             tokens: Tokens { output, ..Tokens::default() },
             provenance: Provenance::Reported,
-            ending: Ending::Completed,
+            ending,
             http_status: Some(200),
             model: Some("m".into()),
             raw: None,
