@@ -173,7 +173,8 @@ fn build(home: &Path, options: &Options) -> Result<PathBuf> {
             .arg(home)
             .arg("--target-dir")
             .arg(&directory)
-            .env("RUSTC_BOOTSTRAP", "1"),
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1"),
     )?;
     println!("fuzz: built in {} s", begun.elapsed().as_secs());
     Ok(directory.join(target).join(build.profile()))
