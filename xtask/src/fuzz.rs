@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::setup::{self, announce, need};
 
@@ -42,12 +42,62 @@ pub struct Options {
     /// Build with this sanitizer; without one, inputs are tried at twice the speed
     #[arg(long, default_value = "none", value_parser = ["none", "address"])]
     sanitizer: String,
+    /// How to build the targets
+    #[arg(long, value_enum, default_value_t = Kind::Full)]
+    build: Kind,
 }
 
-impl Default for Options {
-    /// A short round of every target.
-    fn default() -> Self {
-        Self { targets: Vec::new(), seconds: SECONDS, runs: None, jobs: None, sanitizer: "none".to_owned() }
+impl Options {
+    /// A short round of every target, soon built: what continuous integration runs.
+    pub fn smoke() -> Self {
+        Self {
+            targets: Vec::new(),
+            seconds: SECONDS,
+            runs: None,
+            jobs: None,
+            sanitizer: "none".to_owned(),
+            build: Kind::Quick,
+        }
+    }
+}
+
+/// Ways to build the targets.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Kind {
+    /// Little optimised: sooner built, slower to run
+    Quick,
+    /// Optimised, with debug assertions
+    Full,
+    /// The same without hooks on comparisons, which tell the fuzzer what is looked for and take half of the time: for
+    /// long rounds
+    Untraced,
+}
+
+impl Kind {
+    /// What cargo-fuzz is told.
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::Quick => &["--dev"],
+            Self::Full => &[],
+            Self::Untraced => &["--no-trace-compares"],
+        }
+    }
+
+    /// The directory that cargo puts the programs into.
+    fn profile(self) -> &'static str {
+        match self {
+            Self::Quick => "debug",
+            Self::Full | Self::Untraced => "release",
+        }
+    }
+
+    /// Whose build directory: only one set of flags may use it, or each would undo the other's work.
+    fn directory(self) -> &'static str {
+        match self {
+            Self::Quick => "quick",
+            Self::Full => "full",
+            Self::Untraced => "untraced",
+        }
     }
 }
 
@@ -61,7 +111,7 @@ pub fn run(options: &Options) -> Result<()> {
     let home = setup::workspace()?.join("tests/fuzz");
     let targets = chosen(&home, &options.targets)?;
     install()?;
-    let programs = build(&home, &options.sanitizer)?;
+    let programs = build(&home, options)?;
     let jobs = options.jobs.or(std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
     let left = Mutex::new(VecDeque::from(targets));
     let failed = Mutex::new(Vec::new());
@@ -97,35 +147,37 @@ fn chosen(home: &Path, asked: &[String]) -> Result<Vec<String>> {
     Ok(if asked.is_empty() { all } else { asked.to_vec() })
 }
 
-/// Installs cargo-fuzz where it is missing.
+/// Installs cargo-fuzz where it is missing, little optimised: it only starts others.
 fn install() -> Result<()> {
     let known = Command::new("cargo").args(["fuzz", "--version"]).stderr(Stdio::null()).output();
     if known.is_ok_and(|known| known.status.success()) {
         return Ok(());
     }
-    announce(Command::new("cargo").args([
-        "install",
-        "cargo-fuzz",
-        "--locked",
-        "--version",
-        CARGO_FUZZ_VERSION,
-    ]))
+    let version = ["--version", CARGO_FUZZ_VERSION];
+    announce(Command::new("cargo").args(["install", "--debug", "--locked", "cargo-fuzz"]).args(version))
+        .context("the targets are built by cargo-fuzz, which is not here and could not be installed")
 }
 
 /// Builds all targets; where their programs are.
-fn build(home: &Path, sanitizer: &str) -> Result<PathBuf> {
+fn build(home: &Path, options: &Options) -> Result<PathBuf> {
+    let Options { sanitizer, build, .. } = options;
+    let begun = Instant::now();
     // the directory, for this compiler's own name
     let target = target_triple()?;
-    let directory = home.join("target").join(sanitizer);
+    let directory = home.join("target").join(format!("{sanitizer}-{}", build.directory()));
     announce(
         Command::new("cargo")
-            .args(["fuzz", "build", "--sanitizer", sanitizer, "--target", &target, "--fuzz-dir"])
+            .args(["fuzz", "build", "--sanitizer", sanitizer, "--target", &target])
+            .args(build.options())
+            .arg("--fuzz-dir")
             .arg(home)
             .arg("--target-dir")
             .arg(&directory)
-            .env("RUSTC_BOOTSTRAP", "1"),
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1"),
     )?;
-    Ok(directory.join(target).join("release"))
+    println!("fuzz: built in {} s", begun.elapsed().as_secs());
+    Ok(directory.join(target).join(build.profile()))
 }
 
 /// The host as the compiler names it.

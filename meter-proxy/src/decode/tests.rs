@@ -151,6 +151,16 @@ fn damage_is_seen() {
 }
 
 #[test]
+fn what_was_never_sent_is_not_repeated() {
+    // bare deflate, one fixed block: "a", then three bytes from four back, where nothing is
+    let sent = [0x4b, 0x04, 0x62, 0x00];
+    let bytes: Vec<&[u8]> = sent.chunks(1).collect();
+    for chunks in [&[&sent[..]][..], &bytes] {
+        assert_eq!(decode("deflate", chunks), Err(DecodeError::Corrupt), "in {} pieces", chunks.len());
+    }
+}
+
+#[test]
 fn windows_are_bounded() {
     let mut zstd = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
     zstd.window_log(25).unwrap();

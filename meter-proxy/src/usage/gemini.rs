@@ -143,8 +143,8 @@ impl Gemini {
             chunk = inner;
         }
         tally.name_model(chunk.model_version);
-        // held only while nothing follows: see the reasons on every chunk of older models
-        tally.hold = false;
+        // held only while nothing follows, see the reasons on every chunk of older models; after an error, to the end
+        tally.hold = tally.terminal;
         tally.finished = false;
         for candidate in list::<Candidate<'_>>(chunk.candidates) {
             count_candidate(&candidate, tally);

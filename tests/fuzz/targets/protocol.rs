@@ -19,17 +19,20 @@ fuzz_target!(|data: &[u8]| {
     let Some((&way, packet)) = data.split_last() else { return };
     match way % 4 {
         0 => drop(message::<ToController>(packet)),
-        1 => match message::<ToMeter>(packet) {
-            Some(ToMeter::Refused { refusal, .. } | ToMeter::Judged { refusal: Some(refusal), .. }) => {
-                said(&refusal)
+        1 => {
+            let message = message(packet);
+            if let Some(ToMeter::Refused { refusal, .. } | ToMeter::Judged { refusal: Some(refusal), .. }) =
+                message
+            {
+                said(&refusal);
             }
-            _ => {}
-        },
+        }
         2 => drop(message::<LaneToController>(packet)),
-        _ => match message::<ToLane>(packet) {
-            Some(ToLane::Because { answer: Some(answer), .. }) => said(&answer.refusal),
-            _ => {}
-        },
+        _ => {
+            if let Some(ToLane::Because { answer: Some(answer), .. }) = message(packet) {
+                said(&answer.refusal);
+            }
+        }
     }
 });
 

@@ -111,6 +111,10 @@ fn an_error_in_the_stream_is_partial() {
     let streamed = stream(SHAPE, &[&chunks()[0], error], Ending::Completed);
     assert_partial(&streamed.figures, Ending::UpstreamBroke, tokens(400, 0, 600, 40, 40));
     assert_eq!(streamed.terminal_at, [1]);
+    // what settles is held back, whatever follows it in the same bytes
+    let mut exchange = started(SHAPE, "text/event-stream", "");
+    let step = exchange.feed([framed(error), framed(&chunk("more", EARLY, ""))].concat().as_bytes());
+    assert!(step.terminal && step.hold, "{step:?}");
 }
 
 #[test]
