@@ -1,5 +1,6 @@
 //! The cut: a crossing in the middle of a stream, an operator's word, what opens again, and whose budget decides.
 #![allow(clippy::unwrap_used, reason = "a failed expectation should stop the test where it stands")]
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -374,19 +375,27 @@ fn root_the_thread_that_decides_runs_before_others() {
     let stage = Stage::new(Reply::default(), "");
     let ours = nice(Path::new("/proc/thread-self"));
     let daemon = PathBuf::from(format!("/proc/{}", stage.daemon.pid()));
-    let threads = fs::read_dir(daemon.join("task")).unwrap().map(|thread| thread.unwrap().path());
-    let (core, others): (Vec<_>, Vec<_>) =
-        threads.partition(|thread| fs::read_to_string(thread.join("comm")).unwrap() == "core\n");
-    assert_eq!(core.iter().map(|thread| nice(thread)).collect::<Vec<_>>(), [-20]);
-    let meter = PathBuf::from(format!("/proc/{}", stage.daemon.meter().pid()));
-    for other in others.iter().chain([&meter]) {
-        assert_eq!(nice(other), ours, "{}", other.display());
+    let mut levels = BTreeMap::new();
+    for thread in fs::read_dir(daemon.join("task")).unwrap() {
+        let thread = thread.unwrap().path();
+        // it may have ended
+        let Ok(name) = fs::read_to_string(thread.join("comm")) else { continue };
+        levels.extend(nice(&thread).map(|nice| (name.trim_end().to_owned(), nice)));
     }
+    assert_eq!(levels.remove("core"), Some(-20), "{levels:?}");
+    levels.insert(
+        "meter-proxy".into(),
+        nice(&PathBuf::from(format!("/proc/{}", stage.daemon.meter().pid()))).unwrap(),
+    );
+    assert!(
+        levels.contains_key("ledger-writer") && levels.values().all(|level| Some(*level) == ours),
+        "{levels:?}"
+    );
 }
 
-/// The nice level of a thread: the 19th field of its `stat`, counted behind its name.
-fn nice(thread: &Path) -> i32 {
-    let stat = fs::read_to_string(thread.join("stat")).unwrap();
+/// The nice level of a thread, unless it has ended: the 19th field of its `stat`, counted behind its name.
+fn nice(thread: &Path) -> Option<i32> {
+    let stat = fs::read_to_string(thread.join("stat")).ok()?;
     let (_, behind_name) = stat.rsplit_once(") ").unwrap();
-    behind_name.split(' ').nth(16).unwrap().parse().unwrap()
+    Some(behind_name.split(' ').nth(16).unwrap().parse().unwrap())
 }

@@ -128,8 +128,7 @@ impl Cause {
     }
 
     /// What stands when this joins what may stand already: the first cause, each part as closed as the more closed of
-    /// the two. A freeze stays apart from what else was ordered, since its thaw ends it alone; a budget that comes to
-    /// one is not kept, since a thaw looks at budgets by itself.
+    /// the two. A freeze stays apart from what else closes it, an order or a budget, since its thaw ends it alone.
     #[must_use]
     pub fn joined_to(self, standing: Option<Self>) -> Self {
         let new = Self { processes: self.processes.max(self.policy.into()), ..self };
@@ -142,11 +141,11 @@ impl Cause {
                 let freeze = standing.freeze.clone().unwrap_or_else(|| new.freeze_over(standing.face));
                 Self { freeze: Some(freeze), ..standing }
             }
-            (true, false) if !from_budget => {
+            (true, false) => {
                 let freeze = standing.freeze_over(new.face);
                 Self { freeze: Some(freeze), ..new }
             }
-            (true, _) => standing,
+            (true, true) => standing,
             (false, false) => {
                 let held = standing.held || (standing.kind == CauseKind::Budget && !from_budget);
                 let leaves = |freeze: Freeze| Freeze { leaves: freeze.leaves.max(new.face), ..freeze };
@@ -213,13 +212,16 @@ impl std::fmt::Display for Cause {
         if self.held {
             f.write_str(", and cut by an operator too")?;
         }
-        if let Some(freeze) = &self.freeze {
-            write!(f, ", and frozen by {}", freeze.by)?;
+        if let Some(reason) = &self.reason {
+            write!(f, ": {reason}")?;
         }
-        match &self.reason {
-            Some(reason) => write!(f, ": {reason}"),
-            None => Ok(()),
+        if let Some(Freeze { by, reason, .. }) = &self.freeze {
+            write!(f, ", and frozen by {by}")?;
+            if let Some(reason) = reason {
+                write!(f, ": {reason}")?;
+            }
         }
+        Ok(())
     }
 }
 

@@ -149,7 +149,9 @@ impl Core {
         let bottle = waiting.request.bottle;
         let path = self.path(bottle.slot, &waiting.request.provider);
         match (self.refusal_before_budget(bottle), self.accounts.judge(&path)) {
-            (None, Judgement::Wait(_, on)) => Some(Waiting { on, ..waiting }),
+            (None, Judgement::Wait(_, on)) if self.settings.gate != Gate::Off => {
+                Some(Waiting { on, ..waiting })
+            }
             _ => {
                 self.reserve(waiting.request);
                 None
@@ -172,15 +174,13 @@ impl Core {
         while self.waiting.front().is_some_and(|waiting| waiting.until <= now) {
             let Some(Waiting { request, .. }) = self.waiting.pop_front() else { return };
             let path = self.path(request.bottle.slot, &request.provider);
-            let refusal = match self.accounts.judge(&path) {
+            match self.accounts.judge(&path) {
                 Judgement::Wait(scope, id) | Judgement::Refuse(scope, id) => {
-                    self.budget_refusal(request.bottle.slot, scope, id)
+                    let refusal = self.budget_refusal(request.bottle.slot, scope, id);
+                    self.refuse(&request, refusal);
                 }
-                Judgement::Grant => {
-                    Refusal::Closed { reason: "the budget changed while the request waited".into() }
-                }
-            };
-            self.refuse(&request, refusal);
+                Judgement::Grant => self.reserve(request),
+            }
         }
     }
 }

@@ -253,6 +253,8 @@ impl Core {
         if news {
             self.submit(vec![Entry::Progress { exchange: id, seen: tokens }], After::Nothing);
         }
+        // figures that weigh less than what was reserved for them release the rest
+        self.admit_released(&path);
     }
 
     fn settle(&mut self, epoch: u64, settle: Settle, received: Instant) {
@@ -288,7 +290,9 @@ impl Core {
     /// How an exchange ended: the meter may see the aborted connection of a cut bottle before it hears of the cut.
     fn known_ending(&self, bottle: BottleRef, seen: Ending) -> Ending {
         match seen {
-            Ending::ClientGone if self.shut_by(bottle.slot).is_some() => Ending::Cut,
+            Ending::ClientGone if self.bottle(bottle).is_some() && self.shut_by(bottle.slot).is_some() => {
+                Ending::Cut
+            }
             seen => seen,
         }
     }

@@ -61,6 +61,14 @@ struct State {
     unwritten: BTreeSet<u32>,
 }
 
+/// A bottle whose list could not be written.
+struct Unwritten {
+    /// Which, and why.
+    words: String,
+    /// It could be when it was last tried.
+    is_news: bool,
+}
+
 /// What the entries of bottles depend on: the rules, the DNS servers, and the addresses of names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Reachable {
@@ -106,7 +114,8 @@ impl Keeper {
     /// Has other rules and servers hold for every bottle, from when this returns; names are looked up soon after.
     ///
     /// # Errors
-    /// When the list cannot be written for some bottle, in words; then what held before holds again.
+    /// When the list cannot be written for some bottle, in words; then what held before is to hold again, and what of it
+    /// cannot be written is closed and tried again.
     pub fn replace(&self, rules: Vec<EgressRule>, servers: Vec<IpAddr>) -> Result<(), String> {
         let before = self.exchange(rules.into(), servers);
         let failures = self.write_all();
@@ -115,13 +124,12 @@ impl Keeper {
             return Ok(());
         }
         self.exchange(before.0, before.1);
-        let mut words = failures.join("; ");
-        for failure in self.write_all() {
-            words.push_str(&format!("; and back again: {failure}"));
-        }
+        let mut words: Vec<String> = failures.into_iter().map(|failure| failure.words).collect();
+        words
+            .extend(self.write_all().into_iter().map(|failure| format!("and back again: {}", failure.words)));
         // what cannot be written back either is tried again until it is
         self.changed.notify_one();
-        Err(words)
+        Err(words.join("; "))
     }
 
     fn exchange(&self, rules: Arc<[EgressRule]>, servers: Vec<IpAddr>) -> (Arc<[EgressRule]>, Vec<IpAddr>) {
@@ -202,7 +210,12 @@ impl Keeper {
             self.look_up(self.due_names()).await.into_iter().for_each(&tell);
             let keeper = self.clone();
             match tokio::task::spawn_blocking(move || keeper.write_all()).await {
-                Ok(failures) => failures.into_iter().for_each(&tell),
+                Ok(failures) => {
+                    failures
+                        .into_iter()
+                        .filter(|failure| failure.is_news)
+                        .for_each(|failure| tell(failure.words));
+                }
                 Err(error) => tracing::error!(%error, "what bottles may reach was not written"),
             }
             let pause = self.pause();
@@ -336,26 +349,25 @@ impl Keeper {
         state.resolver = resolver;
     }
 
-    /// Writes what every bottle may reach now, where that has changed. What could not be written stays closed, is tried
-    /// again, and is said once.
-    fn write_all(&self) -> Vec<String> {
+    /// Writes what every bottle may reach now, where that has changed. What could not be written stays closed and is tried
+    /// again.
+    fn write_all(&self) -> Vec<Unwritten> {
         let mut state = self.state();
         let reachable = state.reachable(Instant::now());
         if state.written.as_ref() == Some(&reachable) && state.unwritten.is_empty() {
             return Vec::new();
         }
-        let mut news = Vec::new();
+        let mut failures = Vec::new();
         let mut unwritten = BTreeSet::new();
         for bottle in state.bottles.values() {
             if let Err(error) = self.write(&reachable, bottle) {
                 unwritten.insert(bottle.slot);
-                if !state.unwritten.contains(&bottle.slot) {
-                    news.push(format!("what {} may reach could not all be written: {error}", bottle.name));
-                }
+                let words = format!("what {} may reach could not all be written: {error}", bottle.name);
+                failures.push(Unwritten { words, is_news: !state.unwritten.contains(&bottle.slot) });
             }
         }
         (state.written, state.unwritten) = (Some(reachable), unwritten);
-        news
+        failures
     }
 
     fn write(&self, reachable: &Reachable, bottle: &Confined) -> Result<(), KernelError> {
@@ -467,6 +479,9 @@ mod tests {
         let servers = vec!["192.0.2.54".parse().unwrap()];
         let why = keeper.replace(vec!["172.16.0.0/12".parse().unwrap()], servers).unwrap_err();
         assert!(why.starts_with("what b1 may reach could not all be written: "), "{why}");
+        assert!(why.contains("; and back again: what b1 "), "{why}");
+        let rules = vec!["172.16.0.0/12".parse().unwrap()];
+        assert!(keeper.replace(rules, Vec::new()).is_err(), "what fails again fails");
         assert!(kernel.allowed(1).is_empty());
         let stop = CancellationToken::new();
         let fresh = tokio::spawn(keeper.clone().keep_fresh(stop.clone(), |_| {}));

@@ -163,9 +163,15 @@ struct Group {
 impl Group {
     fn led_by(child: &Child) -> io::Result<Self> {
         let leader = child.id().and_then(|id| Pid::from_raw(id.cast_signed())).ok_or(Errno::SRCH)?;
+        // it has begun, and may have started others
+        let ended = Self::watched(leader).inspect_err(|_| kill_group(leader))?;
+        Ok(Self { leader, ended })
+    }
+
+    fn watched(leader: Pid) -> io::Result<AsyncFd<OwnedFd>> {
         let ended = pidfd_open(leader, PidfdFlags::empty())?;
-        // SAFETY: an owned descriptor that nothing else uses; it goes with this.
-        Ok(Self { leader, ended: unsafe { AsyncFd::register(ended) }? })
+        // SAFETY: an owned descriptor that nothing else uses; it goes with the result.
+        Ok(unsafe { AsyncFd::register(ended) }?)
     }
 
     /// Waits for the end of the leader, and leaves it to be reaped.
@@ -177,12 +183,14 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        match kill_process_group(self.leader, Signal::KILL) {
-            Ok(()) | Err(Errno::SRCH) => {}
-            Err(error) => {
-                tracing::warn!(%error, group = %self.leader, "what a program left running is not killed");
-            }
-        }
+        kill_group(self.leader);
+    }
+}
+
+fn kill_group(leader: Pid) {
+    match kill_process_group(leader, Signal::KILL) {
+        Ok(()) | Err(Errno::SRCH) => {}
+        Err(error) => tracing::warn!(%error, group = %leader, "what a program left running is not killed"),
     }
 }
 

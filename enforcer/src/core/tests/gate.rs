@@ -195,3 +195,15 @@ fn what_the_host_has_under_way_is_stopped_where_its_budget_is_used_up() {
     let told = bench.awaited_rows("refuse", 1);
     assert_eq!((told.len(), told[0].bottle.as_deref()), (1, Some("host")), "{told:?}");
 }
+
+#[test]
+fn figures_that_weigh_less_than_what_was_reserved_for_them_let_the_next_in() {
+    let bench = Bench::new("budget: { claude: 100 }\nweights: { cache_read: 0.1 }");
+    let bottle = bench.attach("b1");
+    bench.reserve(1, bottle, 100);
+    assert_eq!(bench.order(), ToMeter::Permit { exchange: 1 });
+    bench.reserve(2, bottle, 10);
+    bench.no_order();
+    bench.say(ToController::Progress(vec![(1, Tokens { cache_read: 90, ..Tokens::default() })]));
+    assert_eq!(bench.order(), ToMeter::Permit { exchange: 2 });
+}

@@ -162,6 +162,7 @@ fn a_thaw_takes_back_the_freeze_and_no_other_cut() {
     let cause = bench.view("b2").cause.unwrap();
     assert!(!bench.kernel.is_open(used_up.slot), "its budget was used up meanwhile");
     assert_eq!((cause.kind, cause.used), (crate::audit::CauseKind::Budget, Some(100)));
+    assert_eq!(cause.flow, Some(bench.flows()[0].id), "by the exchange that crossed");
 }
 
 #[test]
