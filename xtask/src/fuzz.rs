@@ -116,6 +116,7 @@ pub fn run(options: &Options) -> Result<()> {
     install()?;
     let programs = build(&root, &home, options)?;
     let jobs = options.jobs.or(std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
+    let (begun, count) = (Instant::now(), targets.len());
     let left = Mutex::new(VecDeque::from(targets));
     let failed = Mutex::new(Vec::new());
     let next = || left.lock().ok()?.pop_front();
@@ -134,6 +135,7 @@ pub fn run(options: &Options) -> Result<()> {
     });
     let failed = failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     ensure!(failed.is_empty(), "these targets failed: {}", failed.join(", "));
+    println!("fuzz: {count} targets in {} s, {jobs} at a time, nothing found", begun.elapsed().as_secs());
     Ok(())
 }
 
