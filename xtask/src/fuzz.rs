@@ -1,8 +1,8 @@
 //! `cargo xtask fuzz`: builds the fuzz targets of `tests/fuzz` with cargo-fuzz, runs them side by side, one to a
 //! processor, and prints what each has done.
 //!
-//! cargo-fuzz asks for a nightly compiler; the stable one does the same when it is told to (`RUSTC_BOOTSTRAP=1`). What is
-//! found on the way goes to `tests/fuzz/target/corpus`, what fails to `tests/fuzz/artifacts`; the seeds stay as they are.
+//! The stable compiler is enough, and for sanitizers when it is told so (`RUSTC_BOOTSTRAP=1`). What is found on the way
+//! goes to `tests/fuzz/target/corpus`, what fails to `tests/fuzz/artifacts`; the seeds stay as they are.
 use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -91,12 +91,14 @@ impl Kind {
         }
     }
 
-    /// Whose build directory: only one set of flags may use it, or each would undo the other's work.
-    fn directory(self) -> &'static str {
+    /// Where to build: beside the rest what is soon built, since it shares what runs on the host with the rest; for
+    /// each other set of flags a place of its own.
+    fn directory(self, root: &Path, sanitizer: &str) -> PathBuf {
+        let own = |name| root.join("tests/fuzz/target").join(format!("{sanitizer}-{name}"));
         match self {
-            Self::Quick => "quick",
-            Self::Full => "full",
-            Self::Untraced => "untraced",
+            Self::Quick => root.join("target"),
+            Self::Full => own("full"),
+            Self::Untraced => own("untraced"),
         }
     }
 }
@@ -108,11 +110,13 @@ impl Kind {
 pub fn run(options: &Options) -> Result<()> {
     setup::run()?;
     need(&[("c++", "g++")])?;
-    let home = setup::workspace()?.join("tests/fuzz");
+    let root = setup::workspace()?;
+    let home = root.join("tests/fuzz");
     let targets = chosen(&home, &options.targets)?;
     install()?;
-    let programs = build(&home, options)?;
+    let programs = build(&root, &home, options)?;
     let jobs = options.jobs.or(std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
+    let (begun, count) = (Instant::now(), targets.len());
     let left = Mutex::new(VecDeque::from(targets));
     let failed = Mutex::new(Vec::new());
     let next = || left.lock().ok()?.pop_front();
@@ -131,6 +135,7 @@ pub fn run(options: &Options) -> Result<()> {
     });
     let failed = failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     ensure!(failed.is_empty(), "these targets failed: {}", failed.join(", "));
+    println!("fuzz: {count} targets in {} s, {jobs} at a time, nothing found", begun.elapsed().as_secs());
     Ok(())
 }
 
@@ -159,23 +164,28 @@ fn install() -> Result<()> {
 }
 
 /// Builds all targets; where their programs are.
-fn build(home: &Path, options: &Options) -> Result<PathBuf> {
+fn build(root: &Path, home: &Path, options: &Options) -> Result<PathBuf> {
     let Options { sanitizer, build, .. } = options;
     let begun = Instant::now();
     // the directory, for this compiler's own name
     let target = target_triple()?;
-    let directory = home.join("target").join(format!("{sanitizer}-{}", build.directory()));
-    announce(
-        Command::new("cargo")
-            .args(["fuzz", "build", "--sanitizer", sanitizer, "--target", &target])
-            .args(build.options())
-            .arg("--fuzz-dir")
-            .arg(home)
-            .arg("--target-dir")
-            .arg(&directory)
-            .env("RUSTC_BOOTSTRAP", "1")
-            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1"),
-    )?;
+    let directory = build.directory(root, sanitizer);
+    let mut cargo = Command::new("cargo");
+    cargo.args(["fuzz", "build", "--sanitizer", sanitizer, "--target", &target]).args(build.options());
+    cargo.arg("--fuzz-dir").arg(home).arg("--target-dir").arg(&directory);
+    match build {
+        Kind::Quick => cargo.envs([
+            ("CARGO_PROFILE_DEV_OPT_LEVEL", "1"),
+            ("CARGO_PROFILE_DEV_DEBUG", "false"),
+            ("CARGO_INCREMENTAL", "0"),
+        ]),
+        Kind::Full | Kind::Untraced => &mut cargo,
+    };
+    if sanitizer != "none" {
+        // a nightly compiler's option, which the stable one knows too
+        cargo.env("RUSTC_BOOTSTRAP", "1");
+    }
+    announce(&mut cargo)?;
     println!("fuzz: built in {} s", begun.elapsed().as_secs());
     Ok(directory.join(target).join(build.profile()))
 }
