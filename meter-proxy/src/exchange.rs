@@ -343,9 +343,14 @@ impl Exchange {
         (tokens, if known { Provenance::Partial } else { Provenance::Estimated })
     }
 
-    /// Whether more may have been generated than was shown: not when the answer ended well and all of it was read.
+    /// Whether more may have been generated than was shown: not when the answer ended well and all of it was read,
+    /// nor when the provider never began it and broke off itself.
     fn may_have_hidden(&self, ending: Ending) -> bool {
-        ending != Ending::Completed || !self.is_read_whole()
+        match ending {
+            Ending::Completed => !self.is_read_whole(),
+            Ending::UpstreamBroke => self.status.is_some(),
+            _ => true,
+        }
     }
 
     /// Whether nothing of what came was too long or too strange to be read.

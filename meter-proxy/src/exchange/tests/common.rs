@@ -188,6 +188,16 @@ fn what_was_read_to_its_end_hid_nothing() {
 }
 
 #[test]
+fn a_provider_that_never_answers_has_generated_nothing() {
+    for streamed in [true, false] {
+        let mut exchange = Exchange::new(Shape::OpenaiChat, facts(streamed));
+        exchange.at(Duration::from_secs(600));
+        let expected = if streamed { 0 } else { ALLOWANCE };
+        assert_estimated(&exchange.end(Ending::UpstreamBroke), Ending::UpstreamBroke, ESTIMATE, expected);
+    }
+}
+
+#[test]
 fn embeddings_without_usage_are_charged_for_their_input_alone() {
     let body = format!(r#"{{"embedding":{{"values":[{}0.5]}}}}"#, "-0.0123456789,".repeat(3_000));
     for shape in [Shape::Gemini, Shape::OpenaiChat] {
