@@ -171,11 +171,12 @@ impl Exchange {
     }
 
     fn step(&mut self, read: impl FnOnce(&mut Self)) -> Step {
-        let (before, reported, text) = (self.tokens(), self.tally.report.tokens().output, self.tally.text);
+        let (before, reported) = (self.tokens(), self.tally.report.tokens().output);
+        let (text, undecoded_bytes) = (self.tally.text, self.undecoded_bytes);
         read(self);
         if self.tally.report.tokens().output > reported {
             self.quiet.is_covered();
-        } else if self.tally.text != text {
+        } else if self.tally.text != text || self.undecoded_bytes != undecoded_bytes {
             self.quiet.ends();
         }
         let terminal =

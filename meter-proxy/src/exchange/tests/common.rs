@@ -198,6 +198,19 @@ fn a_provider_that_never_answers_has_generated_nothing() {
 }
 
 #[test]
+fn a_stream_that_cannot_be_decoded_is_not_silent() {
+    let output = |step_seconds| {
+        let mut exchange = started(Shape::OpenaiChat, "text/event-stream", "secret");
+        for second in 1..=60_u64 {
+            exchange.at(Duration::from_secs(second * step_seconds));
+            exchange.feed(b"0123456789");
+        }
+        exchange.end(Ending::ClientGone).tokens.output
+    };
+    assert_eq!(output(1), output(0));
+}
+
+#[test]
 fn embeddings_without_usage_are_charged_for_their_input_alone() {
     let body = format!(r#"{{"embedding":{{"values":[{}0.5]}}}}"#, "-0.0123456789,".repeat(3_000));
     for shape in [Shape::Gemini, Shape::OpenaiChat] {
