@@ -357,7 +357,7 @@ impl Outbox {
         loop {
             let written = tokio::select! {
                 biased;
-                // First, for it comes due seldom: behind a full queue the running counts would never be told.
+                // First: behind a full queue the running counts would never be told.
                 counts = self.desk.due() => self.write_counts(counts).await,
                 Some(message) = self.exchanges.recv() => self.socket.send(&message).await,
                 Some(message) = self.questions.recv() => self.socket.send(&message).await,
@@ -368,11 +368,16 @@ impl Outbox {
         }
     }
 
-    async fn write_counts(&self, counts: Vec<(u64, Tokens)>) -> Result<(), ProtocolError> {
+    /// Writes running counts, and then one message that waits: to a socket so slow that the next counts are due once
+    /// these are written, nothing else would ever be.
+    async fn write_counts(&mut self, counts: Vec<(u64, Tokens)>) -> Result<(), ProtocolError> {
         for counts in counts.chunks(MAX_COUNTS) {
             self.socket.send(&ToController::Progress(counts.to_vec())).await?;
         }
-        Ok(())
+        match self.exchanges.try_recv().or_else(|_| self.questions.try_recv()) {
+            Ok(message) => self.socket.send(&message).await,
+            Err(_) => Ok(()),
+        }
     }
 }
 

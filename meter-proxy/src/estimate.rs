@@ -1,8 +1,8 @@
 //! Guesses at token counts from bytes, for what a provider has not (yet) reported.
 //!
-//! Three guesses with three aims, beside the one of what is not shown (`exchange`): the running count of output errs low, so that no agent is cut early by a
-//! guess; the charge for output whose figures never came errs high, so that breaking off is never cheaper; the
-//! input estimate is what real text comes to. None is a tokenizer.
+//! Three guesses with three aims, beside the one of what is not shown (`exchange`): the running count of output errs
+//! low, so that no agent is cut early by a guess; the charge for output whose figures never came errs high, so that
+//! breaking off is never cheaper; the input estimate is what real text comes to. None is a tokenizer.
 use memchr::{memchr, memchr2};
 
 /// Bytes of ASCII output that count as one token while an answer runs. English prose comes to 3 to 4.7 bytes a token

@@ -171,11 +171,12 @@ impl Exchange {
     }
 
     fn step(&mut self, read: impl FnOnce(&mut Self)) -> Step {
-        let (before, reported, text) = (self.tokens(), self.tally.report.tokens().output, self.tally.text);
+        let (before, reported) = (self.tokens(), self.tally.report.tokens().output);
+        let (text, undecoded_bytes) = (self.tally.text, self.undecoded_bytes);
         read(self);
         if self.tally.report.tokens().output > reported {
             self.quiet.is_covered();
-        } else if self.tally.text != text {
+        } else if self.tally.text != text || self.undecoded_bytes != undecoded_bytes {
             self.quiet.ends();
         }
         let terminal =
@@ -294,7 +295,7 @@ impl Exchange {
             return (reported, Provenance::Reported, ending);
         }
         let ending = if self.broke_off(ending) { Ending::UpstreamBroke } else { ending };
-        let (tokens, provenance) = self.guess();
+        let (tokens, provenance) = self.guess(ending);
         if ending == Ending::Completed {
             self.tally.alarm(match provenance {
                 Provenance::Estimated => "a successful answer without usage",
@@ -321,7 +322,8 @@ impl Exchange {
     /// The safe side: what the provider stated, and for the rest the estimates: what was shown, and what may have been
     /// generated while nothing was. An answer that is not streamed is charged at least its whole reservation, and
     /// its length if that is more.
-    fn guess(&self) -> (Tokens, Provenance) {
+    fn guess(&self, ending: Ending) -> (Tokens, Provenance) {
+        let hidden = if self.may_have_hidden(ending) { self.quiet.hidden_tokens() } else { 0 };
         let stated = self.tally.report.tokens();
         let known = stated.total() > 0;
         let mut tokens = stated;
@@ -334,18 +336,37 @@ impl Exchange {
             tokens.output = stated.output;
         } else if self.is_stream() {
             let stated_and_since = stated.output + seen.beyond(self.tally.covered).charged_tokens();
-            tokens.output = self.with_hidden(stated_and_since.max(shown));
+            tokens.output = self.with_hidden(stated_and_since.max(shown), hidden);
         } else if !known || !self.tally.report.has_output() {
-            let silent = self.facts.output_allowance.max(self.with_hidden(0));
+            let silent = self.facts.output_allowance.max(self.with_hidden(0, hidden));
             tokens.output = stated.output.max(silent).max(shown);
         }
         (tokens, if known { Provenance::Partial } else { Provenance::Estimated })
     }
 
-    /// This much output and what may be hidden beside it, which is no more than the request allows.
-    fn with_hidden(&self, output: u64) -> u64 {
+    /// Whether more may have been generated than was shown: not when the answer ended well and all of it was read,
+    /// nor when the provider never began it and broke off itself.
+    fn may_have_hidden(&self, ending: Ending) -> bool {
+        match ending {
+            Ending::Completed => !self.is_read_whole(),
+            Ending::UpstreamBroke => self.status.is_some(),
+            _ => true,
+        }
+    }
+
+    /// Whether nothing of what came was too long or too strange to be read.
+    fn is_read_whole(&self) -> bool {
+        let is_kept = match &self.body {
+            Body::Document(document) => document.is_whole(),
+            _ => true,
+        };
+        is_kept && self.decoder.is_some() && !self.hidden_event
+    }
+
+    /// This much output and `hidden` beside it, which together is no more than the request allows.
+    fn with_hidden(&self, output: u64, hidden: u64) -> u64 {
         let most = self.facts.output_limit.unwrap_or(u64::MAX);
-        output.saturating_add(self.quiet.hidden_tokens()).min(most).max(output)
+        output.saturating_add(hidden).min(most).max(output)
     }
 
     /// Output that was seen: the text of a stream, all of a document.

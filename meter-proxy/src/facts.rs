@@ -39,7 +39,7 @@ pub struct Facts {
 const BACKGROUND: &str = "a background response reports its usage later, where no budget can stop it";
 const ANOTHER_CASE: &str = "a key of it is another one to servers that take no notice of case";
 /// What is judged of a request in one of OpenAI's forms, which servers in Go speak too.
-const JUDGED: [&str; 9] = [
+const JUDGED: [&str; 11] = [
     "model",
     "stream",
     "stream_options",
@@ -47,6 +47,8 @@ const JUDGED: [&str; 9] = [
     "max_completion_tokens",
     "max_output_tokens",
     "n",
+    "prompt",
+    "best_of",
     "background",
     "previous_response_id",
 ];
@@ -66,6 +68,10 @@ struct Request<'a> {
     max_output_tokens: Raw<'a>,
     #[serde(borrow)]
     n: Raw<'a>,
+    #[serde(borrow)]
+    prompt: Raw<'a>,
+    #[serde(borrow)]
+    best_of: Raw<'a>,
     #[serde(borrow)]
     background: Raw<'a>,
     #[serde(borrow)]
@@ -141,7 +147,7 @@ impl Facts {
             return Self::unread(shape, in_path, content_length.unwrap_or(body.len() as u64));
         };
         let streamed = in_path.streamed || request.stream.is_some_and(|stream| stream.get() == "true");
-        let output_limit = request.output_limit(shape);
+        let output_limit = request.output_limit(shape, in_path.is_converse);
         Self {
             model: in_path.model.or_else(|| model_name(request.model)),
             streamed,
@@ -175,11 +181,15 @@ impl Request<'_> {
 
     /// The most tokens of output that the request allows, of all its answers together, when it says so in a way that
     /// providers of this shape heed.
-    fn output_limit(&self, shape: Shape) -> Option<u64> {
-        self.own_limit(shape).max(self.inner().and_then(|inner| inner.own_limit(shape)))
+    fn output_limit(&self, shape: Shape, is_converse: bool) -> Option<u64> {
+        let inner = self.inner().and_then(|inner| inner.own_limit(shape, is_converse));
+        self.own_limit(shape, is_converse).max(inner)
     }
 
-    fn own_limit(&self, shape: Shape) -> Option<u64> {
+    fn own_limit(&self, shape: Shape, is_converse: bool) -> Option<u64> {
+        if shape == Shape::OpenaiChat && self.multiplies_output() {
+            return None;
+        }
         let stated = |field: Raw<'_>| field.and_then(|limit| count(limit).ok());
         let config = match shape {
             Shape::Gemini => nested::<Limits<'_>>(self.generation_config),
@@ -190,11 +200,20 @@ impl Request<'_> {
             (Shape::OpenaiChat, _) => [self.max_completion_tokens, self.max_tokens],
             (Shape::OpenaiResponses, _) => [self.max_output_tokens, None],
             (Shape::Gemini, config) => [config.as_ref().and_then(|config| config.max_output_tokens), None],
+            (Shape::Bedrock, config) if is_converse => {
+                [config.as_ref().and_then(|config| config.max_tokens), None]
+            }
             (_, config) => [self.max_tokens, config.as_ref().and_then(|config| config.max_tokens)],
         };
         let answers = stated(self.n).max(config.and_then(|config| stated(config.candidate_count)));
         let limit = limits.into_iter().filter_map(stated).max()?;
         Some(limit.saturating_mul(answers.unwrap_or(1).max(1)))
+    }
+
+    /// Whether a request for completions may be answered several times, each up to its limit: for each of its prompts,
+    /// or to choose the best.
+    fn multiplies_output(&self) -> bool {
+        self.best_of.is_some() || self.prompt.is_some_and(|prompt| prompt.get().starts_with('['))
     }
 
     /// Whether the provider adds input that it keeps: earlier turns, or a cache that is named.
@@ -287,6 +306,9 @@ mod tests {
             (r#"{"max_completion_tokens":"9","max_tokens":300}"#, 300),
             (r#"{"max_tokens":100,"n":3}"#, 300),
             (r#"{"max_tokens":100,"n":0}"#, 100),
+            (r#"{"max_tokens":100,"prompt":"a"}"#, 100),
+            (r#"{"max_tokens":100,"prompt":["a","b"]}"#, 1_024),
+            (r#"{"max_tokens":100,"prompt":"a","best_of":20}"#, 1_024),
             (r#"{"max_output_tokens":9}"#, 1_024),
             (r#"{"max_tokens":64000}"#, 4_096),
             (r#"{"max_tokens":null}"#, 1_024),
@@ -303,8 +325,9 @@ mod tests {
 
     #[test]
     fn limits_models_and_streams_of_other_forms_are_found() {
-        let streamed = InPath { model: Some("m".to_owned()), streamed: true };
+        let streamed = InPath { model: Some("m".to_owned()), streamed: true, ..InPath::default() };
         let plain = InPath { streamed: false, ..streamed.clone() };
+        let converse = InPath { is_converse: true, ..plain.clone() };
         let read = |shape, in_path: &InPath, body: &str| {
             Facts::of_request(shape, in_path.clone(), body.as_bytes(), true, "", None)
         };
@@ -331,6 +354,12 @@ mod tests {
             assert!(read(Shape::Gemini, &streamed, body).has_stored_input, "{body}");
         }
         assert!(read(Shape::Bedrock, &streamed, "not json").streamed, "the path said so");
+        for (body, limit) in [
+            (r#"{"max_tokens":1}"#, None),
+            (r#"{"max_tokens":900,"inferenceConfig":{"maxTokens":300}}"#, Some(300)),
+        ] {
+            assert_eq!(read(Shape::Bedrock, &converse, body).output_limit, limit, "{body}");
+        }
     }
 
     #[test]

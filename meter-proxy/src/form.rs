@@ -19,7 +19,8 @@ const METHOD_OVERRIDES: [&str; 3] = ["x-http-method-override", "x-http-method", 
 /// Google's "system parameters" that stand for a method and headers other than those of the request.
 const STANDING_FOR_THE_HEAD: [&str; 2] = ["httpMethod", "httpHeaders"];
 
-/// Google's "system parameters" that change nothing of what an answer reports; written with a `$` before them or without.
+/// Google's "system parameters" that change nothing of what an answer reports; written with a `$` before them or
+/// without.
 const HARMLESS: [&str; 9] = [
     "key",
     "access_token",
@@ -72,16 +73,31 @@ fn without_sign(name: &str) -> &str {
     name.strip_prefix('$').or(name.strip_prefix("%24")).unwrap_or(name)
 }
 
-/// Whether a parameter may change what Google takes for the method or the headers: it does, or its name is encoded,
-/// which no client needs.
+/// Whether a parameter may change what Google takes for the method or the headers: it does, however its name is
+/// encoded, or its name cannot be decoded.
 fn may_stand_for_the_head(query: Option<&str>) -> bool {
-    parameters(query).map(|(name, _)| without_sign(name)).any(|name| {
-        name.contains('%') || STANDING_FOR_THE_HEAD.iter().any(|other| name.eq_ignore_ascii_case(other))
-    })
+    let stands =
+        |name: &[u8]| STANDING_FOR_THE_HEAD.iter().any(|other| name.eq_ignore_ascii_case(other.as_bytes()));
+    parameters(query)
+        .map(|(name, _)| decoded(name))
+        .any(|name| name.is_none_or(|name| stands(name.strip_prefix(b"$").unwrap_or(&name))))
 }
 
-/// Whether a request to Google asks for an answer in JSON, with its usage in it: not for a part of it, by what they call
-/// a field mask.
+/// A name as it is meant; `None` where its encoding is broken.
+fn decoded(name: &str) -> Option<Vec<u8>> {
+    let mut parts = name.split('%');
+    let mut plain = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let (code, rest) = part.split_at_checked(2)?;
+        let is_code = code.bytes().all(|byte| byte.is_ascii_hexdigit());
+        plain.push(u8::from_str_radix(code, 16).ok().filter(|_| is_code)?);
+        plain.extend_from_slice(rest.as_bytes());
+    }
+    Some(plain)
+}
+
+/// Whether a request to Google asks for an answer in JSON, with its usage in it: not for a part of it, by what they
+/// call a field mask.
 fn asks_for_usage(query: Option<&str>, headers: &HeaderMap) -> bool {
     let is_harmless = |(name, value)| match without_sign(name) {
         "alt" => FORMS.contains(&value),
@@ -93,6 +109,27 @@ fn asks_for_usage(query: Option<&str>, headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_parameter_that_stands_for_the_head_is_seen_however_it_is_written() {
+        for query in [
+            "httpMethod=POST",
+            "a=b&$HTTPMETHOD=POST",
+            "%24httpHeaders=x",
+            "http%4dethod=POST",
+            "%24%68ttpMethod=POST",
+            "%zz=1",
+            "a%=1",
+            "%+4=1",
+            "\u{20ac}%2\u{20ac}",
+        ] {
+            assert!(may_stand_for_the_head(Some(query)), "{query}");
+        }
+        for query in ["filter%5Bx%5D=1", "%24alt=sse", "a=%zz", "a=httpMethod", "httpMethods=x", "", "&"] {
+            assert!(!may_stand_for_the_head(Some(query)), "{query}");
+        }
+        assert!(!may_stand_for_the_head(None));
+    }
 
     #[test]
     fn only_what_is_known_to_leave_the_usage_in_may_be_asked_for() {

@@ -1,8 +1,9 @@
-//! Small writes that follow each other closely leave as one: a write waits for a turn of the scheduler, and again for as
-//! long as more comes in each.
+//! Small writes that follow each other closely leave as one: a write waits for a turn of the scheduler, and again for
+//! as long as more comes in each.
 //!
-//! An answer whose events come faster than they can be sent one by one would else cost a system call each. Not here:
-//! who writes; it keeps what is not taken and offers it again, with what came since.
+//! It gathers for HTTP/1.1, where an answer whose events come faster than they can be sent one by one would else cost
+//! a system call each; by HTTP/2 a write waits its turn as well. Not here: who writes. Hyper keeps what is not taken
+//! and offers it again, with what came since, and flushes before it shuts down, so nothing is kept here.
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -80,15 +81,26 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
 #[cfg(test)]
 mod tests {
     use std::task::Waker;
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
-    /// Takes so many bytes of each write.
-    struct Takes(usize);
+    /// Takes so many bytes of each write, and counts the writes.
+    struct Takes {
+        at_most: usize,
+        writes: usize,
+    }
 
     impl AsyncWrite for Takes {
-        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-            Poll::Ready(Ok(bytes.len().min(self.0)))
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.writes += 1;
+            Poll::Ready(Ok(bytes.len().min(self.at_most)))
         }
 
         fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -101,8 +113,8 @@ mod tests {
     }
 
     /// What becomes of each offer in turn: how much of it is written, or that it waits.
-    fn offered<const N: usize>(takes: usize, bytes: [usize; N]) -> [Option<usize>; N] {
-        let mut stream = Gathered::new(Takes(takes));
+    fn offered<const N: usize>(at_most: usize, bytes: [usize; N]) -> [Option<usize>; N] {
+        let mut stream = Gathered::new(Takes { at_most, writes: 0 });
         bytes.map(|bytes| {
             let mut cx = Context::from_waker(Waker::noop());
             match Pin::new(&mut stream).poll_write(&mut cx, &vec![0; bytes]) {
@@ -126,5 +138,35 @@ mod tests {
     #[test]
     fn what_was_not_taken_waits_no_longer() {
         assert_eq!(offered(6, [10, 10, 4, 4]), [None, Some(6), Some(4), None]);
+    }
+
+    #[tokio::test]
+    async fn a_write_that_waits_is_woken() {
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        let mut stream = Gathered::new(ours);
+        tokio::select! {
+            biased;
+            // first, for the alarm would wake the write too
+            () = tokio::time::sleep(Duration::from_secs(2)) => panic!("nobody woke it"),
+            written = stream.write_all(b"one event") => written.unwrap(),
+        }
+        let mut read = [0; 9];
+        theirs.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"one event");
+    }
+
+    #[tokio::test]
+    async fn a_burst_leaves_as_one_write() {
+        let mut stream = Gathered::new(Takes { at_most: ENOUGH_BYTES, writes: 0 });
+        let (mut buffer, mut events) = (Vec::new(), 5);
+        let write = std::future::poll_fn(|cx| {
+            if events > 0 {
+                events -= 1;
+                buffer.extend([0; 10]);
+            }
+            Pin::new(&mut stream).poll_write(cx, &buffer)
+        });
+        let written = tokio::time::timeout(Duration::from_secs(2), write).await.unwrap().unwrap();
+        assert_eq!((written, stream.stream.writes), (50, 1));
     }
 }

@@ -432,9 +432,14 @@ async fn read_on(mut permit: Box<Permit>, mut upstream: Arriving) {
     let rest = async {
         while let Some(frame) = upstream.frame().await {
             let Ok(frame) = frame else { return false };
-            let step = frame.data_ref().map(|bytes| permit.seen_now().feed(bytes)).unwrap_or_default();
+            let Some(bytes) = frame.data_ref() else { continue };
+            let step = permit.seen_now().feed(bytes);
             if step.terminal {
                 return true;
+            }
+            // what seemed to be the end was not: nothing is generated for nobody
+            if !step.hold && !permit.exchange.is_near_its_end() {
+                return false;
             }
         }
         true

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 /// Shorter than this, nothing is hidden: streams pause between two events, and answers take a moment to begin.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// Output that a second stands for, tokens: as fast as models that reason are commonly served. Errs high.
+/// Output that a second stands for, tokens: as fast as models that reason are commonly served. More than most come to,
+/// less than the fastest hosts do; and what is generated in shorter pauses is not in it.
 const TOKENS_PER_SECOND: u64 = 150;
 /// Most that is taken for hidden, tokens: the longest outputs of today's models.
 const MAX_HIDDEN_TOKENS: u64 = 128_000;

@@ -18,7 +18,7 @@ pub enum Endpoint {
 }
 
 use Dialect::{Anthropic, Bedrock, Gemini, Openai, OpenaiChat};
-use Endpoint::{Billing, Free, Refused};
+use Endpoint::{Billing, Free, Refused, Unlisted};
 
 const BATCH: &str = "a batch reports its usage hours later, where no budget can stop it";
 const LATER: &str = "it reports its usage later, where no budget can stop it";
@@ -75,8 +75,10 @@ const TABLE: &[Row] = &[
     (OPENAI, "POST", "v1/responses/*/cancel", Free),
     (OPENAI, "GET DELETE", "**/responses/*", Free),
     (OPENAI, "GET", "v1/responses/*/input_items", Free),
-    (OPENAI, "POST", "**/realtime/calls|client_secrets|sessions|transcription_sessions", Refused(ELSEWHERE)),
-    (OPENAI, "POST", "**/realtime/calls/*/accept", Refused(ELSEWHERE)),
+    // sessions by WebRTC and SIP: whatever opens one, or lets it be opened
+    (OPENAI, "POST", "**/realtime/calls/*/hangup|reject|refer", Unlisted),
+    (OPENAI, "POST", "**/realtime/**", Refused(ELSEWHERE)),
+    (OPENAI, "POST", "**/live/**", Refused(ELSEWHERE)),
     (OPENAI, "GET", "v1/threads/**", Free),
     (OPENAI, "POST", "v1/threads/runs", Refused(LATER)),
     (OPENAI, "POST", "v1/threads|evals/*/runs", Refused(LATER)),
@@ -204,7 +206,7 @@ fn fits_segment(pattern: &str, segment: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Endpoint::{Ambiguous, Unlisted};
+    use Endpoint::Ambiguous;
 
     #[test]
     fn endpoints_by_dialect() {
@@ -246,6 +248,12 @@ mod tests {
             (Openai, "POST", "/v1/realtime/calls", Refused(ELSEWHERE)),
             (Openai, "POST", "/v1/realtime/calls/c1/accept", Refused(ELSEWHERE)),
             (Openai, "POST", "/v1/realtime/calls/c1/hangup", Unlisted),
+            (Openai, "POST", "/v1/realtime/calls/c1/reject", Unlisted),
+            (Openai, "POST", "/v1/realtime/client_secrets", Refused(ELSEWHERE)),
+            (Openai, "POST", "/v1/realtime/translations/calls", Refused(ELSEWHERE)),
+            (Openai, "POST", "/v1/realtime/translations/client_secrets", Refused(ELSEWHERE)),
+            (Openai, "POST", "/openai/v1/realtime/translations/calls", Refused(ELSEWHERE)),
+            (Openai, "POST", "/v1/live/sessions", Refused(ELSEWHERE)),
             (Openai, "POST", "/v1/threads/t1/runs", Refused(LATER)),
             (Openai, "POST", "/backend-api/codex/responses", responses),
             (Openai, "POST", "/backend-api/codex/responses/other", Unlisted),

@@ -19,6 +19,8 @@ pub struct InPath {
     pub model: Option<String>,
     /// Whether the answer was asked for as a stream.
     pub streamed: bool,
+    /// Whether it is for Bedrock's Converse, whose body has a form of its own.
+    pub is_converse: bool,
 }
 
 /// Longest name of a model, in characters.
@@ -39,6 +41,7 @@ pub fn in_path(shape: Shape, path: &str) -> InPath {
     InPath {
         model: model.map(|model| printable_within(model, MAX_MODEL_CHARS)),
         streamed: verb.starts_with("stream") || verb.ends_with("-stream"),
+        is_converse: shape == Shape::Bedrock && matches!(verb, "converse" | "converse-stream"),
     }
 }
 
@@ -85,7 +88,8 @@ mod tests {
             (Shape::OpenaiChat, "/model/m/invoke-with-response-stream", None, false),
         ];
         for (shape, path, model, streamed) in table {
-            let expected = InPath { model: model.map(str::to_owned), streamed };
+            let is_converse = path.contains("/converse");
+            let expected = InPath { model: model.map(str::to_owned), streamed, is_converse };
             assert_eq!(in_path(shape, path), expected, "{path}");
         }
     }

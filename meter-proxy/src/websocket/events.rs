@@ -7,11 +7,14 @@ use serde::Deserialize;
 
 use crate::events::Event;
 use crate::exchange::Facts;
-use crate::usage::read::{Raw, nested, object};
+use crate::usage::read::{Raw, has_key_in_another_case, nested, object};
 use crate::usage::{InPath, Shape};
 
 /// Longest name of a lane, and of a response that is told apart, characters.
 const MAX_NAME_CHARS: usize = 256;
+
+/// What is judged of a client's message here.
+const JUDGED: [&str; 3] = ["type", "stream_id", "generate"];
 
 /// The name of a lane; `None`: the one without a name.
 pub type Lane = Option<String>;
@@ -52,6 +55,11 @@ impl Asked {
         let Some(request) = object::<Request<'_>>(text) else {
             return Self::Unclear("its message is no JSON object, or says something twice");
         };
+        if has_key_in_another_case(text, &JUDGED) {
+            return Self::Unclear(
+                "a key of its message is another one to servers that take no notice of case",
+            );
+        }
         match word(request.kind).as_deref() {
             Some("response.create") => request.response(text),
             Some(kind) => Self::Other(kind.to_owned()),
@@ -220,6 +228,9 @@ mod tests {
             r#"{"type":"response.create","stream_id":""}"#,
             r#"{"type":"response.create","stream_id":5}"#,
             r#"{"type":"response.create","stream_id":"a b"}"#,
+            r#"{"type":"session.update","Type":"response.create"}"#,
+            r#"{"type":"response.create","generate":false,"Generate":true}"#,
+            r#"{"type":"response.create","Stream_id":"a"}"#,
         ] {
             assert!(matches!(asked(text), Asked::Unclear(_)), "{text}");
         }

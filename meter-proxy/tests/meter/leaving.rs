@@ -2,7 +2,7 @@
 use std::io::Write;
 use std::net::Shutdown;
 use std::sync::{Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use meter_proxy::protocol::{ToController, ToMeter};
 use meter_proxy::tokens::{Ending, Provenance};
@@ -111,6 +111,26 @@ fn root_a_client_that_leaves_when_all_text_is_there_is_still_charged_what_is_rep
         let settle = rig.settlement();
         assert_eq!((settle.tokens.total(), settle.provenance), (907, Provenance::Reported), "{path}");
     }
+}
+
+/// Another block of the answer begins.
+const BLOCK_START: &str = "data: {\"type\":\"content_block_start\",\"index\":1}\n\n";
+
+#[test]
+fn root_a_client_that_leaves_between_two_blocks_closes_upstream_when_the_next_begins() {
+    let (upstream, step) = stepped(&[BLOCK_STOP, BLOCK_START]);
+    let rig = Rig::start(config(upstream.address));
+    let mut client = rig.connect();
+    client.write_all(post(MESSAGES, ASK_STREAM).as_bytes()).unwrap();
+    step.send(()).unwrap();
+    Answer::read_head(&mut client).unwrap();
+    read_chunk(&mut client).unwrap();
+    drop(client);
+    std::thread::sleep(Duration::from_millis(50));
+    step.send(()).unwrap();
+    let left = Instant::now();
+    assert_eq!(rig.settlement().ending, Ending::ClientGone);
+    assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
 }
 
 /// The beginning of a stream, and the first words of its answer.

@@ -161,6 +161,56 @@ fn a_document_nobody_waited_for_costs_what_its_time_was_worth() {
 }
 
 #[test]
+fn what_was_read_to_its_end_hid_nothing() {
+    let spoken = "data: {\"choices\":[{\"delta\":{\"content\":\"hello\"},\"finish_reason\":\"stop\"}]}\n\n";
+    let document = r#"{"choices":[{"message":{"content":"hello"}}]}"#;
+    let output = |kind: &str, parts: [&str; 2], seconds, ending| {
+        let mut exchange = started(Shape::OpenaiChat, kind, "");
+        for part in parts {
+            exchange.at(Duration::from_secs(seconds));
+            exchange.feed(part.as_bytes());
+        }
+        let figures = exchange.end(ending);
+        assert_eq!((figures.provenance, figures.ending), (Provenance::Estimated, ending));
+        figures.tokens.output
+    };
+    for (kind, parts) in
+        [("text/event-stream", [spoken, "data: [DONE]\n\n"]), ("application/json", [document, ""])]
+    {
+        let at_once = output(kind, parts, 0, Ending::Completed);
+        assert_eq!(output(kind, parts, 20, Ending::Completed), at_once, "{kind}");
+        assert!(output(kind, parts, 20, Ending::ClientGone) >= hidden(20), "{kind}");
+    }
+    // what could not be read may have hidden anything
+    let mut unreadable = started(Shape::OpenaiChat, "text/event-stream", "secret");
+    unreadable.at(Duration::from_secs(20));
+    assert_eq!(unreadable.end(Ending::Completed).tokens.output, hidden(20));
+}
+
+#[test]
+fn a_provider_that_never_answers_has_generated_nothing() {
+    for streamed in [true, false] {
+        let mut exchange = Exchange::new(Shape::OpenaiChat, facts(streamed));
+        exchange.at(Duration::from_secs(600));
+        let expected = if streamed { 0 } else { ALLOWANCE };
+        assert_estimated(&exchange.end(Ending::UpstreamBroke), Ending::UpstreamBroke, ESTIMATE, expected);
+    }
+}
+
+#[test]
+fn a_stream_that_cannot_be_decoded_is_not_silent() {
+    let output = |step_seconds| {
+        let mut exchange = started(Shape::OpenaiChat, "text/event-stream", "secret");
+        for second in 1..=60_u64 {
+            exchange.at(Duration::from_secs(second * step_seconds));
+            exchange.feed(b"0123456789");
+        }
+        exchange.end(Ending::ClientGone).tokens.output
+    };
+    assert_eq!(output(1), output(0));
+}
+
+#[test]
 fn embeddings_without_usage_are_charged_for_their_input_alone() {
     let body = format!(r#"{{"embedding":{{"values":[{}0.5]}}}}"#, "-0.0123456789,".repeat(3_000));
     for shape in [Shape::Gemini, Shape::OpenaiChat] {
