@@ -228,8 +228,11 @@ impl Client {
     ) -> (client::ResponseFuture, SendStream<Bytes>) {
         let (answer, mut sending) =
             self.ready().await.send_request(request.body(()).unwrap(), body.is_empty()).unwrap();
-        if !body.is_empty() {
-            sending.send_data(Bytes::from(body.to_owned()), true).unwrap();
+        if !body.is_empty()
+            && let Err(error) = sending.send_data(Bytes::from(body.to_owned()), true)
+        {
+            // one that has been answered already may be closed; its answer is what counts
+            eprintln!("a request's body was not taken: {error}");
         }
         (answer, sending)
     }
