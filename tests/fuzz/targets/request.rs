@@ -24,7 +24,11 @@ const SHAPES: [Shape; 6] = [
 fuzz_target!(|data: &[u8]| {
     let Some(mut input) = Input::read(data) else { return };
     let shape = input.choose(SHAPES);
-    let in_path = InPath { model: None, streamed: input.choose([false, true]) };
+    let in_path = InPath {
+        model: None,
+        streamed: input.choose([false, true]),
+        is_converse: input.choose([false, true]),
+    };
     let complete = input.choose([true, true, false]);
     let facts = Facts::of_request(shape, in_path, input.bytes, complete, "", None);
     bounded(&facts, input.bytes.len() as u64);
