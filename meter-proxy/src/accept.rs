@@ -137,14 +137,14 @@ pub async fn serve<I>(
             Ok::<_, Infallible>(answer)
         }
     });
-    let stream = TokioIo::new(Gathered::new(stream));
     match protocol {
         Protocol::Http1 => {
+            let stream = TokioIo::new(Gathered::new(stream));
             let connection = http1(HEAD_TIMEOUT).half_close(false).serve_connection(stream, service);
             while_open(&client.bottle, &flights, connection.with_upgrades()).await;
         }
         Protocol::Http2 => {
-            let connection = http2().serve_connection(stream, service);
+            let connection = http2().serve_connection(TokioIo::new(stream), service);
             while_open(&client.bottle, &flights, flights.bound(connection)).await;
         }
     }

@@ -1,8 +1,8 @@
 //! Small writes that follow each other closely leave as one: a write waits for a turn of the scheduler, and again for
 //! as long as more comes in each.
 //!
-//! It gathers for HTTP/1.1, where an answer whose events come faster than they can be sent one by one would else cost
-//! a system call each; by HTTP/2 a write waits its turn as well. Not here: who writes. Hyper keeps what is not taken
+//! For HTTP/1.1, where an answer whose events come faster than they can be sent one by one would else cost a system
+//! call each; HTTP/2 waits for each frame itself, so nothing could gather. Not here: who writes. Hyper keeps what is not taken
 //! and offers it again, with what came since, and flushes before it shuts down, so nothing is kept here.
 use std::io::{self, IoSlice};
 use std::pin::Pin;

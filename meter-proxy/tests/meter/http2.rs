@@ -272,8 +272,8 @@ async fn root_a_refused_upload_is_stopped_without_an_error_and_its_connection_go
     for path in ["/claude/v1/messages/batches", "/nobody/x", "/claude/v1/messages/batches"] {
         let request = client.request("POST", path).body(()).unwrap();
         let (answer, mut sending) = client.ready().await.send_request(request, false).unwrap();
-        // It may have been stopped before the first piece.
-        drop(sending.send_data(Bytes::from(vec![b'x'; 8 << 20]), true));
+        // It may have been stopped before the first piece. Its end is not sent: h2 tells no reset once it is asked to.
+        drop(sending.send_data(Bytes::from(vec![b'x'; 8 << 20]), false));
         let answer = soon(answer).await.unwrap();
         assert!([400, 404].contains(&answer.status().as_u16()), "{path}");
         assert!(!read(&mut answer.into_body()).await.unwrap().0.is_empty(), "{path}");
