@@ -114,8 +114,8 @@ pub fn note_asker(ip: [u32; 4], port: u32, guest: &Original) -> bool {
     true
 }
 
-/// Whether a datagram of the lane's answers a query that was sent to it in this network namespace. There is one to
-/// each, however many are sent at once: who finds none owed gives back what it took. (An entry that is down to none
+/// Whether a datagram of the lane's answers a query that was sent to it in this network namespace. There is at most
+/// one to each, however many are sent at once: who finds none owed gives back what it took. (An entry that is down to none
 /// stays: another query may be noted there at this moment.)
 #[inline(always)]
 pub fn is_answer(socket: &SockAddrContext, to: &Destination) -> bool {

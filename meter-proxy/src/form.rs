@@ -8,7 +8,7 @@ use memchr::memmem;
 
 use crate::protocol::Dialect;
 use crate::refuse::Reason;
-use crate::usage::Endpoint;
+use crate::usage::{Endpoint, hex};
 
 /// Types of content whose answers are not read.
 const UNREAD: [&[u8]; 2] = [b"grpc", b"protobuf"];
@@ -89,8 +89,7 @@ fn decoded(name: &str) -> Option<Vec<u8>> {
     let mut plain = parts.next().unwrap_or_default().as_bytes().to_vec();
     for part in parts {
         let (code, rest) = part.split_at_checked(2)?;
-        let is_code = code.bytes().all(|byte| byte.is_ascii_hexdigit());
-        plain.push(u8::from_str_radix(code, 16).ok().filter(|_| is_code)?);
+        plain.push(hex(code)?);
         plain.extend_from_slice(rest.as_bytes());
     }
     Some(plain)

@@ -13,6 +13,7 @@ pub(crate) mod read;
 pub(crate) mod report;
 pub(crate) mod tally;
 
+pub(crate) use self::path::hex;
 pub use endpoint::{Endpoint, endpoint};
 pub use in_path::{InPath, has_no_output, in_path};
 use memchr::memmem;

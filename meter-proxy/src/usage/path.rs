@@ -30,7 +30,8 @@ pub(super) fn decoded(canonical: &str) -> String {
 
 const ENCODED_SLASH: &str = "%2F";
 
-fn hex(code: &str) -> Option<u8> {
+/// The byte that two hexadecimal digits stand for, and nothing else does.
+pub(crate) fn hex(code: &str) -> Option<u8> {
     let digits = code.bytes().all(|byte| byte.is_ascii_hexdigit());
     digits.then(|| u8::from_str_radix(code, 16).ok()).flatten()
 }

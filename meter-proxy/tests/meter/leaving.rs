@@ -8,7 +8,9 @@ use meter_proxy::protocol::{ToController, ToMeter};
 use meter_proxy::tokens::{Ending, Provenance};
 
 use crate::rig::{Answer, Deaf, Rig, Upstream, chunk, config, json_answer, post, read_chunk};
-use crate::words::{ASK, ASK_STREAM, DELTA, JSON, JSON_HEAD, MESSAGES, PARTS, START, STOP, WORDS, stepped};
+use crate::words::{
+    ASK, ASK_STREAM, Begun, DELTA, JSON, JSON_HEAD, MESSAGES, PARTS, START, STOP, WORDS, begun, stepped,
+};
 
 #[test]
 fn root_a_client_that_hangs_up_closes_upstream_and_is_charged() {
@@ -58,13 +60,7 @@ fn root_a_client_that_leaves_before_there_is_a_connection_pays_nothing() {
 
 #[test]
 fn root_a_client_that_leaves_at_the_end_is_still_charged_what_is_reported() {
-    let (upstream, step) = stepped(&[START, DELTA, STOP]);
-    let rig = Rig::start(config(upstream.address));
-    let mut client = rig.connect();
-    client.write_all(post(MESSAGES, ASK_STREAM).as_bytes()).unwrap();
-    step.send(()).unwrap();
-    Answer::read_head(&mut client).unwrap();
-    read_chunk(&mut client).unwrap();
+    let Begun { rig, client, step, upstream: _upstream } = begun(MESSAGES, ASK_STREAM, &[START, DELTA, STOP]);
     step.send(()).unwrap();
     rig.heard(|message| matches!(message, ToController::Progress(counts) if counts.iter().any(|(_, tokens)| tokens.output == 25)));
     drop(client);
@@ -98,13 +94,7 @@ fn root_a_client_that_leaves_when_all_text_is_there_is_still_charged_what_is_rep
         ("/codex/v1/responses", &[ITEM_DONE, COMPLETED]),
         (MESSAGES, &[BLOCK_STOP, LAST_DELTA]),
     ] {
-        let (upstream, step) = stepped(parts);
-        let rig = Rig::start(config(upstream.address));
-        let mut client = rig.connect();
-        client.write_all(post(path, r#"{"stream":true}"#).as_bytes()).unwrap();
-        step.send(()).unwrap();
-        Answer::read_head(&mut client).unwrap();
-        read_chunk(&mut client).unwrap();
+        let Begun { rig, client, step, upstream: _upstream } = begun(path, r#"{"stream":true}"#, parts);
         drop(client);
         std::thread::sleep(Duration::from_millis(50));
         step.send(()).unwrap();
@@ -118,13 +108,8 @@ const BLOCK_START: &str = "data: {\"type\":\"content_block_start\",\"index\":1}\
 
 #[test]
 fn root_a_client_that_leaves_between_two_blocks_closes_upstream_when_the_next_begins() {
-    let (upstream, step) = stepped(&[BLOCK_STOP, BLOCK_START]);
-    let rig = Rig::start(config(upstream.address));
-    let mut client = rig.connect();
-    client.write_all(post(MESSAGES, ASK_STREAM).as_bytes()).unwrap();
-    step.send(()).unwrap();
-    Answer::read_head(&mut client).unwrap();
-    read_chunk(&mut client).unwrap();
+    let Begun { rig, client, step, upstream: _upstream } =
+        begun(MESSAGES, ASK_STREAM, &[BLOCK_STOP, BLOCK_START]);
     drop(client);
     std::thread::sleep(Duration::from_millis(50));
     step.send(()).unwrap();
@@ -145,13 +130,7 @@ fn root_a_client_that_leaves_after_a_silence_is_charged_for_what_it_was_not_show
         ("/codex/v1/chat/completions", &[CHAT_ROLE, CHAT_WORDS]),
         ("/codex/v1/responses", &[SILENT, FIRST_WORDS]),
     ] {
-        let (upstream, step) = stepped(parts);
-        let rig = Rig::start(config(upstream.address));
-        let mut client = rig.connect();
-        client.write_all(post(path, r#"{"stream":true}"#).as_bytes()).unwrap();
-        step.send(()).unwrap();
-        Answer::read_head(&mut client).unwrap();
-        read_chunk(&mut client).unwrap();
+        let Begun { rig, mut client, step, upstream: _upstream } = begun(path, r#"{"stream":true}"#, parts);
         std::thread::sleep(Duration::from_secs(3));
         step.send(()).unwrap();
         read_chunk(&mut client).unwrap();

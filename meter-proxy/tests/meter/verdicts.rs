@@ -8,17 +8,13 @@ use meter_proxy::tokens::{Ending, Provenance};
 use crate::rig::{
     Answer, BOTTLE, Rig, SOON, Upstream, chunk, config, json_answer, post, read_chunk, until_closed,
 };
-use crate::words::{ASK, ASK_STREAM, DELTA, MESSAGES, START, STOP, STREAM_HEAD, WORDS, is_settle, stepped};
+use crate::words::{
+    ASK, ASK_STREAM, Begun, DELTA, MESSAGES, START, STOP, STREAM_HEAD, WORDS, begun, is_settle, stepped,
+};
 
 #[test]
 fn root_a_cut_closes_upstream_at_once() {
-    let (upstream, step) = stepped(&[START, WORDS]);
-    let rig = Rig::start(config(upstream.address));
-    let mut client = rig.connect();
-    client.write_all(post(MESSAGES, ASK_STREAM).as_bytes()).unwrap();
-    step.send(()).unwrap();
-    Answer::read_head(&mut client).unwrap();
-    read_chunk(&mut client).unwrap();
+    let Begun { rig, mut client, step, upstream } = begun(MESSAGES, ASK_STREAM, &[START, WORDS]);
     drop(step);
     rig.send(&ToMeter::Cut { bottle: BOTTLE, upstream: Towards::Close });
     assert!(upstream.ended() < Duration::from_millis(500));
@@ -178,13 +174,7 @@ fn root_a_stream_that_may_not_go_on_ends_with_the_reason_between_two_events() {
 
 #[test]
 fn root_an_answer_that_takes_no_last_event_is_broken_off() {
-    let (upstream, step) = stepped(&[START, WORDS]);
-    let rig = Rig::start(config(upstream.address));
-    let mut client = rig.connect();
-    client.write_all(post(MESSAGES, ASK_STREAM).as_bytes()).unwrap();
-    step.send(()).unwrap();
-    Answer::read_head(&mut client).unwrap();
-    read_chunk(&mut client).unwrap();
+    let Begun { rig, mut client, step, upstream } = begun(MESSAGES, ASK_STREAM, &[START, WORDS]);
     rig.send(&ToMeter::Refused { exchange: rig.reservation().exchange, refusal: stopped() });
     drop(step);
     upstream.ended();

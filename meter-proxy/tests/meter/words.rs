@@ -1,10 +1,11 @@
 //! What the tests ask, and what the providers that they play answer.
 use std::io::Write;
+use std::net::TcpStream;
 use std::sync::{Mutex, mpsc};
 
 use meter_proxy::protocol::ToController;
 
-use crate::rig::{Upstream, chunk, until_closed};
+use crate::rig::{Answer, Rig, Upstream, chunk, config, post, read_chunk, until_closed};
 
 pub const MESSAGES: &str = "/claude/v1/messages";
 
@@ -71,4 +72,24 @@ pub fn stepped(parts: &'static [&'static str]) -> (Upstream, mpsc::Sender<()>) {
         }
     });
     (upstream, step)
+}
+
+/// A streamed answer of which the client has read the first part.
+pub struct Begun {
+    pub rig: Rig,
+    pub client: TcpStream,
+    pub step: mpsc::Sender<()>,
+    pub upstream: Upstream,
+}
+
+/// Asks a [`stepped`] upstream, and reads the first part of its answer.
+pub fn begun(path: &str, body: &str, parts: &'static [&'static str]) -> Begun {
+    let (upstream, step) = stepped(parts);
+    let rig = Rig::start(config(upstream.address));
+    let mut client = rig.connect();
+    client.write_all(post(path, body).as_bytes()).unwrap();
+    step.send(()).unwrap();
+    Answer::read_head(&mut client).unwrap();
+    read_chunk(&mut client).unwrap();
+    Begun { rig, client, step, upstream }
 }

@@ -8,6 +8,16 @@ use meter_proxy::usage::Shape;
 
 use crate::{Input, memory};
 
+/// Every shape of an answer.
+pub const SHAPES: [Shape; 6] = [
+    Shape::AnthropicMessages,
+    Shape::OpenaiChat,
+    Shape::OpenaiResponses,
+    Shape::Gemini,
+    Shape::Bedrock,
+    Shape::Any,
+];
+
 /// Most that one exchange keeps while it is fed, bytes, with the limits that are fuzzed and whatever the length of its
 /// answer: both ends of an event and of a usage object, and what is read of them.
 const MAX_KEPT_BYTES: usize = 16 * 1024;

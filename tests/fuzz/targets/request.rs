@@ -3,23 +3,15 @@
 #![no_main]
 use bytes::Bytes;
 use enforcer_fuzz::Input;
+use enforcer_fuzz::answers::SHAPES;
 use http::HeaderMap;
 use libfuzzer_sys::fuzz_target;
 use meter_proxy::estimate::{MAX_OUTPUT_ALLOWANCE, MAX_UNREAD_INPUT};
 use meter_proxy::exchange::Facts;
 use meter_proxy::fuzzing::ask;
 use meter_proxy::text::is_hostile;
-use meter_proxy::usage::{InPath, Shape};
+use meter_proxy::usage::InPath;
 use serde_json::{Value, json};
-
-const SHAPES: [Shape; 6] = [
-    Shape::AnthropicMessages,
-    Shape::OpenaiChat,
-    Shape::OpenaiResponses,
-    Shape::Gemini,
-    Shape::Bedrock,
-    Shape::Any,
-];
 
 fuzz_target!(|data: &[u8]| {
     let Some(mut input) = Input::read(data) else { return };
