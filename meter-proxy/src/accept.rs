@@ -3,7 +3,7 @@
 //! Not here: what becomes of a request.
 use std::convert::Infallible;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -130,29 +130,34 @@ pub async fn serve<I>(
     let service = service_fn(|request: Request<Incoming>| {
         let (meter, client) = (Arc::clone(&meter), Arc::clone(&client));
         let (entrance, flights) = (Arc::clone(&entrance), flights.clone());
-        async move {
+        // boxed: a connection would else keep room for it while the answer passes
+        Box::pin(async move {
             let asked = flights.ask();
             let answer = crate::answer(&meter, &client, &entrance, &flights, request).await;
             asked.answered();
             Ok::<_, Infallible>(answer)
-        }
+        })
     });
     match protocol {
         Protocol::Http1 => {
             let stream = TokioIo::new(Gathered::new(stream));
             let connection = http1(HEAD_TIMEOUT).half_close(false).serve_connection(stream, service);
-            while_open(&client.bottle, &flights, connection.with_upgrades()).await;
+            while_open(&client.bottle, &flights, pin!(connection.with_upgrades())).await;
         }
         Protocol::Http2 => {
-            let connection = http2().serve_connection(TokioIo::new(stream), service);
-            while_open(&client.bottle, &flights, flights.bound(connection)).await;
+            // boxed: it is several times as large as one of HTTP/1.1
+            let mut connection = Box::pin(http2().serve_connection(TokioIo::new(stream), service));
+            while_open(&client.bottle, &flights, pin!(flights.bound(connection.as_mut()))).await;
         }
     }
 }
 
 /// Drives a connection for as long as its bottle lets it.
-async fn while_open(bottle: &Bottle, flights: &Flights, connection: impl Future<Output = hyper::Result<()>>) {
-    let mut connection = pin!(connection);
+async fn while_open(
+    bottle: &Bottle,
+    flights: &Flights,
+    mut connection: Pin<&mut impl Future<Output = hyper::Result<()>>>,
+) {
     let mut standing = bottle.watch();
     while bottle.standing() != Standing::Detached {
         tokio::select! {

@@ -43,8 +43,8 @@ pub struct Known {
     pub bottle: Arc<Bottle>,
 }
 
-/// Where an exchange under way hears that it may not go on, and why.
-pub type Stops = mpsc::UnboundedSender<Refusal>;
+/// Where an exchange under way hears that it may not go on, and why. Boxed: each has room for 32 of them.
+pub type Stops = mpsc::UnboundedSender<Box<Refusal>>;
 
 /// A place in the queue to the controller, held by an exchange so that its end can be told without waiting.
 pub type Slot = mpsc::OwnedPermit<ToController>;
@@ -385,7 +385,7 @@ impl Desk {
     /// Tells an exchange under way that it may not go on; false when nobody hears it.
     fn stop(&self, exchange: u64, refusal: Refusal) -> bool {
         let stops = lock(&self.stops).remove(&exchange);
-        stops.is_some_and(|stops| stops.send(refusal).is_ok())
+        stops.is_some_and(|stops| stops.send(Box::new(refusal)).is_ok())
     }
 
     /// Completes with the running counts when it is time to send them. Takes them only when it completes.

@@ -2,7 +2,7 @@
 //!
 //! HTTP/1.1 bounds itself: a request at a time. A connection of HTTP/2 is bounded here; each of its requests takes
 //! the places of a connection, since it may need an upstream of its own. Not here: bounds of frames (`framing`).
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -86,11 +86,10 @@ impl Flights {
     ///
     /// # Errors
     /// When the connection breaks.
-    pub async fn bound<C>(&self, connection: C) -> Result<(), C::Error>
+    pub async fn bound<C>(&self, mut connection: Pin<&mut C>) -> Result<(), C::Error>
     where
         C: GracefulConnection,
     {
-        let mut connection = pin!(connection);
         tokio::select! {
             ended = connection.as_mut() => return ended,
             () = self.rested(REST) => {}
@@ -169,6 +168,7 @@ impl Drop for Flight {
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
+    use std::pin::pin;
 
     use bytes::Bytes;
     use http::{Request, Response};
@@ -198,7 +198,7 @@ mod tests {
                 }
             });
             // How it ends is the client's choice.
-            drop(flights.bound(http2().serve_connection(TokioIo::new(server), service)).await);
+            drop(flights.bound(pin!(http2().serve_connection(TokioIo::new(server), service))).await);
             Instant::now()
         };
         (client, tokio::spawn(serving))

@@ -5,6 +5,7 @@
 //! the client is silent its server may speak first. Not here: how the kernel does it.
 use std::io::Cursor;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,13 +65,13 @@ async fn server_that_speaks_first(
     }
     let settings = Arc::clone(&meter.settings.borrow());
     reach::check(client, &settings, there).ok()?;
-    let server_speaks = async {
+    let server_speaks = pin!(async {
         let server = dial::connect(there, Chosen::ByClient, &settings, &client.bottle.lookups).await;
         let server =
             server.inspect_err(|error| tracing::debug!(%error, "a server may not speak first")).ok()?;
         speaks(&server).await;
         Some(server)
-    };
+    });
     let one_speaks = async {
         tokio::select! {
             biased;

@@ -20,8 +20,8 @@ const LONGEST_END: usize = 4;
 
 /// Hears whether one answer may go on.
 pub struct Stop {
-    heard: mpsc::UnboundedReceiver<Refusal>,
-    refusal: Option<Refusal>,
+    heard: mpsc::UnboundedReceiver<Box<Refusal>>,
+    refusal: Option<Box<Refusal>>,
     /// One more event can follow.
     takes_events: bool,
     /// The last bytes that passed; empty before the first.
@@ -60,7 +60,7 @@ impl Stop {
             Some(_) if !self.takes_events => Poll::Ready(None),
             Some(_) if !is_between => Poll::Pending,
             Some(refusal) => {
-                let refused = Refused::by_controller(refusal.clone(), Some(Dialect::Openai));
+                let refused = Refused::by_controller((**refusal).clone(), Some(Dialect::Openai));
                 let event = format!("event: response.failed\ndata: {}\n\n", refused.failure(None, None));
                 Poll::Ready(Some(event.into()))
             }

@@ -79,7 +79,8 @@ pub async fn splice<S>(
     S: AsyncRead + AsyncWrite,
 {
     let judge = |speech: &Speech| objection(&meter.settings.borrow(), authority, speech);
-    match while_open(&client.bottle, copy(downstream, upstream, judge)).await {
+    // boxed: most streams are not spliced, and would have room for it
+    match while_open(&client.bottle, Box::pin(copy(downstream, upstream, judge))).await {
         Some(Err(Broken::Refused(why))) => {
             let what = format!("a tunnel to {authority} was closed: {why}");
             meter.controller.notice_once(&client.bottle, &what);
@@ -150,8 +151,7 @@ async fn copy(
 }
 
 /// Works while the bottle is open, pauses while it is held, and gives up when it is closed or gone.
-pub async fn while_open<T>(bottle: &Bottle, work: impl Future<Output = T>) -> Option<T> {
-    tokio::pin!(work);
+pub async fn while_open<T>(bottle: &Bottle, mut work: impl Future<Output = T> + Unpin) -> Option<T> {
     let mut standing = bottle.watch();
     while stays_open(bottle, &mut standing).await {
         tokio::select! {

@@ -64,9 +64,10 @@ struct Kept {
     by_client: Vec<Shared>,
 }
 
-/// Connections, and as many copies of `users` as there are requests on them, and one.
+/// Connections, and as many copies of `users` as there are requests on them, and one. Bodies are boxed: each connection
+/// has a queue with room for 32 requests.
 struct Shared {
-    client: Client<Connector, Outgoing>,
+    client: Client<Connector, Box<Outgoing>>,
     users: Arc<()>,
 }
 
@@ -92,12 +93,12 @@ impl Upstreams {
         request: Request<Outgoing>,
     ) -> Result<Response<Arriving>, legacy::Error> {
         let (client, user) = self.client(chosen);
-        let answer = client.request(request).await?;
+        let answer = client.request(request.map(Box::new)).await?;
         Ok(Arriving::answer(answer, user))
     }
 
     /// The first client with room for one more, and what holds that room.
-    fn client(&self, chosen: Chosen) -> (Client<Connector, Outgoing>, Arc<()>) {
+    fn client(&self, chosen: Chosen) -> (Client<Connector, Box<Outgoing>>, Arc<()>) {
         let mut kept = lock(&self.kept);
         let kept = match chosen {
             Chosen::BySettings => &mut kept.by_settings,
@@ -115,7 +116,7 @@ impl Upstreams {
 }
 
 /// A client of either protocol with every bound set.
-fn client(connector: Connector) -> Client<Connector, Outgoing> {
+fn client(connector: Connector) -> Client<Connector, Box<Outgoing>> {
     Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())

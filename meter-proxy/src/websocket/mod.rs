@@ -15,6 +15,7 @@ mod socket;
 #[cfg(test)]
 mod testing;
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use http::request::Parts;
@@ -130,12 +131,12 @@ impl Sides {
 async fn splice(client: &Client, downstream: Side, mut upstream: Side) {
     let activity = Activity::default();
     let mut downstream = Watched { stream: downstream, activity: activity.clone() };
-    let copied = async {
+    let copied = pin!(async {
         tokio::select! {
             copied = tokio::io::copy_bidirectional(&mut downstream, &mut upstream) => copied.map(|_| ()),
             () = activity.rested(MAX_IDLE) => Err(std::io::ErrorKind::TimedOut.into()),
         }
-    };
+    });
     if let Some(Err(error)) = tunnel::while_open(&client.bottle, copied).await {
         tracing::debug!(%error, "a WebSocket broke");
     }

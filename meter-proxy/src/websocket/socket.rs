@@ -2,6 +2,7 @@
 //!
 //! However it ends — by either side, by a cut, by the gate — every response under way is settled once. Not here: the
 //! two directions (`client`, `server`).
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -104,13 +105,13 @@ impl Socket {
     /// Passes bytes both ways until it ends; upstream is closed then, what is under way settled, and the client told.
     pub async fn run(
         self,
-        stopped: mpsc::UnboundedReceiver<Refusal>,
+        stopped: mpsc::UnboundedReceiver<Box<Refusal>>,
         client: impl AsyncRead + AsyncWrite,
         upstream: impl AsyncRead + AsyncWrite,
     ) {
         let (from_client, mut to_client) = tokio::io::split(client);
         let end = {
-            let work = self.pass(stopped, from_client, &mut to_client, upstream);
+            let work = pin!(self.pass(stopped, from_client, &mut to_client, upstream));
             tunnel::while_open(&self.client.bottle, work).await
         };
         // both directions were dropped, and with them the connection to the provider
@@ -131,7 +132,7 @@ impl Socket {
 
     async fn pass(
         &self,
-        mut stopped: mpsc::UnboundedReceiver<Refusal>,
+        mut stopped: mpsc::UnboundedReceiver<Box<Refusal>>,
         from_client: impl AsyncRead + Unpin,
         to_client: &mut (impl AsyncWrite + Unpin),
         upstream: impl AsyncRead + AsyncWrite,
@@ -141,7 +142,7 @@ impl Socket {
         tokio::select! {
             end = client::run(self, from_client, to_upstream, own) => end,
             end = server::run(self, from_upstream, to_client, own_messages) => end,
-            Some(refusal) = stopped.recv() => End::Refused(self.refused(refusal.into())),
+            Some(refusal) = stopped.recv() => End::Refused(self.refused(Reason::Refusal(refusal))),
             () = self.activity.rested(MAX_IDLE) => End::Idle,
         }
     }
