@@ -204,4 +204,13 @@ mod tests {
             assert_eq!(places_within(descriptors), places, "{descriptors}");
         }
     }
+
+    /// Thousands are open at a time, each with room for the largest of what it may become.
+    #[test]
+    fn a_connection_takes_little_room() {
+        fn bytes<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
+            size_of::<F>()
+        }
+        assert!(bytes(connection) <= 6 * 1024, "{}", bytes(connection));
+    }
 }
