@@ -37,7 +37,7 @@ fn assert_stopped(client: Client, refusals: u64) {
             let charged = flow["output"].as_u64().unwrap();
             assert!(flow["total"].as_u64().unwrap() >= BUDGET, "{flow}");
             std::thread::sleep(refusals::SPAN);
-            let refused = refusals::of_host(scene, client, *way, &told);
+            let refused = refusals::of_host(scene, client, &told);
             let said = screen.line_with(&reason).unwrap_or_default();
             println!(
                 "{row} as the host: charged {charged} of {} output tokens billed, refused {refused} times, told {shown:?} \

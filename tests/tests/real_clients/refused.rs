@@ -24,14 +24,14 @@ fn assert_refused(clients: &[Client]) {
             for (way, stream) in client.rows() {
                 let bottle = used_up(scene, *client, &format!("row-{}", rows.len()));
                 let row = assert_told(scene, *client, way, stream, &bottle);
-                rows.push((*client, bottle, row));
+                rows.push((*client, way, bottle, row));
             }
         }
         std::thread::sleep(refusals::SPAN);
-        for (client, bottle, row) in &rows {
+        for (client, way, bottle, row) in &rows {
             let refused = refusals::of(scene, *client, bottle);
             println!("{row}; refused {refused} times");
-            assert_eq!(refused, client.refusals(), "{row}");
+            assert_eq!(refused, client.refusals(*way), "{row}");
         }
     });
 }
@@ -88,6 +88,14 @@ fn root_refused_agents() {
 #[test]
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_refused_sdks_and_curl() {
-    let clients = Api::ALL.map(|api| [Client::Python(api), Client::Node(api), Client::Curl(api)]);
+    let clients = Api::BY_CURL.map(|api| [Client::Python(api), Client::Node(api), Client::Curl(api)]);
     assert_refused(&clients.concat());
+}
+
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_refused_on_bedrock() {
+    let sdks = Api::OF_BEDROCK.map(|api| [Client::Python(api), Client::Node(api)]);
+    assert_refused(&sdks.concat());
+    assert_refused(&[Client::ClaudeCodeBedrock]);
 }
