@@ -9,7 +9,7 @@ use support::network::Namespace;
 use support::provider::{End, Reply, Script};
 use support::stage::mono_of;
 
-use crate::client::{Client, Reader, Way};
+use crate::client::{Api, Client, Reader, Way};
 use crate::scene::{ANSWERED, Scene};
 use crate::screen::Screen;
 
@@ -151,7 +151,15 @@ fn root_answered_gemini_cli() {
 #[test]
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_answered_from_the_start() {
-    for client in [Client::ClaudeCode, Client::Codex, Client::CodexPost, Client::CodexLogin] {
+    for client in [
+        Client::ClaudeCode,
+        Client::Codex,
+        Client::CodexPost,
+        Client::CodexLogin,
+        Client::ClaudeCodeBedrock,
+        Client::Python(Api::Converse),
+        Client::Node(Api::Converse),
+    ] {
         assert_told_from_the_start(client);
     }
 }
