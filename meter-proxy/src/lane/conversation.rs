@@ -1,8 +1,8 @@
 //! One connection: whose it is, what it speaks, one answer, the end.
 //!
-//! The client says what it speaks: HTTP of either version is answered as it is; TLS for a metered name is opened by our own
+//! The client says what it speaks: HTTP is answered as it is; TLS for a metered name is opened by our own
 //! certificate and answered inside; a CONNECT is accepted, and what comes through it is taken for a connection of
-//! its own. All else is closed. Not here: the HTTP (`request`), and whose shape an answer has (`shape`).
+//! its own. All else is closed. Not here: the HTTP (`request`, `multiplexed`), and whose shape an answer has (`shape`).
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
