@@ -99,3 +99,21 @@ fn root_refused_on_bedrock() {
     assert_refused(&sdks.concat());
     assert_refused(&[Client::ClaudeCodeBedrock]);
 }
+
+/// Bedrock has a host in each region: who comes by the gateway is told what the settings have to name.
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_refused_on_bedrock_where_no_upstream_is_named() {
+    Scene::by_its_names(large(), |scene| {
+        let bottle = scene.stage.bottle("b", &[]);
+        for client in [Client::Python(Api::Bedrock), Client::Node(Api::Bedrock), Client::Node(Api::Converse)]
+        {
+            let asks = &mut scene.ask(client, Way::Gateway, true, Reader::Person, &bottle);
+            let mut screen = Screen::of(asks);
+            screen.shown("no single host; name an upstream in the settings", ANSWERED);
+            assert_ne!(screen.ended(ANSWERED), Some(0), "{}", screen.text());
+            println!("{client:?}: {}", screen.line_with("no single host").unwrap_or_default());
+        }
+        assert!(scene.stage.provider.records().is_empty());
+    });
+}
