@@ -144,9 +144,10 @@ impl Refused {
         match (&self.reason, self.dialect) {
             (Reason::Forbidden(_), _) => StatusCode::FORBIDDEN,
             (Reason::Refusal(refusal), _) if **refusal == Refusal::Unattached => StatusCode::FORBIDDEN,
-            (Reason::Refusal(_), Some(Dialect::Anthropic)) => StatusCode::PAYMENT_REQUIRED,
-            // Google's and AWS's clients ask again after a 429
-            (Reason::Refusal(_), Some(Dialect::Gemini | Dialect::Bedrock)) => StatusCode::BAD_REQUEST,
+            // AWS's clients ask again after a 429, and Claude Code up to eight times after Bedrock's 400
+            (Reason::Refusal(_), Some(Dialect::Anthropic | Dialect::Bedrock)) => StatusCode::PAYMENT_REQUIRED,
+            // Google's clients ask again after a 429
+            (Reason::Refusal(_), Some(Dialect::Gemini)) => StatusCode::BAD_REQUEST,
             (Reason::Refusal(_), Some(_)) => StatusCode::TOO_MANY_REQUESTS,
             (Reason::Refusal(_), None) => StatusCode::FORBIDDEN,
             (Reason::Malformed(_) | Reason::BrokenOff | Reason::Unmeterable(_), _) => StatusCode::BAD_REQUEST,
@@ -320,7 +321,7 @@ mod tests {
         let (status, headers, body) = read(Refused::shaped(budget("b1"), Dialect::Bedrock)).await;
         assert_eq!(
             (status.as_u16(), &headers["x-amzn-errortype"]),
-            (400, &HeaderValue::from_static("ServiceQuotaExceededException"))
+            (402, &HeaderValue::from_static("ServiceQuotaExceededException"))
         );
         assert!(body["message"].as_str().unwrap().contains("12 of 10 claude tokens"));
     }

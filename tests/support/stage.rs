@@ -53,6 +53,19 @@ impl Stage {
         Self { daemon: Daemon::start(&settings), provider }
     }
 
+    /// The daemon reaches the provider, whose CA it trusts, at `address` by the names that clients ask for; what it asks
+    /// for names has to know them.
+    #[must_use]
+    pub fn by_its_names(script: impl Into<Script>, address: IpAddr) -> Self {
+        let provider = Provider::start(script);
+        provider.serve_tls_at(SocketAddr::new(address, 443));
+        let roots = provider.ca_file();
+        // addresses of tests and documentation are not public
+        let settings =
+            format!("tls: {{ extra_roots: \"{}\" }}\nallow_private: [\"{address}/32\"]\n", roots.display());
+        Self { daemon: Daemon::start(&settings), provider }
+    }
+
     /// Replaces the rest of the settings file; the daemon reads it at its next start or reload.
     pub fn write_settings(&self, settings: &str) {
         let upstreams = upstreams(&self.provider.http_url());

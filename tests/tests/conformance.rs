@@ -224,13 +224,13 @@ fn root_every_endpoint_framing_and_ending_is_charged_as_billed() {
 #[test]
 fn root_gemini_and_bedrock_are_refused_in_their_own_words() {
     let stage = Stage::new(replies(), "");
-    for provider in ["gemini", "bedrock"] {
+    for (provider, status) in [("gemini", 400), ("bedrock", 402)] {
         let bottle = stage.bottle(provider, &["--budget", &format!("{provider}=5")]);
         let first = stage.ask(&bottle, &["--provider", provider]);
         assert_eq!(first.one().status, 200, "{first:?}");
         let refused = stage.ask(&bottle, &["--provider", provider, "--stream"]);
         let answer = refused.one();
-        assert_eq!(answer.status, 400, "one that is not asked again: {refused:?}");
+        assert_eq!(answer.status, status, "one that is not asked again: {refused:?}");
         assert!(answer.error.as_ref().unwrap().contains(&format!("of 5 {provider} tokens")), "{refused:?}");
         assert_eq!(answer.header("x-amzn-errortype").is_some(), provider == "bedrock");
     }

@@ -24,17 +24,19 @@ const TOOLS: [Tool; 6] = [
     ("script", "bsdutils"),
 ];
 /// Of npm's registry, by exact version: a plain install takes what suits the Node at hand, which may be years old.
-const NODE_PACKAGES: [(&str, &str); 6] = [
+const NODE_PACKAGES: [(&str, &str); 8] = [
     ("@anthropic-ai/claude-code", "2.1.330"),
     ("@openai/codex", "0.169.0"),
     ("@anthropic-ai/sdk", "1.12.0"),
     ("openai", "7.57.0"),
     ("@google/gemini-cli", "0.61.0"),
     ("@google/genai", "3.1.0"),
+    ("@anthropic-ai/bedrock-sdk", "1.1.3"),
+    ("@aws-sdk/client-bedrock-runtime", "3.1164.0"),
 ];
 /// Of PyPI.
-const PYTHON_PACKAGES: [(&str, &str); 3] =
-    [("anthropic", "2.12.0"), ("openai", "3.54.0"), ("google-genai", "3.4.0")];
+const PYTHON_PACKAGES: [(&str, &str); 4] =
+    [("anthropic", "2.12.0"), ("openai", "3.54.0"), ("google-genai", "3.4.0"), ("boto3", "1.44.5")];
 /// The tests end within this time after the build, or are killed.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 

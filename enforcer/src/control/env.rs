@@ -29,14 +29,18 @@ pub fn variables(listen: SocketAddr, ca_cert: &Path, ca_bundle: &Path) -> Vec<(S
         ("SSL_CERT_FILE", bundle.clone()),
         ("CODEX_CA_CERTIFICATE", bundle.clone()),
         ("REQUESTS_CA_BUNDLE", bundle.clone()),
-        ("CURL_CA_BUNDLE", bundle),
+        ("CURL_CA_BUNDLE", bundle.clone()),
+        // before what AWS's own configuration names; boto3 reads REQUESTS_CA_BUNDLE after that
+        ("AWS_CA_BUNDLE", bundle),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .to_vec()
 }
 
-/// What clients read from a file of their own and from no variable, and a variable that is not for everyone:
-/// gemini-cli takes Gemini's for another kind of login, and ends at its start where its settings name none.
+/// What clients read from a file of their own and from no variable, and variables that are not for everyone:
+/// gemini-cli takes Gemini's for another kind of login, and ends at its start where its settings name none. Bedrock's
+/// are for API keys: a signature is for the host that was asked, which at the gateway is not the provider's, and boto3
+/// sends a key by TLS alone.
 #[must_use]
 pub fn config_lines(listen: SocketAddr) -> Vec<ConfigLine> {
     let line = |client: &str, when: &str, file: &str, line: String| ConfigLine {
@@ -57,6 +61,20 @@ pub fn config_lines(listen: SocketAddr) -> Vec<ConfigLine> {
             "may come by the gateway; gemini-cli too, if security.auth.selectedType is set in its settings",
             "its environment",
             format!("GOOGLE_GEMINI_BASE_URL=http://{listen}/gemini"),
+        ),
+        line(
+            "@aws-sdk",
+            "ignores HTTPS_PROXY and comes by the redirect; with an API key of Bedrock's it may come by the gateway, if \
+             the settings name an upstream of bedrock",
+            "its environment",
+            format!("AWS_ENDPOINT_URL_BEDROCK_RUNTIME=http://{listen}/bedrock"),
+        ),
+        line(
+            "AnthropicBedrock",
+            "(and Claude Code that asks Bedrock) comes by HTTPS_PROXY or the redirect; with an API key of Bedrock's it \
+             may come by the gateway, if the settings name an upstream of bedrock",
+            "its environment",
+            format!("ANTHROPIC_BEDROCK_BASE_URL=http://{listen}/bedrock"),
         ),
     ]
 }
@@ -153,6 +171,20 @@ mod tests {
         assert_eq!(find(of("10.0.0.1:2"), "https_proxy"), "http://10.0.0.1:2");
         assert_eq!(find(of("10.0.0.1:2"), "NODE_EXTRA_CA_CERTS"), "/c");
         assert_eq!(find(of("10.0.0.1:2"), "SSL_CERT_FILE"), "/b");
+        assert_eq!(find(of("10.0.0.1:2"), "AWS_CA_BUNDLE"), "/b");
+    }
+
+    #[test]
+    fn no_client_that_signs_is_sent_to_the_gateway() {
+        let printed = variables("[::1]:1".parse().unwrap(), Path::new("/c"), Path::new("/b"));
+        for shell in [Shell::Sh, Shell::Fish, Shell::Dotenv] {
+            let lines = render(&printed, shell).unwrap();
+            assert!(lines.contains("AWS_CA_BUNDLE") && !lines.contains("/bedrock"), "{lines}");
+        }
+        let comments = render_config(&config_lines("[::1]:1".parse().unwrap()));
+        for variable in ["AWS_ENDPOINT_URL_BEDROCK_RUNTIME", "ANTHROPIC_BEDROCK_BASE_URL"] {
+            assert!(comments.contains(&format!("\n#   {variable}=http://[::1]:1/bedrock\n")), "{comments}");
+        }
     }
 
     #[test]

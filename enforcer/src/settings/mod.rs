@@ -253,7 +253,21 @@ impl Default for Settings {
 /// no label of their own, so each has to be named.
 const GEMINI_HOSTS: [&str; 3] =
     ["generativelanguage.googleapis.com", "aiplatform.googleapis.com", "cloudcode-pa.googleapis.com"];
-const BEDROCK_HOSTS: [&str; 2] = ["bedrock-runtime.*.amazonaws.com", "bedrock-runtime-fips.*.amazonaws.com"];
+/// Bedrock's runtime as AWS's SDKs name it, in each public partition: by IPv4, by either protocol, and with FIPS.
+const BEDROCK_HOSTS: [&str; 12] = [
+    "bedrock-runtime.*.amazonaws.com",
+    "bedrock-runtime-fips.*.amazonaws.com",
+    "bedrock-runtime.*.api.aws",
+    "bedrock-runtime-fips.*.api.aws",
+    "bedrock-runtime.*.amazonaws.eu",
+    "bedrock-runtime-fips.*.amazonaws.eu",
+    "bedrock-runtime.*.api.amazonwebservices.eu",
+    "bedrock-runtime-fips.*.api.amazonwebservices.eu",
+    "bedrock-runtime.*.amazonaws.com.cn",
+    "bedrock-runtime-fips.*.amazonaws.com.cn",
+    "bedrock-runtime.*.api.amazonwebservices.com.cn",
+    "bedrock-runtime-fips.*.api.amazonwebservices.com.cn",
+];
 
 fn built_in_providers() -> Vec<Provider> {
     let provider = |name: &str, dialect, hosts: &[&str]| Provider {

@@ -2,7 +2,7 @@
 //!
 //! The client says what it speaks: HTTP is answered as it is; TLS for a metered name is opened by our own
 //! certificate and answered inside; a CONNECT is accepted, and what comes through it is taken for a connection of
-//! its own. All else is closed. Not here: the HTTP (`request`), and whose shape an answer has (`shape`).
+//! its own. All else is closed. Not here: the HTTP (`request`, `multiplexed`), and whose shape an answer has (`shape`).
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,12 +19,13 @@ use tokio::time::timeout;
 
 use super::guests::Guest;
 use super::rewound::Rewound;
-use super::{Lane, request, shape};
+use super::{Lane, multiplexed, request, shape};
 use crate::certs::CertError;
+use crate::framing::Protocol;
 use crate::handshake::handshake;
 use crate::hello::{self, ACCESS_DENIED, Speech};
 use crate::hosts::Host;
-use crate::protocol::{Dialect, LaneAnswer};
+use crate::protocol::{Dialect, LaneAnswer, Refusal};
 use crate::refuse::Refused;
 use crate::sockets::Taken;
 
@@ -97,7 +98,8 @@ async fn speak(lane: &Lane, guest: &Guest, stream: TcpStream) -> io::Result<Opti
         match opening.speech {
             Speech::Http => {
                 let providers = lane.providers();
-                let tell = |request: &Parts| told(guest, shape::of_request(&providers, request));
+                let tell =
+                    |request: &Parts| told(&guest.answer.refusal, shape::of_request(&providers, request));
                 let spoken = request::answer(stream, through.is_none(), tell).await?;
                 stream = spoken.stream;
                 stream.put_back(&spoken.unread);
@@ -107,6 +109,12 @@ async fn speak(lane: &Lane, guest: &Guest, stream: TcpStream) -> io::Result<Opti
                 }
             }
             Speech::Tls { name, .. } => return speak_tls(lane, guest, name.or(through), stream).await,
+            Speech::Other if multiplexed::begins(&opening.bytes) => {
+                let (refusal, providers) = (guest.answer.refusal.clone(), lane.providers());
+                let tell = move |request: &Parts| told(&refusal, shape::of_request(&providers, request));
+                multiplexed::answer(&mut stream, tell).await?;
+                return Ok(Some(stream.into_inner()));
+            }
             Speech::BrokenTls | Speech::Other => return Ok(None),
         }
     }
@@ -126,10 +134,21 @@ async fn speak_tls(
         return end(stream).await.map(|_| None);
     };
     let tls = certificate(lane, &name).await.map_err(io::Error::other)?;
-    let stream = handshake(stream, tls).await.map_err(io::Error::other)?;
-    let mut spoken = request::answer(stream, false, |_: &Parts| told(guest, Some(dialect))).await?;
-    spoken.stream.shutdown().await?;
-    Ok(Some(spoken.stream.into_inner().0.into_inner()))
+    let mut stream = handshake(stream, tls).await.map_err(io::Error::other)?;
+    let refusal = guest.answer.refusal.clone();
+    let tell = move |_: &Parts| told(&refusal, Some(dialect));
+    let stream = match Protocol::by_alpn(stream.get_ref().1.alpn_protocol()) {
+        Protocol::Http1 => {
+            let mut spoken = request::answer(stream, false, tell).await?;
+            spoken.stream.shutdown().await?;
+            spoken.stream
+        }
+        Protocol::Http2 => {
+            multiplexed::answer(&mut stream, tell).await?;
+            stream
+        }
+    };
+    Ok(Some(stream.into_inner().0.into_inner()))
 }
 
 /// TLS as a metered host.
@@ -144,8 +163,8 @@ async fn certificate(lane: &Lane, host: &str) -> Result<Arc<ServerConfig>, CertE
 }
 
 /// What a client is told.
-fn told(guest: &Guest, dialect: Option<Dialect>) -> Response<Full<Bytes>> {
-    Refused::by_controller(guest.answer.refusal.clone(), dialect).response()
+fn told(refusal: &Refusal, dialect: Option<Dialect>) -> Response<Full<Bytes>> {
+    Refused::by_controller(refusal.clone(), dialect).response()
 }
 
 /// Says that no more follows.

@@ -8,6 +8,7 @@ mod conversation;
 pub(crate) mod dns;
 mod guests;
 mod listening;
+mod multiplexed;
 mod queries;
 mod request;
 mod rewound;
@@ -24,7 +25,7 @@ use self::guests::Guests;
 use self::listening::Listening;
 use self::seccomp::SeccompError;
 use crate::certs::Certs;
-use crate::framing::ALPN_HTTP1;
+use crate::framing::{ALPN_HTTP1, ALPN_HTTP2};
 use crate::link::{ControllerError, Socket};
 use crate::lock::lock;
 use crate::protocol::ProtocolError;
@@ -100,7 +101,8 @@ pub async fn run(socket: OwnedFd) -> Result<Infallible, LaneError> {
         silence: Warning::default(),
         unsigned: Warning::default(),
         providers: Mutex::new(Arc::new(providers)),
-        certs: Certs::offering(&[ALPN_HTTP1]),
+        // one request is all that a connection is for: HTTP/2 is for who speaks nothing else
+        certs: Certs::offering(&[ALPN_HTTP1, ALPN_HTTP2]),
         guests: Guests::default(),
     });
     for (id, sockets) in sockets {

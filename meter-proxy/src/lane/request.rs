@@ -59,10 +59,7 @@ where
             connect.get_or_init(|| authority);
             return Ok::<_, Infallible>(refuse::tunnel_open());
         }
-        // Who waits to be asked for the body has not sent it, and need not.
-        if !head.headers.contains_key(EXPECT) {
-            read_away(body).await;
-        }
+        read_away(&head, body).await;
         let mut answer = tell(&head);
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         Ok(answer)
@@ -80,8 +77,12 @@ fn connect_target(request: &Parts) -> Option<Authority> {
     Authority::parse(named.as_str(), None).ok()
 }
 
-/// Reads a body until it ends, or for as long and as far as is bounded.
-async fn read_away(mut body: Incoming) {
+/// Reads a body until it ends, or for as long and as far as is bounded. Who waits to be asked for it has not sent it,
+/// and need not.
+pub async fn read_away(head: &Parts, mut body: Incoming) {
+    if head.headers.contains_key(EXPECT) {
+        return;
+    }
     let mut left = MAX_BODY_BYTES;
     let until_its_end = async {
         while let Some(Ok(frame)) = body.frame().await {

@@ -36,8 +36,16 @@ fn root_redirected_tls_is_answered_by_the_name_it_asks_for() {
 }
 
 #[test]
-fn root_http_2_is_not_offered() {
+fn root_http_2_is_for_who_offers_nothing_else() {
     let rig = Rig::start();
+    let mut tls = (*client_tls(vec![rig.root()])).clone();
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    let mut stream = rig.secure_by(tls.into(), rig.connect(), "api.openai.com");
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    let mut settings = [0; 9];
+    stream.read_exact(&mut settings).unwrap();
+    assert_eq!((settings[3], stream.conn.alpn_protocol()), (4, Some(&b"h2"[..])), "it sends its settings");
+
     let mut stream = rig.secure_by(prefers_http2(&rig), rig.connect(), "api.openai.com");
     stream.write_all(ASK).unwrap();
     assert_eq!(Answer::read(&mut stream).unwrap().status(), 429);

@@ -3,7 +3,7 @@ use std::io::{Read, Write};
 
 use meter_proxy::protocol::Refusal;
 
-use crate::rig::{Answer, Rig, budget, post, rest_of};
+use crate::rig::{Answer, Rig, budget, curl, post, rest_of};
 
 /// What the agent's user reads of the budget that the rig tells of.
 const WORDS: &str = "Enforcer: bottle b1 has used 100417 of 100000 claude tokens (budget of scope agent, owner \
@@ -173,9 +173,20 @@ fn root_who_is_of_no_cut_bottle_hears_nothing() {
 }
 
 #[test]
+fn root_who_speaks_http2_alone_is_answered_by_it() {
+    let rig = Rig::start();
+    let common = ["--http2-prior-knowledge", "--data", "{}", "--write-out", " %{http_version} %{http_code}"];
+    for (path, expected) in [("claude/v1/messages", anthropic()), ("codex/v1/responses", openai())] {
+        let url = format!("http://{}/{path}", rig.address);
+        let Some(printed) = curl(rig.root_pem(), &[&common[..], &[url.as_str()]].concat()) else { return };
+        assert_eq!(printed, format!("{} 2 {}", expected.1, expected.0));
+    }
+}
+
+#[test]
 fn root_what_is_no_request_is_not_taken_for_one() {
     let rig = Rig::start();
-    for words in ["SSH-2.0-OpenSSH_9.9\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\0\0\0"] {
+    for words in ["SSH-2.0-OpenSSH_9.9\r\n", "PRI * HTTP/1.1\r\n\r\n", "\0\0\0"] {
         assert_eq!(rig.said_to(words), "", "{words:?}");
     }
     let malformed = rig.said_to("GET / HTTP/1.1\r\nno header\r\n\r\n");

@@ -56,6 +56,8 @@ pub struct Addresses {
 pub struct Provider {
     addresses: Addresses,
     book: Arc<Book>,
+    server: Arc<server::Server>,
+    acceptor: tokio_rustls::TlsAcceptor,
     ca_dir: TempDir,
     runtime: Option<tokio::runtime::Runtime>,
 }
@@ -94,7 +96,14 @@ impl Provider {
             https_v6: open(Ipv6Addr::LOCALHOST.into(), Some(&acceptor)),
         };
         drop(entered);
-        Self { addresses, book, ca_dir, runtime: Some(runtime) }
+        Self { addresses, book, server, acceptor, ca_dir, runtime: Some(runtime) }
+    }
+
+    /// Serves TLS at this address, too. Panics when it is taken.
+    pub fn serve_tls_at(&self, address: SocketAddr) {
+        let listener = TcpListener::bind(address).expect("an address of the test's own");
+        let _entered = self.runtime.as_ref().expect("a provider that runs").enter();
+        self.server.serve(listener, Some(self.acceptor.clone()));
     }
 
     /// Where it listens.

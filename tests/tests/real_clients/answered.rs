@@ -9,7 +9,7 @@ use support::network::Namespace;
 use support::provider::{End, Reply, Script};
 use support::stage::mono_of;
 
-use crate::client::{Client, Reader, Way};
+use crate::client::{Api, Client, Reader, Way};
 use crate::scene::{ANSWERED, Scene};
 use crate::screen::Screen;
 
@@ -18,7 +18,13 @@ const TOLD: Duration = Duration::from_secs(10);
 
 /// A stream that goes on for longer than any test.
 pub fn endless() -> Script {
-    Script::from(Reply::paced(20_000, 8, Duration::from_millis(2))).compressing_messages()
+    streamed(Reply::paced(20_000, 8, Duration::from_millis(2))).compressing_messages()
+}
+
+/// Streams are answered so; whole answers cost next to nothing: who asks for one looks whether there is such a model.
+pub fn streamed(reply: Reply) -> Script {
+    let short = Reply { input: 1, deltas: 1, tokens_per_delta: 1, ..Reply::default() };
+    Script::by(move |asked| if asked.stream { reply.clone() } else { short.clone() })
 }
 
 /// Cuts a client in its stream on each way, and holds it to one further request and to saying why.
@@ -47,7 +53,8 @@ fn assert_told_by(scene: &Scene, client: Client, way: Way) {
     let code = screen.ended(ANSWERED);
 
     let asked = scene.stage.provider.billing_records();
-    let [record] = &asked[..] else { panic!("{client:?} by {way:?} asked again: {asked:#?}") };
+    assert_eq!(asked.len(), client.checks() + 1, "{client:?} by {way:?} asked again: {asked:#?}");
+    let record = asked.last().unwrap();
     assert_eq!((record.end, record.status), (Some(End::ClientGone), client.status()), "{record:#?}");
     assert_eq!(record.deflated, client.status() == 101, "{record:#?}");
     assert_eq!(scene.dns.asked(), heard, "{client:?} by {way:?}: a resolver heard of it");
@@ -107,6 +114,12 @@ fn root_answered_claude_code() {
 
 #[test]
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_answered_claude_code_on_bedrock() {
+    assert_told(Client::ClaudeCodeBedrock);
+}
+
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_answered_codex() {
     assert_told(Client::Codex);
 }
@@ -138,7 +151,15 @@ fn root_answered_gemini_cli() {
 #[test]
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_answered_from_the_start() {
-    for client in [Client::ClaudeCode, Client::Codex, Client::CodexPost, Client::CodexLogin] {
+    for client in [
+        Client::ClaudeCode,
+        Client::Codex,
+        Client::CodexPost,
+        Client::CodexLogin,
+        Client::ClaudeCodeBedrock,
+        Client::Python(Api::Converse),
+        Client::Node(Api::Converse),
+    ] {
         assert_told_from_the_start(client);
     }
 }

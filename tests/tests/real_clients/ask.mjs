@@ -34,4 +34,33 @@ async function generate() {
   for await (const chunk of await models.generateContentStream(question)) say(chunk.text);
 }
 
-await { anthropic, chat, responses, generate }[sdk]();
+async function bedrock() {
+  const { default: AnthropicBedrock } = await import("@anthropic-ai/bedrock-sdk");
+  const question = { model: "anthropic.claude-mock-v1:0", max_tokens: 64, messages, stream };
+  const answer = await new AnthropicBedrock().messages.create(question);
+  if (!stream) return say(answer.content[0].text);
+  for await (const event of answer) if (event.type === "content_block_delta") say(event.delta.text);
+}
+
+async function invoke() {
+  const sdk = await import("@aws-sdk/client-bedrock-runtime");
+  const client = new sdk.BedrockRuntimeClient();
+  const body = JSON.stringify({ anthropic_version: "bedrock-2023-05-31", max_tokens: 64, messages });
+  const question = { modelId: "anthropic.claude-mock-v1:0", body };
+  const read = (bytes) => JSON.parse(new TextDecoder().decode(bytes));
+  if (!stream) return say(read((await client.send(new sdk.InvokeModelCommand(question))).body).content[0].text);
+  const answer = await client.send(new sdk.InvokeModelWithResponseStreamCommand(question));
+  for await (const { chunk } of answer.body) say(read(chunk.bytes).delta?.text);
+}
+
+async function converse() {
+  const sdk = await import("@aws-sdk/client-bedrock-runtime");
+  const client = new sdk.BedrockRuntimeClient();
+  const said = [{ role: "user", content: [{ text: "Hello" }] }];
+  const question = { modelId: "anthropic.claude-mock-v1:0", messages: said };
+  if (!stream) return say((await client.send(new sdk.ConverseCommand(question))).output.message.content[0].text);
+  const answer = await client.send(new sdk.ConverseStreamCommand(question));
+  for await (const event of answer.stream) say(event.contentBlockDelta?.delta.text);
+}
+
+await { anthropic, chat, responses, generate, bedrock, invoke, converse }[sdk]();

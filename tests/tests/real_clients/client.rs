@@ -7,21 +7,10 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::{home, installed};
+use crate::{home, installed, keys};
 
 /// Whatever is asked.
 const QUESTION: &str = "Say hello";
-/// A key that Anthropic does not take.
-pub const ANTHROPIC_KEY: &str = "sk-ant-visibly-fake";
-/// One that OpenAI does not.
-pub const OPENAI_KEY: &str = "sk-visibly-fake";
-/// Keys that no provider takes.
-const KEYS: [(&str, &str); 4] = [
-    ("ANTHROPIC_API_KEY", ANTHROPIC_KEY),
-    ("GEMINI_API_KEY", "visibly-fake"),
-    ("OPENAI_API_KEY", OPENAI_KEY),
-    ("CODEX_API_KEY", OPENAI_KEY),
-];
 /// What an SDK or curl is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Api {
@@ -30,10 +19,19 @@ pub enum Api {
     Responses,
     /// Gemini's `generateContent` and `streamGenerateContent`.
     Generate,
+    /// Messages by Bedrock's `invoke`, of Anthropic's SDKs.
+    Bedrock,
+    /// Bedrock's `invoke`, of AWS's SDKs.
+    Invoke,
+    /// Bedrock's Converse, of AWS's SDKs.
+    Converse,
 }
 
 impl Api {
-    pub const ALL: [Self; 4] = [Self::Messages, Self::Chat, Self::Responses, Self::Generate];
+    /// Those that take a key in a header, as curl sends it, and answer in text.
+    pub const BY_CURL: [Self; 4] = [Self::Messages, Self::Chat, Self::Responses, Self::Generate];
+    /// Those of Bedrock.
+    pub const OF_BEDROCK: [Self; 3] = [Self::Bedrock, Self::Invoke, Self::Converse];
 
     fn word(self) -> &'static str {
         match self {
@@ -41,6 +39,9 @@ impl Api {
             Self::Chat => "chat",
             Self::Responses => "responses",
             Self::Generate => "generate",
+            Self::Bedrock => "bedrock",
+            Self::Invoke => "invoke",
+            Self::Converse => "converse",
         }
     }
 }
@@ -49,6 +50,8 @@ impl Api {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
     ClaudeCode,
+    /// Told to ask Bedrock.
+    ClaudeCodeBedrock,
     /// With an API key, over WebSocket.
     Codex,
     /// With an API key and a provider of its configuration's, to which it sends POSTs.
@@ -88,12 +91,14 @@ impl Client {
     pub fn provider(self) -> &'static str {
         match self {
             Self::ClaudeCode => "claude",
+            Self::ClaudeCodeBedrock => "bedrock",
             Self::Codex | Self::CodexPost | Self::CodexLogin | Self::CodexLoginPost => "codex",
             Self::GeminiCli => "gemini",
             Self::Python(api) | Self::Node(api) | Self::Curl(api) => match api {
                 Api::Messages => "claude",
                 Api::Chat | Api::Responses => "codex",
                 Api::Generate => "gemini",
+                Api::Bedrock | Api::Invoke | Api::Converse => "bedrock",
             },
         }
     }
@@ -116,6 +121,8 @@ impl Client {
         match self {
             // its gateway would be another than that of an API key, and no line for it is printed
             Self::CodexLogin | Self::CodexLoginPost => &[Way::Connect, Way::Redirect],
+            // a key goes out by TLS alone, and what is signed is for the provider's own name
+            Self::Python(Api::Invoke | Api::Converse) => &[Way::Connect, Way::Redirect],
             // no proxy of the environment's is used
             Self::Node(_) => &[Way::Gateway, Way::Redirect],
             _ => &[Way::Gateway, Way::Connect, Way::Redirect],
@@ -131,9 +138,11 @@ impl Client {
                 "codex" => &["OPENAI_BASE_URL"],
                 _ => &[],
             },
-            (Way::Connect, Self::ClaudeCode | Self::GeminiCli | Self::Node(_)) => {
+            (Way::Connect, Self::ClaudeCode | Self::ClaudeCodeBedrock | Self::GeminiCli | Self::Node(_)) => {
                 &["HTTPS_PROXY", "NODE_EXTRA_CA_CERTS"]
             }
+            (Way::Connect, Self::Python(Api::Invoke | Api::Converse)) => &["HTTPS_PROXY", "AWS_CA_BUNDLE"],
+            (Way::Redirect, Self::Python(Api::Invoke | Api::Converse)) => &["REQUESTS_CA_BUNDLE"],
             (Way::Connect, Self::Python(_)) => &["HTTPS_PROXY", "SSL_CERT_FILE"],
             (Way::Connect, Self::Curl(_)) => &["HTTPS_PROXY", "CURL_CA_BUNDLE"],
             (Way::Connect, _) => &["HTTPS_PROXY", "CODEX_CA_CERTIFICATE"],
@@ -143,14 +152,32 @@ impl Client {
     }
 
     /// How often the gate says no to it that says no to everything: Codex opens its socket before it is asked anything,
-    /// and again for the question.
-    pub fn refusals(self) -> u64 {
-        if self.status() == 101 { 2 } else { 1 }
+    /// and again for the question; Claude Code looks at its first start for a model of Bedrock's that it may use, among
+    /// 15 of them, for whose list it asks at the gateway too.
+    pub fn refusals(self, way: Way) -> u64 {
+        match (self, way) {
+            (Self::ClaudeCodeBedrock, Way::Gateway) => 17,
+            (Self::ClaudeCodeBedrock, _) => 16,
+            _ if self.status() == 101 => 2,
+            _ => 1,
+        }
+    }
+
+    /// Answers of one token that it asks for at its first start, to see which models it may use.
+    pub fn checks(self) -> usize {
+        if self == Self::ClaudeCodeBedrock { 3 } else { 0 }
     }
 
     /// The name under which lines are printed for it that are not for every client.
     pub fn addressed_as(self) -> &'static str {
-        if self.provider() == "gemini" { "google-genai" } else { "codex" }
+        match (self.provider(), self) {
+            ("gemini", _) => "google-genai",
+            (_, Self::ClaudeCodeBedrock | Self::Python(Api::Bedrock) | Self::Node(Api::Bedrock)) => {
+                "AnthropicBedrock"
+            }
+            ("bedrock", _) => "@aws-sdk",
+            _ => "codex",
+        }
     }
 
     /// The status with which its provider agrees to answer: over WebSocket it is that of the handshake.
@@ -169,7 +196,7 @@ impl Client {
     }
 
     /// Asks it one question in a home of its own. Its environment is that of nobody, with keys.
-    pub fn ask(self, home: &Path, stream: bool, reader: Reader) -> Command {
+    pub fn ask(self, home: &Path, way: Way, stream: bool, reader: Reader) -> Command {
         let words = self.words(stream, reader);
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).current_dir(home).env_clear().env("HOME", home).env("TERM", "dumb");
@@ -181,6 +208,9 @@ impl Client {
         match self {
             // what it asks its makers besides would be answered by nobody
             Self::ClaudeCode => command.env("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"),
+            Self::ClaudeCodeBedrock => command
+                .env("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1")
+                .env("CLAUDE_CODE_USE_BEDROCK", "1"),
             // node looks for the SDKs where it runs
             Self::Node(_) => command.current_dir(installed::directory().join("node")),
             Self::CodexPost | Self::CodexLoginPost if reader == Reader::Program => {
@@ -195,7 +225,7 @@ impl Client {
             home::log_in(home);
             return command;
         }
-        command.envs(KEYS);
+        command.envs(keys::of(self, way));
         command
     }
 
@@ -203,7 +233,9 @@ impl Client {
     fn words(self, stream: bool, reader: Reader) -> Vec<OsString> {
         let mode = if stream { "stream" } else { "whole" };
         let (program, arguments): (PathBuf, Vec<&str>) = match self {
-            Self::ClaudeCode => (installed::node_program("claude"), claude_words(reader)),
+            Self::ClaudeCode | Self::ClaudeCodeBedrock => {
+                (installed::node_program("claude"), claude_words(reader))
+            }
             Self::GeminiCli => {
                 let format = if reader == Reader::Person { "text" } else { "json" };
                 let words = vec!["-p", QUESTION, "-o", format, "-m", "gemini-2.5-flash", "--skip-trust"];
@@ -225,7 +257,7 @@ impl Client {
     /// The answer's text in what was printed for programs. Panics when there is none.
     pub fn answer(self, stdout: &str) -> String {
         match self {
-            Self::ClaudeCode => {
+            Self::ClaudeCode | Self::ClaudeCodeBedrock => {
                 let result: Value = serde_json::from_str(stdout).unwrap_or_else(|_| panic!("{stdout}"));
                 result["result"].as_str().unwrap_or_else(|| panic!("{stdout}")).to_owned()
             }

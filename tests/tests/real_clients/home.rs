@@ -7,7 +7,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use serde_json::json;
 
-use crate::client::{ANTHROPIC_KEY, Client, OPENAI_KEY, Way};
+use crate::client::{Client, Way};
+use crate::keys;
 
 /// A provider that is asked by POST, up to where it is.
 const POSTS: &str = "model_provider = \"posts\"\n[model_providers.posts]\nname = \"Posts\"\n\
@@ -44,14 +45,14 @@ pub fn know(agent: Client, home: &Path) {
         let trusted = json!({"hasTrustDialogAccepted": true, "hasCompletedProjectOnboarding": true});
         let known = json!({
             "hasCompletedOnboarding": true, "theme": "dark",
-            "customApiKeyResponses": {"approved": [ANTHROPIC_KEY], "rejected": []},
+            "customApiKeyResponses": {"approved": [keys::ANTHROPIC], "rejected": []},
             "projects": {home.display().to_string(): trusted},
         });
         fs::write(home.join(".claude.json"), known.to_string()).unwrap();
     } else {
         let codex = home.join(".codex");
         fs::create_dir_all(&codex).unwrap();
-        let login = json!({"OPENAI_API_KEY": OPENAI_KEY});
+        let login = json!({"OPENAI_API_KEY": keys::OPENAI});
         fs::write(codex.join("auth.json"), login.to_string()).unwrap();
         let mut config = File::options().create(true).append(true).open(codex.join("config.toml")).unwrap();
         writeln!(config, "\n[projects.\"{}\"]\ntrust_level = \"trusted\"", home.display()).unwrap();

@@ -6,13 +6,14 @@ use support::network::Namespace;
 use support::provider::{Billed, End, Reply};
 use support::stage::Bottle;
 
+use crate::answered::streamed;
 use crate::client::{Client, Reader, Way};
 use crate::refusals;
 use crate::scene::{ANSWERED, Scene};
 use crate::screen::Screen;
 
 /// Answers of the loop that are within the budget or cross it.
-const ANSWERS: u64 = 4;
+const ANSWERS: usize = 4;
 /// In tokens: less than [`ANSWERS`] answers take, and more than one less does.
 const BUDGET: u64 = 1_200;
 
@@ -27,7 +28,7 @@ fn again() -> Reply {
 /// In a bottle, which is cut: what is asked after that, the refusal lane answers.
 fn assert_cut(client: Client) {
     for way in client.ways() {
-        Scene::with(again(), WHOLE_ANSWERS, |scene| {
+        Scene::with(streamed(again()), WHOLE_ANSWERS, |scene| {
             let budget = format!("{}={BUDGET}", client.provider());
             let bottle = scene.stage.bottle("agent", &["--budget", &budget]);
             let screen = Screen::of(&mut scene.ask(client, *way, true, Reader::Person, &bottle));
@@ -41,7 +42,7 @@ fn assert_cut(client: Client) {
 fn assert_refused(client: Client) {
     let provider = client.provider();
     let settings = format!("{WHOLE_ANSWERS}unattached: meter\nbudget: {{ {provider}: {BUDGET} }}\n");
-    Scene::with(again(), &settings, |scene| {
+    Scene::with(streamed(again()), &settings, |scene| {
         let told = scene.stage.bottle("told", &[]);
         let wire = Capture::of(&Namespace::current());
         let screen = Screen::of(&mut scene.told(client, Way::Gateway, true, Reader::Person, &told));
@@ -55,7 +56,7 @@ fn assert_refused(client: Client) {
 
 fn assert_one_refusal(scene: &Scene, client: Client, told: &Bottle) {
     std::thread::sleep(refusals::SPAN);
-    let refused = refusals::of_host(scene, client, Way::Gateway, told);
+    let refused = refusals::of_host(scene, client, told);
     println!("{client:?} as the host: refused {refused} times");
     assert_eq!(refused, 1);
 }
@@ -66,7 +67,7 @@ fn assert_last(scene: &Scene, client: Client, way: Way, bottle: &str, mut screen
     let code = screen.ended(ANSWERED);
     assert!(screen.text().contains(&format!("bottle {bottle} has used ")), "{}", screen.text());
     let asked = scene.stage.provider.billing_records();
-    assert_eq!(asked.len(), usize::try_from(ANSWERS).unwrap(), "{client:?} by {way:?}: {}", screen.text());
+    assert_eq!(asked.len(), client.checks() + ANSWERS, "{client:?} by {way:?}: {}", screen.text());
     assert!(asked.iter().all(|record| record.end == Some(End::Completed)), "{asked:#?}");
     let flows = scene.stage.flows(bottle);
     let billed = asked.iter().fold(Billed::default(), |all, record| all.plus(record.billed));
@@ -91,6 +92,13 @@ fn connections(scene: &Scene, wire: &Capture) -> usize {
 fn root_looping_claude_code() {
     assert_cut(Client::ClaudeCode);
     assert_refused(Client::ClaudeCode);
+}
+
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_looping_claude_code_on_bedrock() {
+    assert_cut(Client::ClaudeCodeBedrock);
+    assert_refused(Client::ClaudeCodeBedrock);
 }
 
 #[test]

@@ -18,7 +18,7 @@ const NO_USAGE: &str = ",\"usage\":null";
 /// An answer whose bill has something of every class that this client's provider tells.
 pub fn priced(client: Client) -> Reply {
     let (cache_write, reasoning) = match client.provider() {
-        "claude" => (7, 0),
+        "claude" | "bedrock" => (7, 0),
         "gemini" => (0, 16),
         _ => (7, 16),
     };
@@ -96,24 +96,38 @@ pub fn assert_billed(scene: &Scene, bottle: &Bottle, asked: &[Record], row: &str
 #[test]
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_metered_protocols() {
-    for client in
-        [Client::ClaudeCode, Client::GeminiCli, Client::Python(Api::Messages), Client::Node(Api::Messages)]
-    {
+    let clients = [
+        (Client::ClaudeCode, "HTTP/1.1"),
+        (Client::GeminiCli, "HTTP/1.1"),
+        (Client::Python(Api::Messages), "HTTP/1.1"),
+        (Client::Node(Api::Messages), "HTTP/1.1"),
+        (Client::ClaudeCodeBedrock, "HTTP/1.1"),
+        (Client::Python(Api::Bedrock), "HTTP/1.1"),
+        (Client::Python(Api::Converse), "HTTP/1.1"),
+        (Client::Node(Api::Bedrock), "HTTP/1.1"),
+        (Client::Node(Api::Converse), "HTTP/2"),
+    ];
+    for (client, chosen) in clients {
         Scene::with(priced(client), "", |scene| {
             let provider = &scene.stage.provider;
             let bottle = scene.stage.bottle("nobody", &[]);
             let mut command = scene.bare(client, Way::Gateway, true, Reader::Program, &bottle);
-            for variable in ["ANTHROPIC_BASE_URL", "GOOGLE_GEMINI_BASE_URL"] {
+            for variable in [
+                "ANTHROPIC_BASE_URL",
+                "GOOGLE_GEMINI_BASE_URL",
+                "ANTHROPIC_BEDROCK_BASE_URL",
+                "AWS_ENDPOINT_URL_BEDROCK_RUNTIME",
+            ] {
                 command.env(variable, provider.https_url());
             }
-            for variable in ["NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE"] {
+            for variable in ["NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE", "AWS_CA_BUNDLE"] {
                 command.env(variable, provider.ca_file());
             }
             let told = process::run(&mut command, ANSWERED);
             assert_eq!(told.code, Some(0), "{told:?}");
             let protocols: BTreeSet<&str> = provider.billing_records().iter().map(protocol).collect();
             println!("{client:?} asks by {protocols:?} where both are offered");
-            assert_eq!(protocols, BTreeSet::from(["HTTP/1.1"]), "{client:?}");
+            assert_eq!(protocols, BTreeSet::from([chosen]), "{client:?}");
         });
     }
 }
@@ -132,9 +146,10 @@ fn root_metered_claude_code() {
 #[test]
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_metered_claude_code_without_streams() {
-    let client = Client::ClaudeCode;
-    let streamless = move |asked: &Asked| if asked.stream { Reply::error(404) } else { priced(client) };
-    Scene::with(Script::by(streamless), "", |scene| assert_metered_in(scene, client));
+    for client in [Client::ClaudeCode, Client::ClaudeCodeBedrock] {
+        let streamless = move |asked: &Asked| if asked.stream { Reply::error(404) } else { priced(client) };
+        Scene::with(Script::by(streamless), "", |scene| assert_metered_in(scene, client));
+    }
 }
 
 #[test]
@@ -180,6 +195,51 @@ fn root_metered_codex_logged_in_by_post() {
 
 #[test]
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_metered_claude_code_on_bedrock() {
+    assert_metered(Client::ClaudeCodeBedrock);
+}
+
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_metered_python_on_bedrock() {
+    for api in Api::OF_BEDROCK {
+        assert_metered(Client::Python(api));
+    }
+}
+
+/// AWS's SDKs find other names for the same where they are told so.
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_metered_python_by_bedrock_s_other_names() {
+    const NAMES: [(&str, &[&str]); 5] = [
+        ("us-east-1", &["AWS_USE_DUALSTACK_ENDPOINT"]),
+        ("us-east-1", &["AWS_USE_FIPS_ENDPOINT"]),
+        ("us-east-1", &["AWS_USE_DUALSTACK_ENDPOINT", "AWS_USE_FIPS_ENDPOINT"]),
+        ("eusc-de-east-1", &[]),
+        ("cn-north-1", &["AWS_USE_DUALSTACK_ENDPOINT"]),
+    ];
+    let client = Client::Python(Api::Converse);
+    Scene::with(priced(client), "", |scene| {
+        for (order, (region, variables)) in NAMES.into_iter().enumerate() {
+            let bottle = scene.stage.bottle(&format!("names-{order}"), &[]);
+            let mut command = scene.ask(client, Way::Connect, true, Reader::Program, &bottle);
+            command.env("AWS_DEFAULT_REGION", region).envs(variables.iter().map(|name| (name, "true")));
+            let row = format!("{client:?} of {region} with {variables:?}");
+            assert_right_and_billed(scene, client, &bottle, &mut command, &row);
+        }
+    });
+}
+
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_metered_node_on_bedrock() {
+    for api in Api::OF_BEDROCK {
+        assert_metered(Client::Node(api));
+    }
+}
+
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_metered_gemini_cli() {
     assert_metered(Client::GeminiCli);
 }
@@ -187,7 +247,7 @@ fn root_metered_gemini_cli() {
 #[test]
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_metered_python() {
-    for api in Api::ALL {
+    for api in Api::BY_CURL {
         assert_metered(Client::Python(api));
     }
 }
@@ -195,7 +255,7 @@ fn root_metered_python() {
 #[test]
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_metered_node() {
-    for api in Api::ALL {
+    for api in Api::BY_CURL {
         assert_metered(Client::Node(api));
     }
 }
@@ -203,7 +263,7 @@ fn root_metered_node() {
 #[test]
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_metered_curl() {
-    for api in Api::ALL {
+    for api in Api::BY_CURL {
         assert_metered(Client::Curl(api));
     }
 }

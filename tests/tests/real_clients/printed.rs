@@ -7,7 +7,7 @@ use crate::client::{Api, Client, Reader, Way};
 use crate::metered::{assert_right_and_billed, priced};
 use crate::scene::Scene;
 
-const CLIENTS: [Client; 12] = [
+const CLIENTS: [Client; 17] = [
     Client::ClaudeCode,
     Client::Codex,
     Client::CodexLogin,
@@ -20,6 +20,11 @@ const CLIENTS: [Client; 12] = [
     Client::Curl(Api::Messages),
     Client::Curl(Api::Responses),
     Client::Curl(Api::Generate),
+    Client::ClaudeCodeBedrock,
+    Client::Python(Api::Bedrock),
+    Client::Python(Api::Converse),
+    Client::Node(Api::Bedrock),
+    Client::Node(Api::Converse),
 ];
 /// Shells, and how each reads its first argument and then becomes the rest.
 const SHELLS: [(&str, &str); 2] = [
@@ -43,8 +48,10 @@ fn through_shell(scene: &Scene, (shell, script): (&str, &str), client: &Command,
 fn root_printed_suffices() {
     for client in CLIENTS {
         Scene::with(priced(client), "", |scene| {
-            // no name can be found on either way
-            let way = if client == Client::GeminiCli { Way::Connect } else { client.ways()[0] };
+            // the gateway's variable is not for everyone
+            let elsewhere = client == Client::GeminiCli || client.provider() == "bedrock";
+            let mut ways = client.ways().iter();
+            let way = *ways.find(|way| !(elsewhere && **way == Way::Gateway)).unwrap();
             for shell in SHELLS {
                 let bottle = scene.stage.bottle(shell.0, &[]);
                 let bare = scene.bare(client, way, true, Reader::Program, &bottle);

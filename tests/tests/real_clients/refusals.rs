@@ -1,12 +1,13 @@
 //! How often a gate has said no, by the audit, which has one row for all refusals of a span and tells with a later one
 //! how many it left out.
+use std::process::Command;
 use std::time::Duration;
 
 use support::clock::wait_until;
 use support::process;
 use support::stage::Bottle;
 
-use crate::client::{Client, Reader, Way};
+use crate::client::Client;
 use crate::scene::{ANSWERED, Scene};
 
 /// Longer than the span in which a bottle has one row.
@@ -24,12 +25,13 @@ pub fn of(scene: &Scene, client: Client, bottle: &Bottle) -> u64 {
     })
 }
 
-/// The same of the host, as which this client is asked.
-pub fn of_host(scene: &Scene, client: Client, way: Way, told: &Bottle) -> u64 {
+/// The same of the host, told what this bottle is.
+pub fn of_host(scene: &Scene, client: Client, told: &Bottle) -> u64 {
     told_by(scene, "host", || {
-        let mut next = scene.told(client, way, true, Reader::Person, told);
+        let mut next = Command::new(process::built("demo-agent"));
+        next.args(["--provider", client.provider()]).envs(scene.stage.daemon.environment(&told.name));
         let next = process::run(&mut next, ANSWERED);
-        assert_ne!(next.code, Some(0), "{next:?}");
+        assert!(next.code != Some(0) && format!("{next:?}").contains(" has used "), "{next:?}");
     })
 }
 

@@ -24,14 +24,14 @@ fn assert_refused(clients: &[Client]) {
             for (way, stream) in client.rows() {
                 let bottle = used_up(scene, *client, &format!("row-{}", rows.len()));
                 let row = assert_told(scene, *client, way, stream, &bottle);
-                rows.push((*client, bottle, row));
+                rows.push((*client, way, bottle, row));
             }
         }
         std::thread::sleep(refusals::SPAN);
-        for (client, bottle, row) in &rows {
+        for (client, way, bottle, row) in &rows {
             let refused = refusals::of(scene, *client, bottle);
             println!("{row}; refused {refused} times");
-            assert_eq!(refused, client.refusals(), "{row}");
+            assert_eq!(refused, client.refusals(*way), "{row}");
         }
     });
 }
@@ -88,6 +88,32 @@ fn root_refused_agents() {
 #[test]
 #[ignore = "runs installed clients: cargo xtask test --real-clients"]
 fn root_refused_sdks_and_curl() {
-    let clients = Api::ALL.map(|api| [Client::Python(api), Client::Node(api), Client::Curl(api)]);
+    let clients = Api::BY_CURL.map(|api| [Client::Python(api), Client::Node(api), Client::Curl(api)]);
     assert_refused(&clients.concat());
+}
+
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_refused_on_bedrock() {
+    let sdks = Api::OF_BEDROCK.map(|api| [Client::Python(api), Client::Node(api)]);
+    assert_refused(&sdks.concat());
+    assert_refused(&[Client::ClaudeCodeBedrock]);
+}
+
+/// Bedrock has a host in each region: who comes by the gateway is told what the settings have to name.
+#[test]
+#[ignore = "runs installed clients: cargo xtask test --real-clients"]
+fn root_refused_on_bedrock_where_no_upstream_is_named() {
+    Scene::by_its_names(large(), |scene| {
+        let bottle = scene.stage.bottle("b", &[]);
+        for client in [Client::Python(Api::Bedrock), Client::Node(Api::Bedrock), Client::Node(Api::Converse)]
+        {
+            let asks = &mut scene.ask(client, Way::Gateway, true, Reader::Person, &bottle);
+            let mut screen = Screen::of(asks);
+            screen.shown("no single host; name an upstream in the settings", ANSWERED);
+            assert_ne!(screen.ended(ANSWERED), Some(0), "{}", screen.text());
+            println!("{client:?}: {}", screen.line_with("no single host").unwrap_or_default());
+        }
+        assert!(scene.stage.provider.records().is_empty());
+    });
 }

@@ -19,8 +19,13 @@ use crate::{home, installed};
 /// Longer than any client takes that is answered.
 pub const ANSWERED: Duration = Duration::from_secs(60);
 /// Names under which clients look for their providers.
-const NAMES: [&str; 4] =
-    ["api.anthropic.com", "api.openai.com", "chatgpt.com", "generativelanguage.googleapis.com"];
+const NAMES: [&str; 5] = [
+    "api.anthropic.com",
+    "api.openai.com",
+    "chatgpt.com",
+    "generativelanguage.googleapis.com",
+    "bedrock-runtime.us-east-1.amazonaws.com",
+];
 /// The clients' resolver, one of a private network.
 const RESOLVER: &str = "10.9.8.7";
 /// The daemon's: what clients ask is told apart.
@@ -37,13 +42,21 @@ pub struct Scene {
 impl Scene {
     /// Runs a test in a new one, whose provider speaks HTTP/2 as all of them do.
     pub fn with(script: impl Into<Script> + Send, settings: &str, test: impl FnOnce(&Self) + Send) {
+        Self::staged(|| Stage::over_tls(script.into().offering_http2(), settings), test);
+    }
+
+    /// The same with a daemon whose settings name no upstream: it asks for the provider as its clients do.
+    pub fn by_its_names(script: impl Into<Script> + Send, test: impl FnOnce(&Self) + Send) {
+        Self::staged(|| Stage::by_its_names(script.into().offering_http2(), PUBLIC4), test);
+    }
+
+    fn staged(stage: impl FnOnce() -> Stage + Send, test: impl FnOnce(&Self) + Send) {
         in_own_network(|| {
             // some clients put programs into their home, and want none in a directory for temporary files
             let files = TempDir::new_in(installed::directory()).unwrap();
             let for_daemon = resolver(DAEMON_RESOLVER);
             NAMES.iter().for_each(|name| for_daemon.set(name, &[PUBLIC4]));
-            let script = script.into().offering_http2();
-            let stage = asking(DAEMON_RESOLVER, &files, || Stage::over_tls(script, settings));
+            let stage = asking(DAEMON_RESOLVER, &files, stage);
             let scene = Self { stage, dns: resolver(RESOLVER), files };
             asking(RESOLVER, &scene.files, || test(&scene));
         });
@@ -63,7 +76,7 @@ impl Scene {
         let mut command = self.bare(client, way, stream, reader, bottle);
         assert_eq!(needed.clone().count(), client.needs(way).len(), "{client:?} needs what is not printed");
         command.envs(needed);
-        if way == Way::Gateway && client.provider() == "gemini" {
+        if way == Way::Gateway && matches!(client.provider(), "gemini" | "bedrock") {
             let variable = self.line_for(client, bottle);
             command.envs(variable.split_once('='));
         }
@@ -79,7 +92,7 @@ impl Scene {
             fs::create_dir(home.join(file).parent().unwrap()).unwrap();
             fs::write(home.join(file), config).unwrap();
         }
-        client.ask(&home, stream, reader)
+        client.ask(&home, way, stream, reader)
     }
 
     /// The line that `enforcer env` prints for this client alone: indented, below a comment that begins with its name.

@@ -1,0 +1,74 @@
+//! The requests of a connection of HTTP/2, for clients that speak nothing else: each that is sent before the first
+//! answer is answered, and then the connection ends.
+//!
+//! Not here: the answer's words (`refuse`), and how a client says that it speaks HTTP/2 in TLS.
+use std::convert::Infallible;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
+
+use super::request::read_away;
+use crate::framing::http2;
+
+/// What a client begins with that knows beforehand: RFC 9113, 3.4.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Whether these first words of a client are HTTP/2, as far as they go.
+#[must_use]
+pub fn begins(words: &[u8]) -> bool {
+    !words.is_empty() && (words.starts_with(PREFACE) || PREFACE.starts_with(words))
+}
+
+/// Answers as `tell` says, and ends the connection.
+///
+/// # Errors
+/// When the connection breaks, or carries no request.
+pub async fn answer(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    tell: impl Fn(&Parts) -> Response<Full<Bytes>> + Send + Sync + 'static,
+) -> io::Result<()> {
+    let (tell, answered) = (Arc::new(tell), Arc::new(Notify::new()));
+    let service = service_fn(|request: Request<Incoming>| {
+        let (tell, answered) = (Arc::clone(&tell), Arc::clone(&answered));
+        async move {
+            let (head, body) = request.into_parts();
+            read_away(&head, body).await;
+            answered.notify_one();
+            Ok::<_, Infallible>(tell(&head))
+        }
+    });
+    let mut connection = pin!(http2().serve_connection(TokioIo::new(stream), service));
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = answered.notified() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    served.map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_preface_is_known_by_its_beginning() {
+        for words in [&b"PR"[..], b"PRI * HTTP/2.0\r\n", PREFACE, &[PREFACE, &[0; 9]].concat()] {
+            assert!(begins(words), "{words:?}");
+        }
+        for words in [&b""[..], b"PRINT", b"PRI * HTTP/1.1\r\n", b"\0"] {
+            assert!(!begins(words), "{words:?}");
+        }
+    }
+}
