@@ -142,6 +142,8 @@ const TABLE: &[Row] = &[
     (BEDROCK, "POST", "async-invoke", Refused(LATER)),
     (BEDROCK, "GET", "async-invoke", Free),
     (BEDROCK, "GET", "async-invoke/**", Free),
+    // models by region, which Claude Code asks for at the gateway
+    (BEDROCK, "GET", "inference-profiles", Free),
     // OpenAI's forms, wherever they are spoken
     (COMPATIBLE, "POST", "**/completions|embeddings", Billing(Shape::OpenaiChat)),
     (COMPATIBLE, "GET", "**/chat/completions", Free),
@@ -320,6 +322,7 @@ mod tests {
             (Bedrock, "POST", "/model/m/count-tokens", Free),
             (Bedrock, "POST", "/async-invoke", Refused(LATER)),
             (Bedrock, "GET", "/async-invoke/arn%3Aaws%2Fx", Free),
+            (Bedrock, "GET", "/inference-profiles", Free),
             (Bedrock, "POST", "/guardrail/g/version/1/apply", Unlisted),
             (Bedrock, "POST", "/openai/v1/chat/completions", chat),
         ];
