@@ -153,11 +153,10 @@ impl Client {
 
     /// How often the gate says no to it that says no to everything: Codex opens its socket before it is asked anything,
     /// and again for the question; Claude Code looks at its first start for a model of Bedrock's that it may use, among
-    /// 15 of them, for whose list it asks at the gateway too.
-    pub fn refusals(self, way: Way) -> u64 {
-        match (self, way) {
-            (Self::ClaudeCodeBedrock, Way::Gateway) => 17,
-            (Self::ClaudeCodeBedrock, _) => 16,
+    /// 15 of them.
+    pub fn refusals(self) -> u64 {
+        match self {
+            Self::ClaudeCodeBedrock => 16,
             _ if self.status() == 101 => 2,
             _ => 1,
         }

@@ -73,7 +73,7 @@ fn assert_refused(client: Client) {
             assert_eq!(scene.stage.provider.billing_records().len(), before);
             // Codex asks in a second conversation, at the same time, what to call the first
             let conversations = if client == Client::Codex { 2 } else { 1 };
-            assert_eq!(refused, conversations * client.refusals(*way));
+            assert_eq!(refused, conversations * client.refusals());
         }
     });
 }
