@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -16,12 +17,17 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
-use super::request::read_away;
+use super::request::answer_to;
 use crate::framing::http2;
 
 /// What a client begins with that knows beforehand: RFC 9113, 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Most requests at a time: with many, one connection would keep all others from the lane's thread.
+const MAX_STREAMS: u32 = 8;
+/// How long a connection may go on after its first answer.
+const MAX_LAST: Duration = Duration::from_secs(2);
 
 /// Whether these first words of a client are HTTP/2, as far as they go.
 #[must_use]
@@ -29,10 +35,10 @@ pub fn begins(words: &[u8]) -> bool {
     !words.is_empty() && (words.starts_with(PREFACE) || PREFACE.starts_with(words))
 }
 
-/// Answers as `tell` says, and ends the connection.
+/// Answers as `tell` says, and ends the connection: at once when its client goes along with that, and soon when not.
 ///
 /// # Errors
-/// When the connection breaks, or carries no request.
+/// When the connection breaks, carries no request, or goes on after its answer.
 pub async fn answer(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     tell: impl Fn(&Parts) -> Response<Full<Bytes>> + Send + Sync + 'static,
@@ -41,21 +47,21 @@ pub async fn answer(
     let service = service_fn(|request: Request<Incoming>| {
         let (tell, answered) = (Arc::clone(&tell), Arc::clone(&answered));
         async move {
-            let (head, body) = request.into_parts();
-            read_away(&head, body).await;
+            let answer = answer_to(request, &*tell).await;
             answered.notify_one();
-            Ok::<_, Infallible>(tell(&head))
+            Ok::<_, Infallible>(answer)
         }
     });
-    let mut connection = pin!(http2().serve_connection(TokioIo::new(stream), service));
-    let served = tokio::select! {
-        served = connection.as_mut() => served,
-        () = answered.notified() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let mut http = http2();
+    http.max_concurrent_streams(MAX_STREAMS);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        ended = connection.as_mut() => {
+            return Err(ended.err().map_or(io::ErrorKind::UnexpectedEof.into(), io::Error::other));
         }
-    };
-    served.map_err(io::Error::other)
+        () = answered.notified() => connection.as_mut().graceful_shutdown(),
+    }
+    timeout(MAX_LAST, connection).await?.map_err(io::Error::other)
 }
 
 #[cfg(test)]

@@ -54,13 +54,11 @@ where
 {
     let connect = OnceLock::new();
     let service = service_fn(|request: Request<Incoming>| async {
-        let (head, body) = request.into_parts();
-        if let Some(authority) = connect_target(&head).filter(|_| may_connect) {
+        if let Some(authority) = connect_target(&request).filter(|_| may_connect) {
             connect.get_or_init(|| authority);
             return Ok::<_, Infallible>(refuse::tunnel_open());
         }
-        read_away(&head, body).await;
-        let mut answer = tell(&head);
+        let mut answer = answer_to(request, &tell).await;
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         Ok(answer)
     });
@@ -72,17 +70,28 @@ where
 }
 
 /// What a CONNECT asks for: RFC 9110, 9.3.6.
-fn connect_target(request: &Parts) -> Option<Authority> {
-    let named = request.uri.authority().filter(|_| request.method == Method::CONNECT)?;
+fn connect_target(request: &Request<Incoming>) -> Option<Authority> {
+    let named = request.uri().authority().filter(|_| request.method() == Method::CONNECT)?;
     Authority::parse(named.as_str(), None).ok()
 }
 
-/// Reads a body until it ends, or for as long and as far as is bounded. Who waits to be asked for it has not sent it,
-/// and need not.
-pub async fn read_away(head: &Parts, mut body: Incoming) {
-    if head.headers.contains_key(EXPECT) {
-        return;
+/// The answer to a request as `tell` says, once its body was read away. Who waits to be asked for that has not sent it,
+/// and need not. The head takes no room meanwhile: there may be many requests at a time.
+pub async fn answer_to(
+    request: Request<Incoming>,
+    tell: impl Fn(&Parts) -> Response<Full<Bytes>>,
+) -> Response<Full<Bytes>> {
+    let (head, body) = request.into_parts();
+    let (answer, sends_body) = (tell(&head), !head.headers.contains_key(EXPECT));
+    drop(head);
+    if sends_body {
+        read_away(body).await;
     }
+    answer
+}
+
+/// Reads a body until it ends, or for as long and as far as is bounded.
+async fn read_away(mut body: Incoming) {
     let mut left = MAX_BODY_BYTES;
     let until_its_end = async {
         while let Some(Ok(frame)) = body.frame().await {

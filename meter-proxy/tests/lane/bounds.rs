@@ -6,10 +6,13 @@ use std::time::{Duration, Instant};
 
 use meter_proxy::protocol::ToLane;
 
+use crate::rig::frames::{self, END_HEADERS, END_STREAM, HEADERS, Raw};
 use crate::rig::{BOTTLE, OTHER, Rig, SOON, budget, is_why, post};
 
 const MAX_OF_ONE_BOTTLE: usize = 64;
 const MAX_CONNECTIONS: usize = 1_024;
+/// A field of HTTP/2 whose value is 7,000 bytes long: RFC 7541, 5.1 and 6.2.2.
+const LONG_FIELD: [&[u8]; 2] = [&[0, 1, b'x', 0x7f, 0xd9, 0x35], &[b'v'; 7_000]];
 
 /// Waits until the lane closes.
 fn ended(stream: &mut TcpStream) {
@@ -80,6 +83,35 @@ fn root_all_connections_are_bounded_and_the_rest_wait_their_turn() {
     assert_eq!(rig.count(is_why), MAX_CONNECTIONS, "nobody is asked about before there is a place");
     rig.asked(flood.len());
     closed_down_to(&rig, descriptors);
+}
+
+#[test]
+fn root_many_requests_of_long_heads_whose_bodies_never_come_take_little_room() {
+    let rig = Rig::start();
+    rig.ask(&post("/claude/v1/messages", "{}"));
+    let before_kib = memory_kib(&rig);
+    let head = frames::post(&rig.address.to_string(), "/claude/v1/messages");
+    let head = [head, LONG_FIELD.concat().repeat(2)].concat();
+    let requests: Vec<u8> =
+        (0..128).flat_map(|number| frames::frame(HEADERS, END_HEADERS, 2 * number + 1, &head)).collect();
+    let mut held: Vec<_> = (0..MAX_OF_ONE_BOTTLE).map(|_| Raw::begin(&rig, &[])).collect();
+    assert!(held.iter_mut().all(|raw| raw.say(&requests)));
+    std::thread::sleep(Duration::from_secs(1));
+    let grown_kib = memory_kib(&rig).saturating_sub(before_kib);
+    assert!(grown_kib < 32 * 1024, "{grown_kib} KiB");
+}
+
+#[test]
+fn root_a_connection_of_http_2_ends_soon_after_its_answer_whatever_its_client_does() {
+    let rig = Rig::start();
+    let since = Instant::now();
+    let mut raw = Raw::begin(&rig, &[]);
+    assert!(raw.ask("/claude/v1/messages", 0..1, END_HEADERS | END_STREAM, false));
+    // it is asked whether it has heard that this is the end, and does not say
+    while raw.hear() {
+        assert!(since.elapsed() < Duration::from_secs(5));
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// So many connections that have begun to say something.

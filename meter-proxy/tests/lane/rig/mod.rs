@@ -2,6 +2,9 @@
 //!
 //! Real sockets on loopback; no part of the lane is linked in but the protocol. Everything ends with the values that
 //! hold it, also after a panic.
+#[allow(dead_code, reason = "shared with the meter's tests, which use the rest")]
+#[path = "../../meter/rig/frames.rs"]
+pub mod frames;
 #[path = "../../meter/rig/programs.rs"]
 mod programs;
 #[allow(dead_code, reason = "shared with the meter's tests, which use the rest")]

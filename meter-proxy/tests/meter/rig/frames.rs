@@ -26,7 +26,7 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// The head of a request to a path of the gateway at `named`: indexed and literal fields, RFC 7541, 6.
-fn post(named: &str, path: &str) -> Vec<u8> {
+pub fn post(named: &str, path: &str) -> Vec<u8> {
     let length = |text: &str| u8::try_from(text.len()).unwrap();
     let (post, http) = (0x83, 0x86);
     let head = [&[post, http, 4, length(path)][..], path.as_bytes(), &[1, length(named)], named.as_bytes()];
