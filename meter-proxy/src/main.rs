@@ -49,9 +49,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// So much of our own; of what we are made of never more than usual: a library's trace holds what passes, keys included.
+/// So much of our own; of what we are made of errors alone: a library warns of frames, so that a client could fill the
+/// log, and its trace holds what passes, keys included.
 fn own_words(level: LevelFilter) -> EnvFilter {
-    EnvFilter::new(format!("info,meter_proxy={level}"))
+    EnvFilter::new(format!("error,meter_proxy={level}"))
 }
 
 /// Drops privileges, then serves until the controller is gone.

@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use meter_proxy::protocol::ToLane;
 
-use crate::rig::frames::{self, END_HEADERS, END_STREAM, HEADERS, Raw};
+use crate::rig::frames::{self, END_HEADERS, END_STREAM, HEADERS, PING, Raw};
 use crate::rig::{BOTTLE, OTHER, Rig, SOON, budget, is_why, post};
 
 const MAX_OF_ONE_BOTTLE: usize = 64;
 const MAX_CONNECTIONS: usize = 1_024;
+/// The flag of a PING that answers one, RFC 9113, 6.7.
+const ACK: u8 = 1;
 /// A field of HTTP/2 whose value is 7,000 bytes long: RFC 7541, 5.1 and 6.2.2.
 const LONG_FIELD: [&[u8]; 2] = [&[0, 1, b'x', 0x7f, 0xd9, 0x35], &[b'v'; 7_000]];
 
@@ -112,6 +114,20 @@ fn root_a_connection_of_http_2_ends_soon_after_its_answer_whatever_its_client_do
         assert!(since.elapsed() < Duration::from_secs(5));
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+#[test]
+fn root_no_client_fills_the_log() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let rig = Rig::start_telling(log.reopen().unwrap());
+    let mut raw = Raw::begin(&rig, &[]);
+    let to_what_was_not_asked = frames::frame(PING, ACK, 0, &[0; 8]);
+    assert!(raw.say(&to_what_was_not_asked.repeat(1_000)));
+    assert!(raw.ask("/claude/v1/messages", 0..1, END_HEADERS | END_STREAM, false));
+    while raw.hear() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(std::fs::read_to_string(log.path()).unwrap(), "");
 }
 
 /// So many connections that have begun to say something.

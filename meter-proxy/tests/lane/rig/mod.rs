@@ -111,8 +111,8 @@ pub fn spawn(errors: Stdio) -> (Child, OwnedFd) {
     assert!(rustix::process::geteuid().is_root(), "the lane is started as root, to drop it: run as root");
     let (ours, theirs) = protocol::pair().unwrap();
     let child = Command::new(env!("CARGO_BIN_EXE_meter-proxy"))
-        .args(["lane", "--uid", NOBODY, "--gid", NOBODY])
-        .env("ENFORCER_LOG", "warn")
+        .args(["lane", "--uid", NOBODY, "--gid", NOBODY, "--log", "warn"])
+        .env_remove("ENFORCER_LOG")
         .stdin(Stdio::from(theirs))
         .stderr(errors)
         .spawn()
@@ -123,7 +123,12 @@ pub fn spawn(errors: Stdio) -> (Child, OwnedFd) {
 impl Rig {
     /// Starts the lane and waits until it is ready.
     pub fn start() -> Self {
-        let (child, ours) = spawn(Stdio::inherit());
+        Self::start_telling(Stdio::inherit())
+    }
+
+    /// The same, where its log goes to `errors`.
+    pub fn start_telling(errors: impl Into<Stdio>) -> Self {
+        let (child, ours) = spawn(errors.into());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         // A longer queue: whoever finds none waits for seconds.
         rustix::net::listen(&listener, 4_096).unwrap();
