@@ -93,8 +93,8 @@ pub enum Command {
     /// Print what a container needs to trust and reach the meter
     ///
     /// Variables, and comments with what is for one client alone. Three ways lead to the meter: a base URL (the
-    /// gateway), HTTPS_PROXY, and none of them, for a bottle's connections are redirected by the kernel; by the last two
-    /// a client has to trust the certificate as well. Clients of Bedrock sign the host that they ask, so they come by
+    /// gateway), HTTPS_PROXY, and neither, for the kernel redirects a bottle's connections; by the last two a client
+    /// has to trust the certificate as well. Clients of Bedrock sign the host that they ask, so they come by
     /// HTTPS_PROXY or are redirected; at the gateway no signature holds, and an API key of Bedrock's is needed.
     Env(Env),
     /// The certificate authority that bottles trust

@@ -53,8 +53,8 @@ impl Stage {
         Self { daemon: Daemon::start(&settings), provider }
     }
 
-    /// The daemon reaches the provider, whose CA it trusts, at `address` by the names that clients ask for; what it asks
-    /// for names has to know them.
+    /// The daemon reaches the provider, whose CA it trusts, at `address` by the names that clients ask for; what it
+    /// asks for names has to know them.
     #[must_use]
     pub fn by_its_names(script: impl Into<Script>, address: IpAddr) -> Self {
         let provider = Provider::start(script);

@@ -64,8 +64,8 @@ pub fn config_lines(listen: SocketAddr) -> Vec<ConfigLine> {
         ),
         line(
             "@aws-sdk",
-            "ignores HTTPS_PROXY and comes by the redirect; with an API key of Bedrock's it may come by the gateway, if \
-             the settings name an upstream of bedrock",
+            "ignores HTTPS_PROXY and comes by the redirect; with an API key of Bedrock's it may come by the gateway, \
+             if the settings name an upstream of bedrock",
             "its environment",
             format!("AWS_ENDPOINT_URL_BEDROCK_RUNTIME=http://{listen}/bedrock"),
         ),

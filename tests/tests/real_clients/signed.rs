@@ -1,5 +1,5 @@
-//! Requests that AWS's clients sign, which the provider must find as they were signed: by AWS's Signature Version 4, over
-//! method, path, host, some of the headers and the body.
+//! Requests that AWS's clients sign, which the provider must find as they were signed: by AWS's Signature Version 4,
+//! over method, path, host, some of the headers and the body.
 use ring::hmac;
 use support::provider::{Record, sha256_hex};
 
