@@ -160,11 +160,14 @@ impl Cause {
         Freeze { at: self.at.clone(), by: self.by.clone(), reason: self.reason.clone(), leaves }
     }
 
-    /// What is left of a cut that is no freeze alone when its processes go on.
+    /// What is left of a cut when its processes go on; `None`: it was a freeze alone.
     #[must_use]
-    pub fn thawed(self) -> Self {
+    pub fn thawed(self) -> Option<Self> {
+        if self.is_freeze() {
+            return None;
+        }
         let face = self.freeze.map_or(self.face, |freeze| freeze.leaves);
-        Self { face, processes: Processes::Running, freeze: None, ..self }
+        Some(Self { face, processes: Processes::Running, freeze: None, ..self })
     }
 
     /// What is left of a budget's cut when the budget has room again: an operator's freeze, where it lies over it.

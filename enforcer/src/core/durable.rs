@@ -9,10 +9,10 @@ use meter_proxy::protocol::{Refusal, ToMeter};
 use tokio::sync::oneshot;
 
 use super::budgets::Pending;
-use super::processes::Asker;
+use super::processes::{Asker, Thaw};
 use super::reload::Reloading;
 use super::restore::Restored;
-use super::windows::Opening;
+use super::windows::{Opening, Reopening};
 use super::{Change, Core, Message, answer};
 use crate::audit::{Action, ActionKind, Cause};
 use crate::budget::window::Hour;
@@ -48,31 +48,19 @@ pub(super) enum After {
         by: String,
         reply: oneshot::Sender<Result<Attachment, Problem>>,
     },
-    /// The bottle may be opened, if no newer verdict stands.
+    /// The bottle may be opened, if nobody has ordered it closed since.
     Restored {
-        attachment: AttachmentId,
-        /// The verdict's number when the restore was ordered.
-        verdict: u64,
+        restored: Restored,
         /// Tokens to add to accounts.
         additions: Vec<Pending>,
-        /// Whether it opens whatever is used up.
-        force: bool,
-        by: String,
         reply: oneshot::Sender<Result<(), Problem>>,
     },
-    /// The processes may go on, if no newer verdict stands.
-    Thawed {
-        attachment: AttachmentId,
-        /// The verdict's number when the thaw was ordered.
-        verdict: u64,
-        /// What stays of the verdict; `None`: the bottle opens.
-        left: Option<Box<Cause>>,
-        asker: Asker,
-    },
+    /// The processes may go on, if nobody has ordered them closed since.
+    Thawed { thaw: Box<Thaw>, asker: Asker },
     /// Changed settings hold.
     Reloaded(Reloading),
-    /// The bottles may be opened that budgets do not cut any longer, unless newer verdicts stand.
-    Reopened { openings: Vec<Opening>, reply: Option<oneshot::Sender<Result<(), Problem>>> },
+    /// The bottles may be opened that budgets do not cut any longer.
+    Reopened { openings: Vec<Opening>, reopening: Reopening },
     /// What an operator said of a budget counts.
     Stated {
         pending: Pending,
@@ -180,16 +168,14 @@ impl Core {
             After::Released { attachment, keep_cut, by, reply } => {
                 self.released(*attachment, keep_cut, by, result.map_err(not_done), reply)
             }
-            After::Restored { attachment, verdict, additions, force, by, reply } => {
-                let restored = Restored { attachment, verdict, force, by };
+            After::Restored { restored, additions, reply } => {
                 self.restored(restored, &additions, result.map_err(not_done), reply);
             }
-            After::Thawed { attachment, verdict, left, asker } => {
-                let left = left.map(|cause| *cause);
-                self.thawed(attachment, verdict, left, result.map_err(not_done), asker);
-            }
+            After::Thawed { thaw, asker } => self.thawed(*thaw, result.map_err(not_done), asker),
             After::Reloaded(reloading) => self.reloaded(reloading, result.map_err(not_done)),
-            After::Reopened { openings, reply } => self.reopened(openings, result.map_err(not_done), reply),
+            After::Reopened { openings, reopening } => {
+                self.reopened(openings, result.map_err(not_done), reopening);
+            }
             After::Stated { pending, by, reply } => {
                 self.stated(&pending, &by, result.map_err(not_done), reply)
             }

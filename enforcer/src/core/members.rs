@@ -107,6 +107,7 @@ impl Core {
             paths: std::collections::HashMap::new(),
             cause: None,
             verdict: 0,
+            ordered: 0,
             orders: 0,
             stage,
             mute,

@@ -76,12 +76,12 @@ impl Bench {
     }
 }
 
-fn freeze(name: &str) -> impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> Message + use<> {
+pub(super) fn freeze(name: &str) -> impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> Message + use<> {
     let (name, order) = (name.to_owned(), api::Reason { reason: Some("tea".into()) });
     move |reply| Message::Freeze { name, order, by: "uid:7".into(), received: Instant::now(), reply }
 }
 
-fn thaw(name: &str) -> impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> Message + use<> {
+pub(super) fn thaw(name: &str) -> impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> Message + use<> {
     let name = name.to_owned();
     move |reply| Message::Thaw { name, by: "uid:7".into(), received: Instant::now(), reply }
 }
