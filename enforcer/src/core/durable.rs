@@ -196,6 +196,7 @@ impl Core {
         }
         for entry in std::mem::take(&mut self.owed) {
             self.paying += 1;
+            let entry = self.as_it_stands(entry);
             self.submit_done(vec![entry], After::Paid);
         }
     }

@@ -66,13 +66,11 @@ impl Core {
         Problem::refused(format!("{} stays cut: {why}", self.name_of(slot)))
     }
 
-    /// An opening is given up that may be written: the ledger must say what stands. What else is to open is decided
-    /// again, since its own record is not the last any more.
+    /// An opening is given up that may be written: the ledger must say what stands.
     pub(super) fn record_standing(&mut self, slot: u32) {
-        let Some(bottle) = self.bottles.get_mut(&slot) else { return };
-        bottle.verdict += 1;
-        let entry = Verdict { attachment: bottle.attachment.id, cause: bottle.cause.clone() };
-        self.submit_done(vec![Entry::Verdict(entry)], After::Nothing);
+        if let Some(entry) = self.standing(slot) {
+            self.submit_done(vec![entry], After::Nothing);
+        }
     }
 
     /// The ledger has refused an opening, which says not that none of it is written.
@@ -80,5 +78,19 @@ impl Core {
         if let Some(slot) = self.slot_of_attachment(attachment) {
             self.record_standing(slot);
         }
+    }
+
+    /// What is owed of a verdict is what stands now: later ones may be written already.
+    pub(super) fn as_it_stands(&mut self, owed: Entry) -> Entry {
+        let Entry::Verdict(Verdict { attachment, .. }) = owed else { return owed };
+        let slot = self.slot_of_attachment(attachment);
+        slot.and_then(|slot| self.standing(slot)).unwrap_or(owed)
+    }
+
+    /// The record of what stands. What is to open is decided again: its own is not the last any more.
+    fn standing(&mut self, slot: u32) -> Option<Entry> {
+        let bottle = self.bottles.get_mut(&slot)?;
+        bottle.verdict += 1;
+        Some(Entry::Verdict(Verdict { attachment: bottle.attachment.id, cause: bottle.cause.clone() }))
     }
 }
