@@ -77,7 +77,8 @@ pub enum Command {
     Restore(Restore),
     /// Cut a bottle and freeze its processes: memory stays, and a thaw within `hold` lets streams go on
     Freeze(Freeze),
-    /// Let the processes of a frozen bottle go on, and open what the freeze cut
+    /// Let the processes of a frozen bottle go on, and open what the freeze cut; what a budget or a cut closes stays
+    /// closed, and the command says what opens it
     Thaw(Thaw),
     /// Cut a bottle and kill every process in it, for good
     Kill(Kill),

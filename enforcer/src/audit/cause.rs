@@ -160,13 +160,18 @@ impl Cause {
         Freeze { at: self.at.clone(), by: self.by.clone(), reason: self.reason.clone(), leaves }
     }
 
-    /// What is left of a cut when its processes go on; `None`: it was a freeze alone.
+    /// What is left of a cut when its processes go on; `None`: it was a freeze alone. What a budget itself froze was silent
+    /// because nobody could read an answer, and has the face of a budget's cut from now on.
     #[must_use]
-    pub fn thawed(self) -> Option<Self> {
+    pub fn thawed(self, of_budget: Face) -> Option<Self> {
         if self.is_freeze() {
             return None;
         }
-        let face = self.freeze.map_or(self.face, |freeze| freeze.leaves);
+        let face = match &self.freeze {
+            _ if self.is_budget_s() && self.policy == Policy::Freeze => of_budget,
+            Some(freeze) => freeze.leaves,
+            None => self.face,
+        };
         Some(Self { face, processes: Processes::Running, freeze: None, ..self })
     }
 

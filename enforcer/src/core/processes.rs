@@ -188,10 +188,11 @@ impl Core {
         if let Some((scope, account)) = self.used_up(slot) {
             self.cut_beneath_freeze(slot, scope, account, received);
         }
+        let of_budget = self.settings.cut;
         let bottle = self.bottles.get_mut(&slot).ok_or_else(|| unknown(name))?;
         // a snapshot that ends from now on ends nobody
         bottle.orders += 1;
-        let left = bottle.cause.clone().and_then(Cause::thawed);
+        let left = bottle.cause.clone().and_then(|cause| cause.thawed(of_budget));
         Ok(Thaw { attachment: bottle.attachment.id, verdict: bottle.verdict, left })
     }
 

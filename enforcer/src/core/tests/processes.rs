@@ -189,6 +189,29 @@ fn a_thaw_leaves_a_budget_s_cut_as_it_was_without_the_freeze() {
 }
 
 #[test]
+fn whom_a_budget_froze_is_told_why_once_thawed_unless_an_operator_silenced_it() {
+    for (cut, told) in [("answered", Face::Answered), ("silent", Face::Silent)] {
+        let mut bench = Bench::new(&format!("cut: {cut}\nbudget: {{ claude: 100 }}"));
+        let bottle = bench.attach_with("b1", Policy::Freeze);
+        bench.spend(1, bottle, 100);
+        let by_budget = bench.held();
+        bench.acted(by_budget, Ok(String::new()));
+        assert_eq!(bench.kernel.face(bottle.slot), Some(Face::Silent));
+        // once as the budget froze it, once with an operator's freeze over that
+        for _ in 0..2 {
+            bench.thaw("b1").unwrap();
+            assert_eq!(bench.kernel.face(bottle.slot), Some(told));
+            assert_eq!(bench.view("b1").cause.unwrap().face, told);
+            bench.freeze("b1").unwrap();
+            assert_eq!(bench.kernel.face(bottle.slot), Some(Face::Silent));
+        }
+        bench.cut("b1").unwrap();
+        bench.thaw("b1").unwrap();
+        assert_eq!(bench.kernel.face(bottle.slot), Some(Face::Silent), "an operator cut it silently");
+    }
+}
+
+#[test]
 fn more_tokens_end_a_budget_s_cut_and_leave_the_freeze_over_it() {
     let mut bench = Bench::new("budget: { claude: 100 }\nshutdown: freeze");
     let bottle = bench.attach_with("b1", Policy::Freeze);
