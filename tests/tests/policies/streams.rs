@@ -136,6 +136,31 @@ fn root_a_freeze_and_a_thaw_leave_a_budget_s_cut_as_it_was() {
     assert_eq!(stage.ask(&bottle, &["--stream"]).code, Some(0));
 }
 
+/// Nothing but the budget and the freeze closes it, and both are ended.
+#[test]
+fn root_a_thaw_beside_more_tokens_opens() {
+    let stage = Stage::new(Reply::default(), "budget: { claude: 1M }\n");
+    let bottle = stage.bottle("both", &[]);
+    assert_eq!(stage.ask(&bottle, &["--stream"]).code, Some(0));
+    for round in 0..20 {
+        stage.daemon.ok(&["budget", "set", "global", "claude=1"]);
+        stage.daemon.ok(&["freeze", "both"]);
+        let mut orders = [["thaw", "both"].as_slice(), &["budget", "add", "global", "claude=1M"]];
+        if round % 2 == 0 {
+            orders.reverse();
+        }
+        let mut operators = orders.map(|words| {
+            let mut command = stage.daemon.command();
+            command.args(words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        });
+        for operator in &mut operators {
+            assert_eq!(process::exit_within(operator, SOON), Some(Some(0)), "round {round}");
+        }
+        let status = stage.daemon.bottle("both");
+        assert_eq!(status["state"], "open", "round {round}: {status}");
+    }
+}
+
 /// Whatever the order in which they come, what the daemon says is what the kernel does, and each is audited.
 #[test]
 fn root_operators_who_act_at_once_leave_one_state() {
