@@ -117,7 +117,8 @@ impl Core {
     fn send_to_writer(&mut self, entries: Vec<Entry>, owed: Vec<Entry>, after: After) {
         self.outstanding.0.push_back(Instant::now());
         let itself = self.itself.clone();
-        let audited = entries.iter().any(|entry| matches!(entry, Entry::Action(_)));
+        let adds_row = |entry: &Entry| matches!(entry, Entry::Action(_) | Entry::RollUp { row: Some(_), .. });
+        let audited = entries.iter().any(adds_row);
         self.writer.submit(
             entries,
             Box::new(move |result| {
@@ -228,14 +229,12 @@ impl Core {
     /// Has old exchanges rolled up; the last part of a day with a row that says so. What cannot be done now is asked for
     /// again.
     pub(super) fn roll_up(&mut self, time: Range<UnixMs>) {
-        let mut entries = vec![Entry::RollUp(time.clone())];
-        if time.end.rem_euclid(DAY_MS) == 0 {
-            let mut row = action(ActionKind::Retention, None, None, "controller");
+        let row = (time.end.rem_euclid(DAY_MS) == 0).then(|| {
             let date = rfc3339(time.start);
-            row.detail = Some(format!("exchanges of {} are rolled up", date.get(..10).unwrap_or(&date)));
-            entries.push(Entry::Action(row));
-        }
-        self.submit(entries, After::Nothing);
+            let detail = format!("exchanges of {} are rolled up", date.get(..10).unwrap_or(&date));
+            Action { detail: Some(detail), ..action(ActionKind::Retention, None, None, "controller") }
+        });
+        self.submit(vec![Entry::RollUp { time, row }], After::Nothing);
     }
 
     /// Writes a warning into the audit.
