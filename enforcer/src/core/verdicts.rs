@@ -75,7 +75,12 @@ impl Core {
 
     /// Cuts every bottle that this budget binds, if it is used up now and was not before.
     pub(super) fn cut_all_bound_by(&mut self, account: AccountId, crossing: Crossing) {
-        if !self.accounts.is_used_up(account) || !self.crossed.insert(account) {
+        if !self.accounts.is_used_up(account) {
+            // what was seen of an exchange was more than was billed: the next crossing is news
+            self.crossed.remove(&account);
+            return;
+        }
+        if !self.crossed.insert(account) {
             return;
         }
         let provider = self.accounts.provider(account).to_owned();
