@@ -76,7 +76,7 @@ impl Core {
     }
 
     /// The slot of a bottle whose processes may be acted on, and what stands decided for them.
-    fn to_be_held(&self, name: &str) -> Result<(u32, Option<Processes>), Problem> {
+    pub(super) fn to_be_held(&self, name: &str) -> Result<(u32, Option<Processes>), Problem> {
         let slot = self.slot_of(name).ok_or_else(|| unknown(name))?;
         let bottle = self.bottles.get(&slot).ok_or_else(|| unknown(name))?;
         match bottle.stage {

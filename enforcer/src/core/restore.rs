@@ -54,7 +54,8 @@ impl Core {
 
     /// Checks the order and composes what is to be committed. Nothing opens and nothing is added before that.
     fn prepare_restore(&mut self, name: &str, order: &api::Restore, by: &str) -> Result<Restoring, Problem> {
-        let slot = self.slot_of(name).ok_or_else(|| unknown(name))?;
+        // of one that is being attached the ledger knows nothing yet
+        let (slot, _) = self.to_be_held(name)?;
         if self.processes_of(slot) == Processes::Killed {
             return Err(killed(name));
         }

@@ -70,6 +70,17 @@ fn a_cut_that_comes_while_a_bottle_is_being_attached_holds() {
 }
 
 #[test]
+fn what_is_being_attached_cannot_be_restored_and_owes_nothing_for_that() {
+    let bench = Bench::new("");
+    let attachment = bench.admit("b1", "/sys/fs/cgroup/b1", &[]);
+    let problem = bench.restore("b1", &[], false).unwrap_err();
+    assert_eq!(problem.error, "b1 is still being attached");
+    bench.guarded(attachment.id);
+    assert!(bench.kernel.is_open(attachment.slot));
+    assert_eq!(bench.ask(|reply| Message::View { reply }).1, None);
+}
+
+#[test]
 fn no_bottle_is_its_own_ancestor() {
     let bench = Bench::new("bottles: { base: { budget: { claude: 10 } }, reviewer: { extends: base } }");
     let admission = Admission {
