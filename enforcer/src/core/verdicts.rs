@@ -164,11 +164,9 @@ impl Core {
 
     /// Cuts a bottle with a budget's cause, and has done to its processes what the cause asks for.
     pub(super) fn cut_by_budget(&mut self, slot: u32, cause: Cause, received: Instant) {
-        let is_cut = self.is_cut_for_budget(slot);
-        let Some(bottle) = self.bottles.get_mut(&slot) else { return };
-        if is_cut {
-            // an opening under way was decided before this crossing
-            bottle.verdict += 1;
+        let Some(bottle) = self.bottles.get(&slot) else { return };
+        if self.is_cut_for_budget(slot) {
+            // an opening under way looks at what is used up once it is durable
             return;
         }
         let more = bottle.cause.as_ref().is_none_or(|standing| standing.processes < cause.policy.into());

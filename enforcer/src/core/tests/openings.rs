@@ -267,6 +267,25 @@ fn what_is_used_while_a_restore_adds_more_than_that_does_not_keep_it_closed() {
 }
 
 #[test]
+fn what_is_used_of_a_budget_that_is_used_up_already_does_not_put_off_a_forced_restore() {
+    let mut race = Race::after(Policy::Cutoff, &[USED_UP]);
+    race.step(Step::Hold);
+    race.step(Step::Restore { add: 0, force: true });
+    race.step(Step::Use(1));
+    race.step(Step::One);
+    let answer = race.answers.remove(0);
+    let until = Instant::now() + SOON;
+    while !race.bench.kernel.is_open(race.bottle.slot) {
+        assert!(Instant::now() < until, "one commit is not enough");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(answer.blocking_recv().unwrap(), Ok(()));
+    race.step(Step::Release);
+    race.come_to_rest();
+    assert!(race.bench.kernel.is_open(race.bottle.slot));
+}
+
+#[test]
 fn what_is_ordered_closed_while_its_opening_is_written_stays_so() {
     for (opening, closing, told) in [
         (RESTORE, Step::Freeze, "b1 stays cut: it was cut again while it was being restored"),
