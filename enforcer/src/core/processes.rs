@@ -188,7 +188,7 @@ impl Core {
         if let Some((scope, account)) = self.used_up(slot) {
             self.cut_beneath_freeze(slot, scope, account, received);
         }
-        let of_budget = self.settings.cut;
+        let of_budget = self.face_for(slot, self.settings.cut);
         let bottle = self.bottles.get_mut(&slot).ok_or_else(|| unknown(name))?;
         // a snapshot that ends from now on ends nobody
         bottle.orders += 1;

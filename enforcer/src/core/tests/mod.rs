@@ -275,6 +275,15 @@ impl Bench {
         models.into_iter().find(|model| model.attachment.name == name).unwrap()
     }
 
+    /// The verdict of each attachment as the ledger has it.
+    fn written(&self) -> Vec<Option<Cause>> {
+        let ledger = rusqlite::Connection::open(self.dir.path().join("ledger.db")).unwrap();
+        let mut verdicts = ledger.prepare("SELECT cause_json FROM bottles ORDER BY id").unwrap();
+        let read = |json: String| serde_json::from_str(&json).unwrap();
+        let verdicts = verdicts.query_map([], |row| row.get::<_, Option<String>>(0)).unwrap();
+        verdicts.map(|json| json.unwrap().map(read)).collect()
+    }
+
     fn flows(&mut self) -> Vec<FlowRow> {
         self.reader.flows(&UsageQuery::default(), &Weights::default()).unwrap()
     }

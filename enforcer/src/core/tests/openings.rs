@@ -147,11 +147,7 @@ impl Race {
         let cause = view.cause.clone();
         assert_eq!(self.bench.kernel.is_open(self.bottle.slot), cause.is_none(), "{cause:?}");
         assert_eq!(self.stands_still, view.processes == Processes::Frozen, "{cause:?}");
-        let ledger = rusqlite::Connection::open(self.bench.dir.path().join("ledger.db")).unwrap();
-        let written = ledger.query_row("SELECT cause_json FROM bottles", [], |row| row.get(0));
-        let written: Option<String> = written.unwrap();
-        let written: Option<Cause> = written.map(|json| serde_json::from_str(&json).unwrap());
-        assert_eq!(written, cause, "what the ledger says, and the core");
+        assert_eq!(self.bench.written(), [cause], "what the ledger says, and the core");
     }
 
     /// So they are, and no budget cuts that has room.
