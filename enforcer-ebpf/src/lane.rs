@@ -97,8 +97,8 @@ pub fn guest(packet: &SkBuffContext) -> Option<&'static Original> {
 }
 
 /// Notes that a query is on its way from this address and port, to be answered once; whether that could be. Resolving
-/// programs have several under way by one socket. It is looked for first: the map takes a free place, and makes some where
-/// it is full, before it finds that there is an entry.
+/// programs have several under way by one socket. It is looked for first: the map takes a free place, and makes some
+/// where it is full, before it finds that there is an entry.
 #[inline(always)]
 pub fn note_asker(ip: [u32; 4], port: u32, guest: &Original) -> bool {
     let asker = Asker { ip, port, listener: read(&guest.listener) };

@@ -160,8 +160,8 @@ impl Cause {
         Freeze { at: self.at.clone(), by: self.by.clone(), reason: self.reason.clone(), leaves }
     }
 
-    /// What is left of a cut when its processes go on; `None`: it was a freeze alone. What a budget itself froze was silent
-    /// because nobody could read an answer, and has the face of a budget's cut from now on.
+    /// What is left of a cut when its processes go on; `None`: it was a freeze alone. What a budget itself froze was
+    /// silent because nobody could read an answer, and has the face of a budget's cut from now on.
     #[must_use]
     pub fn thawed(self, of_budget: Face) -> Option<Self> {
         if self.is_freeze() {

@@ -8,8 +8,8 @@ use crate::error::Failure;
 pub(super) fn run(global: &Global, thaw: &Thaw) -> Result<(), Failure> {
     let control = super::connect(global)?;
     let bottle = control.wait(control.client().thaw(&thaw.name))?;
-    if let (state, Some(cause)) = (bottle.state, &bottle.cause) {
-        match state {
+    if let Some(cause) = &bottle.cause {
+        match bottle.state {
             api::State::Cut => say(&stays_cut(&thaw.name, cause)),
             api::State::Frozen => say(&format!(
                 "its own freeze is ended, but a bottle around it is frozen ({cause}): thaw that one too"

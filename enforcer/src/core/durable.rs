@@ -226,8 +226,8 @@ impl Core {
         self.submit_done(vec![Entry::Action(action)], After::Nothing);
     }
 
-    /// Has old exchanges rolled up; the last part of a day with a row that says so. What cannot be done now is asked for
-    /// again.
+    /// Has old exchanges rolled up; the last part of a day with a row that says so. What cannot be done now is asked
+    /// for again.
     pub(super) fn roll_up(&mut self, time: Range<UnixMs>) {
         let row = (time.end.rem_euclid(DAY_MS) == 0).then(|| {
             let date = rfc3339(time.start);

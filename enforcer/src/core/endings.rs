@@ -1,6 +1,6 @@
-//! How a verdict ends, whoever ends it: what is left of it has been decided, and is durable. It holds if nothing else was
-//! decided since; if something was, the order is decided again, as things stand then, or given up and the ledger told
-//! what stands. Not here: who may end it, and what is left (`restore`, `processes`, `windows`).
+//! How a verdict ends, whoever ends it: what is left of it has been decided, and is durable. It holds if nothing else
+//! was decided since; if something was, the order is decided again, as things stand then, or given up and the ledger
+//! told what stands. Not here: who may end it, and what is left (`restore`, `processes`, `windows`).
 use meter_proxy::protocol::Upstream;
 
 use super::durable::After;

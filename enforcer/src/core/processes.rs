@@ -171,7 +171,8 @@ impl Core {
         }
     }
 
-    /// Decides what a thaw leaves, as things stand. What is thawed under a budget that is used up is cut for that before.
+    /// Decides what a thaw leaves, as things stand. What is thawed under a budget that is used up is cut for that
+    /// before.
     fn prepare_thaw(&mut self, name: &str, received: Instant) -> Result<Thaw, Problem> {
         let (slot, standing) = self.to_be_held(name)?;
         match standing {

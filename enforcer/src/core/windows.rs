@@ -118,8 +118,8 @@ impl Core {
     }
 
     /// Opens those of these bottles that budgets alone have cut and that no budget cuts any longer. What a budget has
-    /// frozen goes on; of what an operator has frozen, the freeze alone is left; what
-    /// was killed has nothing left to open for.
+    /// frozen goes on; of what an operator has frozen, the freeze alone is left; what was killed has nothing left to
+    /// open for.
     pub(super) fn reopen_covered(&mut self, slots: Vec<u32>, reopening: Reopening) {
         let Reopening { by, why, .. } = &reopening;
         let (mut openings, mut entries) = (Vec::new(), Vec::new());
@@ -159,8 +159,8 @@ impl Core {
         })
     }
 
-    /// Their verdicts are durable: each opens. One that was frozen, thawed or cut meanwhile is looked at again, and stays as
-    /// it is or opens as far as budgets had cut it.
+    /// Their verdicts are durable: each opens. One that was frozen, thawed or cut meanwhile is looked at again, and
+    /// stays as it is or opens as far as budgets had cut it.
     pub(super) fn reopened(
         &mut self,
         openings: Vec<Opening>,

@@ -214,7 +214,8 @@ pub enum Entry {
     RollUp {
         /// When.
         time: Range<UnixMs>,
-        /// The row of the audit that says so; written where there was anything to sum, so once however often it is asked.
+        /// The row of the audit that says so; written where there was anything to sum: once, however often that is
+        /// asked.
         row: Option<Action>,
     },
 }
