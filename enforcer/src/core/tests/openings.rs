@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::budgets::{order, set};
-use super::processes::{freeze, thaw};
+use super::processes::{freeze, kill, thaw};
 use super::*;
 use crate::audit::Processes;
 use crate::policy::Act;
@@ -22,12 +22,14 @@ type Answer = oneshot::Receiver<Result<(), Problem>>;
 enum Step {
     Freeze,
     Thaw,
+    Kill,
     Cut,
     Restore {
         add: u64,
         force: bool,
     },
     Add(u64),
+    Set(u64),
     /// An exchange that was under way has used so many tokens.
     Use(u64),
     /// From now on nothing becomes durable,
@@ -85,6 +87,7 @@ impl Race {
         match step {
             Step::Freeze => self.say(freeze("b1")),
             Step::Thaw => self.say(thaw("b1")),
+            Step::Kill => self.say(kill("b1")),
             Step::Cut => {
                 let (name, order) = ("b1".into(), api::Cut::default());
                 self.say(|reply| Message::Cut { name, order, by: by(), received, reply });
@@ -94,10 +97,8 @@ impl Race {
                 let (name, order) = ("b1".into(), api::Restore { add, force });
                 self.say(|reply| Message::Restore { name, order, by: by(), reply });
             }
-            Step::Add(tokens) => {
-                let order = order("global", BudgetVerb::Add(tokens));
-                self.say(|reply| Message::StateBudget { order, by: by(), received, reply });
-            }
+            Step::Add(tokens) => self.state(BudgetVerb::Add(tokens)),
+            Step::Set(tokens) => self.state(set(tokens)),
             Step::Use(tokens) => {
                 self.used += 1;
                 self.bench.settle(self.used, tokens);
@@ -112,6 +113,11 @@ impl Race {
             Step::Refuse => self.bench.refusing.store(true, Ordering::SeqCst),
         }
         self.bench.ask(|reply| Message::UnderWay { reply });
+    }
+
+    fn state(&mut self, verb: BudgetVerb) {
+        let (order, by, received) = (order("global", verb), "uid:7".into(), Instant::now());
+        self.say(|reply| Message::StateBudget { order, by, received, reply });
     }
 
     fn say(&mut self, message: impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> Message) {
@@ -327,6 +333,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => Just(Step::Freeze),
         3 => Just(Step::Thaw),
         1 => Just(Step::Cut),
+        1 => Just(Step::Kill),
+        1 => (0..200_u64).prop_map(Step::Set),
         2 => (0..3_u64, any::<bool>()).prop_map(|(some, force)| Step::Restore { add: some * 60, force }),
         3 => (1..120_u64).prop_map(Step::Add),
         2 => (0..120_u64).prop_map(Step::Use),

@@ -86,7 +86,7 @@ pub(super) fn thaw(name: &str) -> impl FnOnce(oneshot::Sender<Result<(), Problem
     move |reply| Message::Thaw { name, by: "uid:7".into(), received: Instant::now(), reply }
 }
 
-fn kill(name: &str) -> impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> Message + use<> {
+pub(super) fn kill(name: &str) -> impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> Message + use<> {
     let name = name.to_owned();
     let order = api::Reason::default();
     move |reply| Message::Kill { name, order, by: "uid:7".into(), received: Instant::now(), reply }
