@@ -97,21 +97,29 @@ pub fn guest(packet: &SkBuffContext) -> Option<&'static Original> {
 }
 
 /// Notes that a query is on its way from this address and port, to be answered once; whether that could be. Resolving
-/// programs have several under way by one socket.
+/// programs have several under way by one socket. It is looked for first: the map takes a free place, and makes some
+/// where it is full, before it finds that there is an entry.
 #[inline(always)]
 pub fn note_asker(ip: [u32; 4], port: u32, guest: &Original) -> bool {
     let asker = Asker { ip, port, listener: read(&guest.listener) };
+    if let Some(owed) = ASKERS.get_ptr_mut(&asker) {
+        owe_one_more(owed);
+        return true;
+    }
     if ASKERS.insert(&asker, &1, u64::from(BPF_NOEXIST)).is_ok() {
         return true;
     }
-    let Some(owed) = ASKERS.get_ptr_mut(&asker) else { return false };
+    // another program was first
+    ASKERS.get_ptr_mut(&asker).map(owe_one_more).is_some()
+}
+
+#[inline(always)]
+fn owe_one_more(owed: *mut u64) {
     // SAFETY: an aligned word of the map; volatile, because other programs add to it.
-    if unsafe { owed.read_volatile() } as i64 >= ANSWERS_OWED {
-        return true;
+    if (unsafe { owed.read_volatile() } as i64) < ANSWERS_OWED {
+        // SAFETY: as above.
+        unsafe { add(owed, 1) };
     }
-    // SAFETY: an aligned word of the map.
-    unsafe { add(owed, 1) };
-    true
 }
 
 /// Whether a datagram of the lane's answers a query that was sent to it in this network namespace. There is at most

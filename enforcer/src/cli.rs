@@ -66,6 +66,11 @@ pub enum Command {
     /// Make a bottle, launch a command in it as the invoking user, and wait
     Run(Run),
     /// Guard a cgroup that exists
+    ///
+    /// Whether one of its processes rules over a network that leads out (CAP_NET_ADMIN) is judged now and not again: a
+    /// cut of such a bottle is always silent, since what answers it could be misused as a way out. Attach it when those
+    /// processes are there; for one that comes later with that capability, cut it silently, or have all budgets cut so
+    /// (`cut: silent` in the settings).
     Attach(Attach),
     /// Stop guarding a bottle
     Detach(Detach),
@@ -78,6 +83,8 @@ pub enum Command {
     /// Cut a bottle and freeze its processes: memory stays, and a thaw within `hold` lets streams go on
     Freeze(Freeze),
     /// Let the processes of a frozen bottle go on, and open what the freeze cut
+    ///
+    /// What a budget or another order has cut stays cut, and the command says what opens it.
     Thaw(Thaw),
     /// Cut a bottle and kill every process in it, for good
     Kill(Kill),

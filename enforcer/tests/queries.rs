@@ -8,10 +8,13 @@ use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use aya::maps::{HashMap, Map, MapData};
 use enforcer::bottle::cgroup::Cgroup;
 use enforcer::kernel::loader::Loader;
 use enforcer::kernel::{Allowed, AllowedPorts, Face, Guard, Kernel as _, Place};
-use enforcer_ebpf::EVENT_NAMESPACE;
+use enforcer_ebpf::{ASKERS, EVENT_NAMESPACE};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use support::host::{Host, LISTENER, SLOT, guard, here, no_meter, place};
 use support::network::{Network, PRIVATE4, PUBLIC4, PUBLIC6, in_own_network};
 use support::sender::Sender;
@@ -369,6 +372,43 @@ fn root_the_lane_answers_each_query_once_and_sends_to_nobody_else() {
         assert_eq!([(); 3].map(|()| lane.order(&format!("ask {asker}"))), answers, "one to each");
         assert_eq!([heard(&stub), heard(&neighbour)], [None; 2]);
         assert_eq!(lane.order(&format!("towards {asker}")), "PermissionDenied");
+    });
+}
+
+/// The test's thread, and what it starts from now on, run on one processor: each keeps free places of a map at hand.
+fn stay_on_one_processor() {
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this).unwrap();
+    let first = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap()).unwrap();
+    let mut one = CpuSet::new();
+    one.set(first).unwrap();
+    sched_setaffinity(this, &one).unwrap();
+}
+
+#[test]
+fn root_a_query_by_who_asked_before_puts_no_other_asker_out() {
+    in_own_network(|| {
+        stay_on_one_processor();
+        let host = Host::new("askers");
+        let lane = Lane::new();
+        let loader = answered(&host, &lane);
+        let mut sender = Sender::start(Some(&host.cgroup));
+        sender.order("bind 127.0.0.1:0");
+        assert_eq!(sender.order("ask 127.0.0.53:53"), "ok");
+        // beside that one, as many as there is room for
+        let map = Map::LruHashMap(MapData::from_pin(host.pins().join("ASKERS")).unwrap());
+        let mut askers: HashMap<_, [u32; 6], u64> = map.try_into().unwrap();
+        for number in 1..ASKERS {
+            askers.insert([number, 0, 0, 0, 0, 0], 1, 0).unwrap();
+        }
+        let others = || (1..ASKERS).filter(|number| askers.get(&[*number, 0, 0, 0, 0, 0], 0).is_ok()).count();
+        let all = others();
+        assert_eq!(u32::try_from(all), Ok(ASKERS - 1));
+        for _ in 0..3 {
+            assert_eq!(sender.order("ask 127.0.0.53:53"), "ok");
+        }
+        assert_eq!(others(), all);
+        drop(loader);
     });
 }
 

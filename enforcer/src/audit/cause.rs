@@ -160,11 +160,19 @@ impl Cause {
         Freeze { at: self.at.clone(), by: self.by.clone(), reason: self.reason.clone(), leaves }
     }
 
-    /// What is left of a cut that is no freeze alone when its processes go on.
+    /// What is left of a cut when its processes go on; `None`: it was a freeze alone. What a budget itself froze was
+    /// silent because nobody could read an answer, and has the face of a budget's cut from now on.
     #[must_use]
-    pub fn thawed(self) -> Self {
-        let face = self.freeze.map_or(self.face, |freeze| freeze.leaves);
-        Self { face, processes: Processes::Running, freeze: None, ..self }
+    pub fn thawed(self, of_budget: Face) -> Option<Self> {
+        if self.is_freeze() {
+            return None;
+        }
+        let face = match &self.freeze {
+            _ if self.is_budget_s() && self.policy == Policy::Freeze => of_budget,
+            Some(freeze) => freeze.leaves,
+            None => self.face,
+        };
+        Some(Self { face, processes: Processes::Running, freeze: None, ..self })
     }
 
     /// What is left of a budget's cut when the budget has room again: an operator's freeze, where it lies over it.

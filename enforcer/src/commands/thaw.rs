@@ -1,5 +1,6 @@
-//! `thaw`: lets the processes of a frozen bottle go on.
+//! `thaw`: lets the processes of a frozen bottle go on, and says what stays closed and what opens it.
 use super::output::{print, say};
+use crate::audit::{Cause, CauseKind};
 use crate::cli::{Global, Thaw};
 use crate::control::api;
 use crate::error::Failure;
@@ -7,8 +8,22 @@ use crate::error::Failure;
 pub(super) fn run(global: &Global, thaw: &Thaw) -> Result<(), Failure> {
     let control = super::connect(global)?;
     let bottle = control.wait(control.client().thaw(&thaw.name))?;
-    if let (api::State::Cut, Some(cause)) = (bottle.state, &bottle.cause) {
-        say(&format!("its processes go on without a network ({cause}); enforcer restore opens it"));
+    if let Some(cause) = &bottle.cause {
+        match bottle.state {
+            api::State::Cut => say(&stays_cut(&thaw.name, cause)),
+            api::State::Frozen => say(&format!(
+                "its own freeze is ended, but a bottle around it is frozen ({cause}): thaw that one too"
+            )),
+            api::State::Open | api::State::Killed | api::State::Gone => {}
+        }
     }
     print(&format!("{}: {}\n", thaw.name, bottle.state.as_str()))
+}
+
+fn stays_cut(name: &str, cause: &Cause) -> String {
+    let add = match (cause.kind, &cause.provider) {
+        (CauseKind::Budget, Some(provider)) => format!(" --add {provider}=TOKENS"),
+        _ => String::new(),
+    };
+    format!("its processes go on without a network ({cause}); enforcer restore {name}{add} opens it")
 }

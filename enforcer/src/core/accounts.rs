@@ -114,6 +114,12 @@ impl Core {
         binding.into_iter().find(|(_, account)| self.accounts.is_used_up(*account))
     }
 
+    /// All budgets that bind this slot and are used up.
+    pub(super) fn all_used_up(&mut self, slot: u32) -> Vec<AccountId> {
+        let binding = self.binding_accounts(slot).into_iter().map(|(_, account)| account);
+        binding.filter(|account| self.accounts.is_used_up(*account)).collect()
+    }
+
     /// For every provider that has a budget here, the one that this slot feels first.
     pub(super) fn governing_accounts(&mut self, slot: u32) -> Vec<Governing> {
         let paths = self.paths(slot);

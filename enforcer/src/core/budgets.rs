@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 
 use super::durable::{After, action};
 use super::verdicts::Crossing;
+use super::windows::Reopening;
 use super::{Change, Core, answer};
 use crate::audit::{Action, ActionKind};
 use crate::budget::window::Hour;
@@ -219,7 +220,7 @@ impl Core {
         // also by a wider budget, which binds them only since this one does not
         self.cut_newly_used_up(before);
         let why = format!("the budget is {}", words(&self.accounts.figures(pending.account)));
-        self.reopen_covered(slots, by, &why, Some(reply));
+        self.reopen_covered(slots, Reopening { by: by.to_owned(), why, reply: Some(reply) });
         self.admit_waiting();
         self.publish(Change::State);
     }

@@ -9,10 +9,10 @@ use meter_proxy::protocol::{Refusal, ToMeter};
 use tokio::sync::oneshot;
 
 use super::budgets::Pending;
-use super::processes::Asker;
+use super::processes::{Asker, Thaw};
 use super::reload::Reloading;
 use super::restore::Restored;
-use super::windows::Opening;
+use super::windows::{Opening, Reopening};
 use super::{Change, Core, Message, answer};
 use crate::audit::{Action, ActionKind, Cause};
 use crate::budget::window::Hour;
@@ -48,31 +48,19 @@ pub(super) enum After {
         by: String,
         reply: oneshot::Sender<Result<Attachment, Problem>>,
     },
-    /// The bottle may be opened, if no newer verdict stands.
+    /// The bottle may be opened, if nobody has ordered it closed since.
     Restored {
-        attachment: AttachmentId,
-        /// The verdict's number when the restore was ordered.
-        verdict: u64,
+        restored: Restored,
         /// Tokens to add to accounts.
         additions: Vec<Pending>,
-        /// Whether it opens whatever is used up.
-        force: bool,
-        by: String,
         reply: oneshot::Sender<Result<(), Problem>>,
     },
-    /// The processes may go on, if no newer verdict stands.
-    Thawed {
-        attachment: AttachmentId,
-        /// The verdict's number when the thaw was ordered.
-        verdict: u64,
-        /// What stays of the verdict; `None`: the bottle opens.
-        left: Option<Box<Cause>>,
-        asker: Asker,
-    },
+    /// The processes may go on, if nobody has ordered them closed since.
+    Thawed { thaw: Box<Thaw>, asker: Asker },
     /// Changed settings hold.
     Reloaded(Reloading),
-    /// The bottles may be opened that budgets do not cut any longer, unless newer verdicts stand.
-    Reopened { openings: Vec<Opening>, reply: Option<oneshot::Sender<Result<(), Problem>>> },
+    /// The bottles may be opened that budgets do not cut any longer.
+    Reopened { openings: Vec<Opening>, reopening: Reopening },
     /// What an operator said of a budget counts.
     Stated {
         pending: Pending,
@@ -129,7 +117,8 @@ impl Core {
     fn send_to_writer(&mut self, entries: Vec<Entry>, owed: Vec<Entry>, after: After) {
         self.outstanding.0.push_back(Instant::now());
         let itself = self.itself.clone();
-        let audited = entries.iter().any(|entry| matches!(entry, Entry::Action(_)));
+        let adds_row = |entry: &Entry| matches!(entry, Entry::Action(_) | Entry::RollUp { row: Some(_), .. });
+        let audited = entries.iter().any(adds_row);
         self.writer.submit(
             entries,
             Box::new(move |result| {
@@ -180,16 +169,14 @@ impl Core {
             After::Released { attachment, keep_cut, by, reply } => {
                 self.released(*attachment, keep_cut, by, result.map_err(not_done), reply)
             }
-            After::Restored { attachment, verdict, additions, force, by, reply } => {
-                let restored = Restored { attachment, verdict, force, by };
+            After::Restored { restored, additions, reply } => {
                 self.restored(restored, &additions, result.map_err(not_done), reply);
             }
-            After::Thawed { attachment, verdict, left, asker } => {
-                let left = left.map(|cause| *cause);
-                self.thawed(attachment, verdict, left, result.map_err(not_done), asker);
-            }
+            After::Thawed { thaw, asker } => self.thawed(*thaw, result.map_err(not_done), asker),
             After::Reloaded(reloading) => self.reloaded(reloading, result.map_err(not_done)),
-            After::Reopened { openings, reply } => self.reopened(openings, result.map_err(not_done), reply),
+            After::Reopened { openings, reopening } => {
+                self.reopened(openings, result.map_err(not_done), reopening);
+            }
             After::Stated { pending, by, reply } => {
                 self.stated(&pending, &by, result.map_err(not_done), reply)
             }
@@ -210,6 +197,7 @@ impl Core {
         }
         for entry in std::mem::take(&mut self.owed) {
             self.paying += 1;
+            let entry = self.as_it_stands(entry);
             self.submit_done(vec![entry], After::Paid);
         }
     }
@@ -238,17 +226,15 @@ impl Core {
         self.submit_done(vec![Entry::Action(action)], After::Nothing);
     }
 
-    /// Has old exchanges rolled up; the last part of a day with a row that says so. What cannot be done now is asked for
-    /// again.
+    /// Has old exchanges rolled up; the last part of a day with a row that says so. What cannot be done now is asked
+    /// for again.
     pub(super) fn roll_up(&mut self, time: Range<UnixMs>) {
-        let mut entries = vec![Entry::RollUp(time.clone())];
-        if time.end.rem_euclid(DAY_MS) == 0 {
-            let mut row = action(ActionKind::Retention, None, None, "controller");
+        let row = (time.end.rem_euclid(DAY_MS) == 0).then(|| {
             let date = rfc3339(time.start);
-            row.detail = Some(format!("exchanges of {} are rolled up", date.get(..10).unwrap_or(&date)));
-            entries.push(Entry::Action(row));
-        }
-        self.submit(entries, After::Nothing);
+            let detail = format!("exchanges of {} are rolled up", date.get(..10).unwrap_or(&date));
+            Action { detail: Some(detail), ..action(ActionKind::Retention, None, None, "controller") }
+        });
+        self.submit(vec![Entry::RollUp { time, row }], After::Nothing);
     }
 
     /// Writes a warning into the audit.

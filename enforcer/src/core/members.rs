@@ -107,6 +107,7 @@ impl Core {
             paths: std::collections::HashMap::new(),
             cause: None,
             verdict: 0,
+            ordered: 0,
             orders: 0,
             stage,
             mute,
@@ -314,7 +315,9 @@ impl Core {
             bottle.stage = if result.is_ok() { Stage::Detached } else { Stage::Attached };
             let cause = bottle.cause.clone();
             match (&result, cause) {
-                (Err(_), _) => {}
+                // what ended or was cut meanwhile is stored only now
+                (Err(_), None) => self.kernel.open(attachment.slot),
+                (Err(_), Some(cause)) => self.store_cut(attachment.slot, cause.face),
                 (Ok(()), Some(cause)) if keep_cut => {
                     let kept = (attachment.id, cause.without_processes());
                     self.kept_cuts.insert(attachment.name.clone(), kept);

@@ -5,16 +5,17 @@
 //! is committed first and done after. `messages` is what it is told and asked. `requests` follows the meter's messages,
 //! `gate` lets them in, `rows` bounds what is written of them, `accounts` says what they are charged to, `budgets` takes
 //! what operators say of them, `windows` begins them anew, `warnings` warns, `usage` sums what is shown, `bottles` finds
-//! the attached ones, `verdicts` cuts, `restore` opens, `processes` freezes, thaws and kills, `reload` takes changed
-//! settings, `members` attaches and detaches, `adopt` takes over what an earlier controller left, `durable` talks to the
-//! writer, `lease` beats the heart, `precedence` has the thread run before others, `drops` tells what the kernel
-//! dropped, `lane` says why, `listener` is where meter and lane are, `view` shows the state.
+//! the attached ones, `verdicts` cuts, `endings` ends cuts, `restore` opens, `processes` freezes, thaws and kills,
+//! `reload` takes changed settings, `members` attaches and detaches, `adopt` takes over what an earlier controller
+//! left, `durable` talks to the writer, `lease` beats the heart, `precedence` has the thread run before others, `drops`
+//! tells what the kernel dropped, `lane` says why, `listener` is where meter and lane are, `view` shows the state.
 mod accounts;
 mod adopt;
 mod bottles;
 mod budgets;
 mod drops;
 mod durable;
+mod endings;
 mod gate;
 mod lane;
 mod lease;
@@ -86,8 +87,11 @@ struct Bottle {
     paths: HashMap<String, Path>,
     /// Why it is cut; `None`: open.
     cause: Option<Cause>,
-    /// Grows with each change of the verdict, so that a restore committed late does not undo a newer cut.
+    /// Grows with each change of the verdict and each record of it as it stands, so that an opening that is durable
+    /// knows whether it was decided on what still holds, and is the last that was written.
     verdict: u64,
+    /// The verdict's number when somebody last ordered it closed: what was ordered to open before does not undo that.
+    ordered: u64,
     /// Grows with each order for its processes, so that a snapshot that ends late ends nobody.
     orders: u64,
     stage: Stage,

@@ -6,10 +6,12 @@ use meter_proxy::protocol::Upstream;
 use tokio::sync::oneshot;
 
 use super::durable::{After, action};
+use super::endings::Stands;
 use super::verdicts::unknown;
 use super::{Bottle, Change, Core, Stage, answer};
 use crate::act::Which;
 use crate::audit::{Action, ActionKind, Cause, Processes};
+use crate::budget::{AccountId, Scope};
 use crate::control::api::{self, Problem};
 use crate::hooks::{About, Call, Called, Occasion};
 use crate::kernel::Face;
@@ -28,6 +30,15 @@ pub(super) struct Asker {
     pub(super) received: Instant,
     /// Told when it is done and recorded.
     pub(super) reply: Option<oneshot::Sender<Result<(), Problem>>>,
+}
+
+/// A thaw that is done once it is durable.
+pub(super) struct Thaw {
+    attachment: AttachmentId,
+    /// The verdict's number when it was decided.
+    verdict: u64,
+    /// What stays of the verdict; `None`: the bottle opens.
+    left: Option<Cause>,
 }
 
 impl Asker {
@@ -65,7 +76,7 @@ impl Core {
     }
 
     /// The slot of a bottle whose processes may be acted on, and what stands decided for them.
-    fn to_be_held(&self, name: &str) -> Result<(u32, Option<Processes>), Problem> {
+    pub(super) fn to_be_held(&self, name: &str) -> Result<(u32, Option<Processes>), Problem> {
         let slot = self.slot_of(name).ok_or_else(|| unknown(name))?;
         let bottle = self.bottles.get(&slot).ok_or_else(|| unknown(name))?;
         match bottle.stage {
@@ -154,58 +165,81 @@ impl Core {
 
     /// Lets frozen processes go on. The cut that came with an operator's freeze goes with it; any other stays.
     pub(super) fn thaw_by_order(&mut self, name: &str, asker: Asker) {
-        let (slot, standing) = match self.to_be_held(name) {
-            Ok(found) => found,
-            Err(problem) => return asker.refuse(problem),
-        };
+        match self.prepare_thaw(name, asker.received) {
+            Ok(thaw) => self.submit_thaw(thaw, asker),
+            Err(problem) => asker.refuse(problem),
+        }
+    }
+
+    /// Decides what a thaw leaves, as things stand. What is thawed under a budget that is used up is cut for that
+    /// before.
+    fn prepare_thaw(&mut self, name: &str, received: Instant) -> Result<Thaw, Problem> {
+        let (slot, standing) = self.to_be_held(name)?;
         match standing {
             Some(Processes::Frozen) => {}
-            Some(Processes::Killed) => return asker.refuse(killed(name)),
+            Some(Processes::Killed) => return Err(killed(name)),
             Some(Processes::Running) | None => {
                 let problem = Problem::refused(format!("{name} is not frozen"));
-                return asker.refuse(problem.with_hint("enforcer status shows its state"));
+                return Err(problem.with_hint("enforcer status shows its state"));
             }
         }
         if let Some(behind) = self.closed() {
-            return asker.refuse(Problem::failed(behind.to_string()));
+            return Err(Problem::failed(behind.to_string()));
         }
-        let left = self.left_by_thaw(slot);
-        let Some(bottle) = self.bottles.get_mut(&slot) else { return };
+        if let Some((scope, account)) = self.used_up(slot) {
+            self.cut_beneath_freeze(slot, scope, account, received);
+        }
+        let of_budget = self.face_for(slot, self.settings.cut);
+        let bottle = self.bottles.get_mut(&slot).ok_or_else(|| unknown(name))?;
         // a snapshot that ends from now on ends nobody
         bottle.orders += 1;
-        let (attachment, verdict) = (bottle.attachment.id, bottle.verdict);
-        let entry = Entry::Verdict(Verdict { attachment, cause: left.clone() });
-        self.submit(vec![entry], After::Thawed { attachment, verdict, left: left.map(Box::new), asker });
+        let left = bottle.cause.clone().and_then(|cause| cause.thawed(of_budget));
+        Ok(Thaw { attachment: bottle.attachment.id, verdict: bottle.verdict, left })
     }
 
-    /// What stands of a frozen bottle's verdict once it is thawed; `None`: it opens.
-    fn left_by_thaw(&mut self, slot: u32) -> Option<Cause> {
-        let cause = self.bottles.get(&slot)?.cause.clone()?;
-        if !cause.is_freeze() {
-            return Some(cause.thawed());
+    fn cut_beneath_freeze(&mut self, slot: u32, scope: Scope, account: AccountId, received: Instant) {
+        let cause = self.bottles.get(&slot).and_then(|bottle| bottle.cause.as_ref());
+        if cause.is_some_and(Cause::is_freeze) {
+            let cause = self.budget_cause(Policy::Cutoff, scope, account, None);
+            self.cut_by_budget(slot, cause, received);
         }
-        let (scope, account) = self.used_up(slot)?;
-        Some(self.budget_cause(Policy::Cutoff, scope, account, None))
     }
 
-    /// The thaw is durable: unless another verdict came meanwhile, it is done.
-    pub(super) fn thawed(
-        &mut self,
-        attachment: AttachmentId,
-        verdict: u64,
-        left: Option<Cause>,
-        result: Result<(), Problem>,
-        asker: Asker,
-    ) {
+    fn submit_thaw(&mut self, thaw: Thaw, asker: Asker) {
+        let entry = Verdict { attachment: thaw.attachment, cause: thaw.left.clone() };
+        self.submit(vec![Entry::Verdict(entry)], After::Thawed { thaw: Box::new(thaw), asker });
+    }
+
+    /// The thaw is durable: it is done if it was decided on what still holds, and decided again if it was not.
+    pub(super) fn thawed(&mut self, thaw: Thaw, result: Result<(), Problem>, asker: Asker) {
+        let Thaw { attachment, verdict, left } = thaw;
         if let Err(problem) = result {
+            self.record_standing_of(attachment);
             return asker.refuse(problem);
         }
-        let slot = match self.end_verdict(attachment, verdict, left, "thawed") {
-            Ok((slot, _)) => slot,
-            Err(problem) => return asker.refuse(problem),
-        };
-        self.order(slot, Act::Thaw, asker);
-        self.publish(Change::State);
+        match self.end_verdict(attachment, verdict, left) {
+            Ok((slot, _)) => {
+                self.order(slot, Act::Thaw, asker);
+                self.publish(Change::State);
+            }
+            Err(Stands::Nothing) => asker.refuse(Problem::failed("the bottle was detached meanwhile")),
+            Err(Stands::Another(slot)) => self.thaw_again(slot, verdict, asker),
+        }
+    }
+
+    /// Tokens were added, a budget was used up or somebody gave another order while a thaw was being written.
+    fn thaw_again(&mut self, slot: u32, verdict: u64, asker: Asker) {
+        if self.is_ordered_since(slot, verdict) {
+            let problem = self.stays_cut(slot, "it was cut again while it was being thawed");
+            return asker.refuse(problem);
+        }
+        match self.prepare_thaw(&self.name_of(slot), asker.received) {
+            Ok(thaw) => self.submit_thaw(thaw, asker),
+            Err(problem) => {
+                self.record_standing(slot);
+                asker.refuse(problem);
+            }
+        }
     }
 
     /// The processes of a bottle that is let go, or restored, are not left frozen.

@@ -90,7 +90,7 @@ impl Core {
     /// What budgets alone have cut and none cuts any longer, one line each.
     fn cut_without_need(&mut self) -> Vec<String> {
         let mut slots: Vec<u32> = self.bottles.keys().copied().collect();
-        slots.retain(|slot| self.is_cut_by_budget_alone(*slot) && self.used_up(*slot).is_none());
+        slots.retain(|slot| self.is_cut_without_need(*slot));
         let line =
             |name| format!("{name} stays cut although its budget has room again: enforcer restore {name}");
         slots.into_iter().map(|slot| line(self.name_of(slot))).collect()

@@ -7,6 +7,7 @@ use super::budgets::Pending;
 use super::durable::{After, action};
 use super::processes::{Asker, killed};
 use super::verdicts::unknown;
+use super::windows::Reopening;
 use super::{Change, Core, answer};
 use crate::audit::{ActionKind, Processes};
 use crate::budget::{AccountId, Statement};
@@ -16,25 +17,20 @@ use crate::ledger::{AttachmentId, Entry, Owner, Verdict};
 /// A restore that was found right, before it is durable.
 struct Restoring {
     entries: Vec<Entry>,
-    attachment: AttachmentId,
-    /// The verdict's number when the restore was ordered.
-    verdict: u64,
     /// Tokens to add to accounts.
     additions: Vec<Pending>,
-    /// Whether it opens whatever is used up.
-    force: bool,
-    by: String,
+    restored: Restored,
 }
 
-/// A restore that is durable.
+/// A restore that does what it is to do once that is durable.
 pub(super) struct Restored {
-    pub(super) attachment: AttachmentId,
-    /// The verdict's number when it was ordered.
-    pub(super) verdict: u64,
-    /// Whether it opens whatever is used up.
-    pub(super) force: bool,
+    attachment: AttachmentId,
+    /// The verdict's number when it was decided.
+    verdict: u64,
+    /// The accounts that it opens the bottle in spite of: they were used up when it was ordered, and forced.
+    accepted: Vec<AccountId>,
     /// `controller` or `uid:N`.
-    pub(super) by: String,
+    by: String,
 }
 
 impl Core {
@@ -49,8 +45,8 @@ impl Core {
             return answer(reply, Err(Problem::failed(behind.to_string())));
         }
         match self.prepare_restore(name, order, &by) {
-            Ok(Restoring { entries, attachment, verdict, additions, force, by }) => {
-                self.submit(entries, After::Restored { attachment, verdict, additions, force, by, reply });
+            Ok(Restoring { entries, additions, restored }) => {
+                self.submit(entries, After::Restored { restored, additions, reply });
             }
             Err(problem) => answer(reply, Err(problem)),
         }
@@ -58,14 +54,16 @@ impl Core {
 
     /// Checks the order and composes what is to be committed. Nothing opens and nothing is added before that.
     fn prepare_restore(&mut self, name: &str, order: &api::Restore, by: &str) -> Result<Restoring, Problem> {
-        let slot = self.slot_of(name).ok_or_else(|| unknown(name))?;
+        // of one that is being attached the ledger knows nothing yet
+        let (slot, _) = self.to_be_held(name)?;
         if self.processes_of(slot) == Processes::Killed {
             return Err(killed(name));
         }
         let additions = self.additions(slot, name, order)?;
-        if !order.force {
-            self.refuse_what_stays_used_up(slot, name, &additions)?;
-        }
+        let accepted = match order.force {
+            true => self.all_used_up(slot),
+            false => self.refuse_what_stays_used_up(slot, name, &additions).map(|()| Vec::new())?,
+        };
         let Some(bottle) = self.bottles.get_mut(&slot) else { return Err(unknown(name)) };
         // a snapshot that ends from now on ends nobody
         bottle.orders += 1;
@@ -78,7 +76,8 @@ impl Core {
         let (additions, mut entries): (Vec<Pending>, Vec<Entry>) = stated.unzip();
         entries.push(Entry::Verdict(Verdict { attachment, cause: None }));
         entries.push(Entry::Action(row));
-        Ok(Restoring { entries, attachment, verdict, additions, force: order.force, by: by.to_owned() })
+        let restored = Restored { attachment, verdict, accepted, by: by.to_owned() };
+        Ok(Restoring { entries, additions, restored })
     }
 
     /// The accounts that the order adds to: for each provider, the one that governs this bottle.
@@ -158,7 +157,7 @@ impl Core {
         (!words.is_empty()).then(|| words.join("; "))
     }
 
-    /// The restore is durable: what was added counts, and the bottle opens unless it was cut again meanwhile.
+    /// The restore is durable: what was added counts, and the bottle opens unless it was closed again meanwhile.
     pub(super) fn restored(
         &mut self,
         restored: Restored,
@@ -166,27 +165,50 @@ impl Core {
         result: Result<(), Problem>,
         reply: oneshot::Sender<Result<(), Problem>>,
     ) {
-        let Restored { attachment, verdict, force, by } = restored;
         if let Err(problem) = result {
+            self.record_standing_of(restored.attachment);
             return answer(reply, Err(problem));
         }
         additions.iter().for_each(|addition| self.apply(addition));
-        let slot = self.slot_of_attachment(attachment);
-        let opened = match slot.filter(|slot| !force && self.used_up(*slot).is_some()) {
-            // exchanges under way have used meanwhile what was left, or was added
-            Some(slot) => {
-                Err(self.stays_cut(slot, "its budget was used up again while it was being restored"))
-            }
-            None => self.end_verdict(attachment, verdict, None, "restored"),
-        };
+        match self.slot_of_attachment(restored.attachment) {
+            Some(slot) => self.open_restored(slot, restored, reply),
+            None => answer(reply, Err(Problem::failed("the bottle was detached meanwhile"))),
+        }
         self.admit_waiting();
         self.publish(Change::State);
-        match opened {
-            Ok((slot, cause)) => {
-                let asker = Asker { by, received: Instant::now(), reply: Some(reply) };
-                self.thaw_with(slot, cause.as_ref(), asker);
-            }
-            Err(problem) => answer(reply, Err(problem)),
+    }
+
+    fn open_restored(&mut self, slot: u32, restored: Restored, reply: oneshot::Sender<Result<(), Problem>>) {
+        if let Some(why) = self.closed_since(slot, &restored) {
+            let problem = self.stays_cut(slot, why);
+            // beneath what closed it, the tokens may cover what a budget has cut
+            let reopening = Reopening { by: restored.by, why: "it was to be restored".into(), reply: None };
+            self.reopen_covered(vec![slot], reopening);
+            return answer(reply, Err(problem));
         }
+        let Restored { attachment, verdict, .. } = restored;
+        if let Ok((slot, cause)) = self.end_verdict(attachment, verdict, None) {
+            let asker = Asker { by: restored.by, received: Instant::now(), reply: Some(reply) };
+            return self.thaw_with(slot, cause.as_ref(), asker);
+        }
+        // a thaw or a window was first, or more was used than before and less than was added: that it opens must be the
+        // last word of the ledger, too
+        let verdict = self.bottles.get(&slot).map_or(verdict, |bottle| bottle.verdict);
+        let entry = Entry::Verdict(Verdict { attachment, cause: None });
+        let restored = Restored { verdict, ..restored };
+        self.submit(vec![entry], After::Restored { restored, additions: Vec::new(), reply });
+    }
+
+    /// What came after the order and keeps the bottle closed, if anything did.
+    fn closed_since(&mut self, slot: u32, restored: &Restored) -> Option<&'static str> {
+        if self.is_ordered_since(slot, restored.verdict) {
+            return Some("it was cut again while it was being restored");
+        }
+        if self.processes_of(slot) == Processes::Killed {
+            return Some("it was killed while it was being restored");
+        }
+        let used_up = self.all_used_up(slot);
+        let news = used_up.iter().any(|account| !restored.accepted.contains(account));
+        news.then_some("its budget was used up again while it was being restored")
     }
 }

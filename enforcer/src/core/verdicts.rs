@@ -1,5 +1,5 @@
-//! Cuts, and how they end. A cut is stored, then told, then done to sockets and committed; its end is committed, then
-//! stored and told. Of two faces of a cut the more closed one stands. Not here: who may end it (`restore`).
+//! Cuts. A cut is stored, then told, then done to sockets and committed. Of two faces of a cut the more closed one
+//! stands. Not here: how it ends (`endings`).
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
@@ -19,7 +19,7 @@ use crate::clock::{now_ms, rfc3339};
 use crate::control::api::{self, Problem};
 use crate::hooks::Occasion;
 use crate::kernel::Face;
-use crate::ledger::{AttachmentId, Entry, ExchangeId, Verdict};
+use crate::ledger::{Entry, ExchangeId, Verdict};
 use crate::settings::Policy;
 
 /// When a budget was crossed that a bottle is cut for.
@@ -75,7 +75,12 @@ impl Core {
 
     /// Cuts every bottle that this budget binds, if it is used up now and was not before.
     pub(super) fn cut_all_bound_by(&mut self, account: AccountId, crossing: Crossing) {
-        if !self.accounts.is_used_up(account) || !self.crossed.insert(account) {
+        if !self.accounts.is_used_up(account) {
+            // what was seen of an exchange was more than was billed: the next crossing is news
+            self.crossed.remove(&account);
+            return;
+        }
+        if !self.crossed.insert(account) {
             return;
         }
         let provider = self.accounts.provider(account).to_owned();
@@ -159,11 +164,9 @@ impl Core {
 
     /// Cuts a bottle with a budget's cause, and has done to its processes what the cause asks for.
     pub(super) fn cut_by_budget(&mut self, slot: u32, cause: Cause, received: Instant) {
-        let is_cut = self.is_cut_for_budget(slot);
-        let Some(bottle) = self.bottles.get_mut(&slot) else { return };
-        if is_cut {
-            // a restore under way was ordered before this crossing, and must not undo it
-            bottle.verdict += 1;
+        let Some(bottle) = self.bottles.get(&slot) else { return };
+        if self.is_cut_for_budget(slot) {
+            // an opening under way looks at what is used up once it is durable
             return;
         }
         let more = bottle.cause.as_ref().is_none_or(|standing| standing.processes < cause.policy.into());
@@ -252,6 +255,9 @@ impl Core {
         let muted = (cause.face != wanted).then_some(MUTED);
         let Some(bottle) = self.bottles.get_mut(&slot) else { return };
         bottle.verdict += 1;
+        if cause.kind == CauseKind::Operator {
+            bottle.ordered = bottle.verdict;
+        }
         let standing = cause.clone().joined_to(bottle.cause.take());
         bottle.cause = Some(standing.clone());
         let (name, attachment) = (bottle.attachment.name.clone(), bottle.attachment.id);
@@ -298,7 +304,7 @@ impl Core {
 
     /// What follows from a cut's face once it is stored: the connections to the meter of a bottle that is answered now are
     /// aborted, so that its agent asks again and hears why; a silent one's to the lane are ended.
-    fn show_face(&self, slot: u32, before: Option<Face>, now: Face) {
+    pub(super) fn show_face(&self, slot: u32, before: Option<Face>, now: Face) {
         match (before, now) {
             (Some(Face::Answered), Face::Silent) => self.end_lane_below(slot),
             (None | Some(Face::Silent), Face::Answered) => self.abort(slot, Which::Metered),
@@ -339,61 +345,8 @@ impl Core {
             .with_hint(format!("known providers: {}", known.join(", "))))
     }
 
-    /// Ends a verdict that is still the one that was to end, leaving what is told of it: without that the bottle opens.
-    /// Gives the slot, and the verdict that ended.
-    pub(super) fn end_verdict(
-        &mut self,
-        attachment: AttachmentId,
-        verdict: u64,
-        left: Option<Cause>,
-        how: &str,
-    ) -> Result<(u32, Option<Cause>), Problem> {
-        let gone = || Problem::failed("the bottle was detached meanwhile");
-        let slot = self.slot_of_attachment(attachment).ok_or_else(gone)?;
-        let left = left.map(|left| Cause { face: self.face_for(slot, left.face), ..left });
-        let bottle = self.bottles.get_mut(&slot).ok_or_else(gone)?;
-        if bottle.verdict != verdict {
-            return Err(self.cut_again(slot, how));
-        }
-        let ended = std::mem::replace(&mut bottle.cause, left.clone());
-        bottle.verdict += 1;
-        match left {
-            Some(left) => self.show_left(slot, ended.as_ref(), &left),
-            None if bottle.stage == Stage::Attached => {
-                self.kernel.open(slot);
-                self.tell_meter_of(slot, Upstream::Hold);
-                self.end_lane_below(slot);
-            }
-            None => {}
-        }
-        Ok((slot, ended))
-    }
-
-    /// Has the bottle see what is left of its cut.
-    fn show_left(&self, slot: u32, ended: Option<&Cause>, left: &Cause) {
-        self.store_cut(slot, left.face);
-        if left.kind == CauseKind::Budget {
-            self.tell_meter_of(slot, Upstream::Close);
-        }
-        self.show_face(slot, ended.map(|cause| cause.face), left.face);
-    }
-
-    /// A cut came while its opposite was being written: the ledger must say so again.
-    pub(super) fn cut_again(&mut self, slot: u32, how: &str) -> Problem {
-        self.stays_cut(slot, &format!("it was cut again while it was being {how}"))
-    }
-
-    /// The ledger says already that it is open, and must say that it is not.
-    pub(super) fn stays_cut(&mut self, slot: u32, why: &str) -> Problem {
-        let Some(bottle) = self.bottles.get(&slot) else { return Problem::failed("the bottle is gone") };
-        let name = bottle.attachment.name.clone();
-        let entry = Verdict { attachment: bottle.attachment.id, cause: bottle.cause.clone() };
-        self.submit_done(vec![Entry::Verdict(entry)], After::Nothing);
-        Problem::refused(format!("{name} stays cut: {why}"))
-    }
-
     /// Tells the meter how this bottle and those nested in its cgroup stand now.
-    fn tell_meter_of(&self, slot: u32, upstream: Upstream) {
+    pub(super) fn tell_meter_of(&self, slot: u32, upstream: Upstream) {
         if let Some(changed) = self.bottles.get(&slot) {
             self.tell_meter_below(&changed.attachment.cgroup, upstream);
         }

@@ -5,6 +5,7 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 
 use super::durable::{After, action};
+use super::endings::Stands;
 use super::processes::Asker;
 use super::{Change, Core, Stage, answer};
 use crate::audit::{ActionKind, Cause, Processes};
@@ -31,10 +32,20 @@ pub(super) struct Turn {
 /// A bottle that a budget has cut and that is to open once its verdict is durable.
 pub(super) struct Opening {
     attachment: AttachmentId,
-    /// The verdict's number when it was ordered.
+    /// The verdict's number when that was decided.
     verdict: u64,
     /// What keeps it closed all the same: an operator's freeze.
     left: Option<Cause>,
+}
+
+/// Why bottles open that budgets have cut.
+pub(super) struct Reopening {
+    /// `controller` or `uid:N`.
+    pub(super) by: String,
+    /// What happened, for the audit.
+    pub(super) why: String,
+    /// Told when it is done.
+    pub(super) reply: Option<oneshot::Sender<Result<(), Problem>>>,
 }
 
 impl Core {
@@ -88,7 +99,7 @@ impl Core {
             slots.sort_unstable();
             slots.dedup();
             let why = format!("a window began anew at {}:00 UTC", self.accounts.hour());
-            self.reopen_covered(slots, "controller", &why, None);
+            self.reopen_covered(slots, Reopening { by: "controller".into(), why, reply: None });
         }
     }
 
@@ -106,19 +117,14 @@ impl Core {
         self.crossed.retain(|account| accounts.is_used_up(*account));
     }
 
-    /// Opens those of these bottles that budgets alone have cut and that no budget cuts any longer; `reply` is answered
-    /// when that is done. What a budget has frozen goes on; of what an operator has frozen, the freeze alone is left; what
-    /// was killed has nothing left to open for.
-    pub(super) fn reopen_covered(
-        &mut self,
-        slots: Vec<u32>,
-        by: &str,
-        why: &str,
-        reply: Option<oneshot::Sender<Result<(), Problem>>>,
-    ) {
+    /// Opens those of these bottles that budgets alone have cut and that no budget cuts any longer. What a budget has
+    /// frozen goes on; of what an operator has frozen, the freeze alone is left; what was killed has nothing left to
+    /// open for.
+    pub(super) fn reopen_covered(&mut self, slots: Vec<u32>, reopening: Reopening) {
+        let Reopening { by, why, .. } = &reopening;
         let (mut openings, mut entries) = (Vec::new(), Vec::new());
         for slot in slots {
-            if !self.is_cut_by_budget_alone(slot) || self.used_up(slot).is_some() {
+            if !self.is_cut_without_need(slot) {
                 continue;
             }
             let Some(bottle) = self.bottles.get(&slot) else { continue };
@@ -128,19 +134,24 @@ impl Core {
             let mut row = action(ActionKind::Restore, name, bottle.cause.clone(), by);
             row.detail = Some(match &left {
                 Some(freeze) => format!("{why}; it stays frozen by {}", freeze.by),
-                None => why.to_owned(),
+                None => why.clone(),
             });
             entries.push(Entry::Verdict(Verdict { attachment, cause: left.clone() }));
             entries.push(Entry::Action(row));
             openings.push(Opening { attachment, verdict, left });
         }
         match openings.is_empty() {
-            true => reply.into_iter().for_each(|reply| answer(reply, Ok(()))),
-            false => self.submit(entries, After::Reopened { openings, reply }),
+            true => reopening.reply.into_iter().for_each(|reply| answer(reply, Ok(()))),
+            false => self.submit(entries, After::Reopened { openings, reopening }),
         }
     }
 
-    pub(super) fn is_cut_by_budget_alone(&self, slot: u32) -> bool {
+    /// Whether budgets alone have cut it, and none of them does so now.
+    pub(super) fn is_cut_without_need(&mut self, slot: u32) -> bool {
+        self.is_cut_by_budget_alone(slot) && self.used_up(slot).is_none()
+    }
+
+    fn is_cut_by_budget_alone(&self, slot: u32) -> bool {
         self.bottles.get(&slot).is_some_and(|bottle| {
             let cause = bottle.cause.as_ref();
             bottle.stage == Stage::Attached
@@ -148,28 +159,41 @@ impl Core {
         })
     }
 
-    /// Their verdicts are durable: each opens, unless it was cut again or detached meanwhile.
+    /// Their verdicts are durable: each opens. One that was frozen, thawed or cut meanwhile is looked at again, and
+    /// stays as it is or opens as far as budgets had cut it.
     pub(super) fn reopened(
         &mut self,
         openings: Vec<Opening>,
         result: Result<(), Problem>,
-        reply: Option<oneshot::Sender<Result<(), Problem>>>,
+        reopening: Reopening,
     ) {
-        if result.is_ok() {
-            for Opening { attachment, verdict, left } in openings {
-                let stays_frozen = left.is_some();
-                match self.end_verdict(attachment, verdict, left, "reopened") {
-                    Ok(_) if stays_frozen => {}
-                    Ok((slot, ended)) => {
-                        self.thaw_with(slot, ended.as_ref(), Asker::controller(Instant::now()));
-                    }
-                    Err(problem) => tracing::info!(problem.error, "a bottle that was to open stays closed"),
-                }
-            }
-            self.admit_waiting();
-            self.publish(Change::State);
+        if let Err(problem) = result {
+            openings.iter().for_each(|opening| self.record_standing_of(opening.attachment));
+            return reopening.reply.into_iter().for_each(|reply| answer(reply, Err(problem.clone())));
         }
-        reply.into_iter().for_each(|reply| answer(reply, result.clone()));
+        let again: Vec<u32> = openings.into_iter().filter_map(|opening| self.reopen(opening)).collect();
+        self.reopen_covered(again, reopening);
+        self.admit_waiting();
+        self.publish(Change::State);
+    }
+
+    /// Opens a bottle whose verdict still is what was to end; gives the slot of one that is to be looked at again.
+    fn reopen(&mut self, opening: Opening) -> Option<u32> {
+        let Opening { attachment, verdict, left } = opening;
+        let slot = self.slot_of_attachment(attachment)?;
+        if !self.is_cut_without_need(slot) {
+            self.record_standing(slot);
+            return None;
+        }
+        let stays_frozen = left.is_some();
+        match self.end_verdict(attachment, verdict, left) {
+            Ok((slot, ended)) if !stays_frozen => {
+                self.thaw_with(slot, ended.as_ref(), Asker::controller(Instant::now()));
+                None
+            }
+            Ok(_) | Err(Stands::Nothing) => None,
+            Err(Stands::Another(slot)) => Some(slot),
+        }
     }
 }
 

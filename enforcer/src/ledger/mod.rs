@@ -211,7 +211,13 @@ pub enum Entry {
     /// A row of the audit.
     Action(Action),
     /// Settled exchanges that began in this time are summed, and not kept by themselves any more.
-    RollUp(Range<UnixMs>),
+    RollUp {
+        /// When.
+        time: Range<UnixMs>,
+        /// The row of the audit that says so; written where there was anything to sum: once, however often that is
+        /// asked.
+        row: Option<Action>,
+    },
 }
 
 /// Sum of settled exchanges of one account.

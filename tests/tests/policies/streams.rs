@@ -71,6 +71,54 @@ fn root_a_budget_s_freeze_closes_upstream_at_once_and_a_restore_thaws() {
     asking.hang_up();
 }
 
+/// While it stood still nobody would have read an answer; from now on somebody does.
+#[test]
+fn root_whom_a_budget_froze_hears_why_once_it_is_thawed() {
+    let stage = Stage::new(Reply::paced(20_000, 8, Duration::from_millis(2)), "");
+    let bottle = stage.bottle("told", &["--budget", "claude=600", "--policy", "freeze"]);
+    let ticking = Ticking::start(&bottle.cgroup);
+    let asking = stage.start_asking(&bottle, &["--stream"]);
+    let frozen = stage.daemon.wait_bottle("told", |bottle| bottle["state"] == "frozen", SOON);
+    assert_eq!(frozen["face"], "silent");
+    row(&stage, "told", "freeze", 1);
+    // an operator's freeze over it changes nothing of that
+    stage.daemon.ok(&["freeze", "told", "--reason", "lunch"]);
+
+    let thawed = stage.daemon.cli(&["thaw", "told"]);
+    assert_eq!((thawed.code, thawed.stdout.as_str()), (Some(0), "told: cut\n"));
+    let way = "enforcer restore told --add claude=TOKENS";
+    assert!(thawed.stderr.contains("of 600 claude tokens used") && thawed.stderr.contains(way), "{thawed:?}");
+    assert_eq!(stage.daemon.bottle("told")["face"], "answered");
+    ticking.assert_ticks();
+    println!("its stream: {}", asking.complaint(SOON));
+    let asked = stage.ask(&bottle, &["--stream"]);
+    assert!(asked.one().refusal().is_some_and(|why| why.contains("of 600 claude tokens")), "{asked:?}");
+    assert_eq!(stage.provider.records().len(), 1, "the provider saw no further request");
+
+    stage.daemon.ok(&["restore", "told", "--add", "claude=10M"]);
+    assert_eq!(stage.daemon.bottle("told")["state"], "open");
+}
+
+#[test]
+fn root_a_thaw_below_a_frozen_bottle_says_so() {
+    let stage = Stage::new(Reply::default(), "");
+    let outer = stage.bottle("outer", &[]);
+    let inner = outer.cgroup.child("inner");
+    let path = inner.path().display().to_string();
+    stage.daemon.ok(&["attach", "inner", "--cgroup", &path]);
+    let ticking = Ticking::start(&inner);
+    for name in ["outer", "inner"] {
+        stage.daemon.ok(&["freeze", name]);
+    }
+    let thawed = stage.daemon.cli(&["thaw", "inner"]);
+    assert_eq!((thawed.code, thawed.stdout.as_str()), (Some(0), "inner: frozen\n"));
+    assert!(thawed.stderr.contains("a bottle around it is frozen (by uid:0)"), "{thawed:?}");
+    ticking.assert_still();
+    stage.daemon.ok(&["thaw", "outer"]);
+    ticking.assert_ticks();
+    stage.daemon.ok(&["detach", "inner"]);
+}
+
 #[test]
 fn root_a_freeze_and_a_thaw_leave_a_budget_s_cut_as_it_was() {
     let stage = Stage::new(Reply::default(), "budget: { claude: 60 }\n");
@@ -86,6 +134,31 @@ fn root_a_freeze_and_a_thaw_leave_a_budget_s_cut_as_it_was() {
     stage.daemon.ok(&["budget", "add", "global", "claude=1M"]);
     assert_eq!(stage.daemon.bottle("spent")["state"], "open", "more tokens open it, as without the freeze");
     assert_eq!(stage.ask(&bottle, &["--stream"]).code, Some(0));
+}
+
+/// Nothing but the budget and the freeze closes it, and both are ended.
+#[test]
+fn root_a_thaw_beside_more_tokens_opens() {
+    let stage = Stage::new(Reply::default(), "budget: { claude: 1M }\n");
+    let bottle = stage.bottle("both", &[]);
+    assert_eq!(stage.ask(&bottle, &["--stream"]).code, Some(0));
+    for round in 0..20 {
+        stage.daemon.ok(&["budget", "set", "global", "claude=1"]);
+        stage.daemon.ok(&["freeze", "both"]);
+        let mut orders = [["thaw", "both"].as_slice(), &["budget", "add", "global", "claude=1M"]];
+        if round % 2 == 0 {
+            orders.reverse();
+        }
+        let mut operators = orders.map(|words| {
+            let mut command = stage.daemon.command();
+            command.args(words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        });
+        for operator in &mut operators {
+            assert_eq!(process::exit_within(operator, SOON), Some(Some(0)), "round {round}");
+        }
+        let status = stage.daemon.bottle("both");
+        assert_eq!(status["state"], "open", "round {round}: {status}");
+    }
 }
 
 /// Whatever the order in which they come, what the daemon says is what the kernel does, and each is audited.

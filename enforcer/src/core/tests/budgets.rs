@@ -5,12 +5,12 @@ use crate::control::api::{BudgetRow, BudgetScope, SetBudget};
 use crate::hooks::Occasion;
 use crate::policy::Act;
 
-fn order(scope: &str, verb: BudgetVerb) -> BudgetOrder {
+pub(super) fn order(scope: &str, verb: BudgetVerb) -> BudgetOrder {
     let scope: BudgetScope = scope.parse().unwrap();
     BudgetOrder { scope, provider: "claude".into(), verb }
 }
 
-fn set(tokens: u64) -> BudgetVerb {
+pub(super) fn set(tokens: u64) -> BudgetVerb {
     BudgetVerb::Set(SetBudget { tokens, window: None })
 }
 
@@ -23,7 +23,7 @@ impl Bench {
         answer
     }
 
-    fn budget(&self, scope: &str, verb: BudgetVerb) -> Result<(), Problem> {
+    pub(super) fn budget(&self, scope: &str, verb: BudgetVerb) -> Result<(), Problem> {
         self.say_budget(scope, verb, "uid:7").blocking_recv().unwrap()
     }
 
@@ -36,7 +36,7 @@ impl Bench {
     }
 
     /// `scope=limit/used` of every budget.
-    fn stand(&self) -> Vec<String> {
+    pub(super) fn stand(&self) -> Vec<String> {
         let rows = self.budgets().into_iter().filter(|row| row.provider == "claude");
         rows.map(|row| format!("{}={}/{}", row.scope, row.used, row.limit)).collect()
     }

@@ -65,6 +65,26 @@ fn the_global_budget_cuts_whom_it_governs_and_nobody_else() {
 }
 
 #[test]
+fn a_budget_that_had_room_again_is_crossed_again() {
+    let bench = Bench::new("budget: { claude: 100 }");
+    let (one, two) = (bench.attach("one"), bench.attach("two"));
+    for exchange in [1, 2] {
+        bench.reserve(exchange, one, 1);
+        assert_eq!(bench.order(), ToMeter::Permit { exchange });
+    }
+    let cut = |bench: &Bench| [one, two].map(|bottle| !bench.kernel.is_open(bottle.slot));
+    bench.say(ToController::Progress(vec![(1, Tokens { output: 100, ..Tokens::default() })]));
+    // the provider bills less than what was seen
+    bench.settle(1, 50);
+    assert_eq!((bench.view("one").budget["claude"].used, cut(&bench)), (50, [true, true]));
+    for name in ["one", "two"] {
+        bench.restore(name, &[], false).unwrap();
+    }
+    bench.settle(2, 50);
+    assert_eq!((bench.view("one").budget["claude"].used, cut(&bench)), (100, [true, true]));
+}
+
+#[test]
 fn a_launch_budget_overrides_and_a_nested_bottle_charges_its_parent() {
     let bench = Bench::new("bottles: { outer: { budget: { claude: 100 } } }");
     let outer = bench.attach("outer");

@@ -1,5 +1,8 @@
 //! The two faces of a cut: which one is shown, to whom, and what the lane is told of it.
+use super::processes::thaw;
 use super::*;
+use crate::audit::Processes;
+use crate::policy::Act;
 
 impl Bench {
     fn cut_as(&self, name: &str, face: Option<Face>, hard: bool) {
@@ -127,6 +130,19 @@ fn no_cut_is_answered_of_who_rules_over_its_network_nor_of_a_bottle_around_it() 
     bench.restore("mute", &[], true).unwrap();
     bench.cut_as("mute", Some(Face::Answered), false);
     assert_eq!(bench.kernel.face(mute.slot), Some(Face::Silent), "a new controller knows");
+}
+
+#[test]
+fn what_a_thaw_leaves_of_who_is_never_answered_is_written_as_silent() {
+    let mut bench = Bench::new("budget: { claude: 100 }");
+    let mute = bench.attach_with("mute", Policy::Freeze);
+    bench.spend(1, mute, 100);
+    let by_budget = bench.held();
+    bench.acted(by_budget, Ok(String::new()));
+    bench.by_order(thaw("mute"), Act::Thaw, Ok(String::new())).unwrap();
+    let cause = bench.view("mute").cause.unwrap();
+    assert_eq!((cause.face, cause.processes), (Face::Silent, Processes::Running));
+    assert_eq!(bench.written(), [Some(cause)]);
 }
 
 #[test]

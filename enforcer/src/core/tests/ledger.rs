@@ -1,5 +1,6 @@
 //! What becomes of a ledger that refuses, is slow, or knows of exchanges whose meter died; and the heartbeat.
 use super::*;
+use crate::clock::DAY_MS;
 
 #[test]
 fn requests_are_refused_while_the_ledger_refuses_and_granted_after() {
@@ -102,6 +103,28 @@ fn a_ledger_that_does_not_answer_closes_the_gate_until_it_does() {
     assert_eq!(bench.order(), ToMeter::Permit { exchange: 1 });
     bench.reserve(3, bottle, 10);
     assert_eq!(bench.order(), ToMeter::Permit { exchange: 3 });
+}
+
+#[test]
+fn a_day_that_is_asked_for_again_before_it_is_written_is_rolled_up_and_told_once() {
+    let mut bench = Bench::new("");
+    let bottle = bench.attach("b1");
+    bench.spend(1, bottle, 100);
+    let start = now_ms().div_euclid(DAY_MS) * DAY_MS;
+    // a day is begun and may end while this runs
+    let days = [start, start + DAY_MS].map(|start| start..start + DAY_MS);
+    bench.silent.store(true, Ordering::SeqCst);
+    for day in [days.clone(), days.clone(), days].into_iter().flatten() {
+        bench.core.tell(Message::RollUp(day));
+    }
+    bench.no_order();
+    bench.silent.store(false, Ordering::SeqCst);
+    // what is written is so in order
+    bench.core.tell(Message::Warn { bottle: None, detail: "last".into(), failed: false });
+    bench.awaited_rows("warn", 1);
+    assert_eq!(bench.flows(), []);
+    assert_eq!(bench.rows("retention").len(), 1, "{:?}", bench.rows("retention"));
+    assert_eq!(bench.view("b1").usage["claude"].total, 100);
 }
 
 #[test]

@@ -70,6 +70,41 @@ fn a_cut_that_comes_while_a_bottle_is_being_attached_holds() {
 }
 
 #[test]
+fn what_is_being_attached_cannot_be_restored_and_owes_nothing_for_that() {
+    let bench = Bench::new("");
+    let attachment = bench.admit("b1", "/sys/fs/cgroup/b1", &[]);
+    let problem = bench.restore("b1", &[], false).unwrap_err();
+    assert_eq!(problem.error, "b1 is still being attached");
+    bench.guarded(attachment.id);
+    assert!(bench.kernel.is_open(attachment.slot));
+    assert_eq!(bench.ask(|reply| Message::View { reply }).1, None);
+}
+
+#[test]
+fn a_release_that_is_refused_leaves_what_was_decided_meanwhile() {
+    let bench = Bench::new("");
+    let bottle = bench.attach("b1");
+    bench.cut("b1").unwrap();
+    bench.silent.store(true, Ordering::SeqCst);
+    let (reply, restored) = oneshot::channel();
+    let order = api::Restore::default();
+    bench.core.tell(Message::Restore { name: "b1".into(), order, by: "uid:7".into(), reply });
+    // the writer has taken the restore alone
+    std::thread::sleep(Duration::from_millis(50));
+    let (reply, released) = oneshot::channel();
+    let (name, by) = ("b1".into(), "uid:7".into());
+    bench.core.tell(Message::Release { name, force: true, keep_cut: false, by, reply });
+    bench.step.store(true, Ordering::SeqCst);
+    restored.blocking_recv().unwrap().unwrap();
+    assert!(!bench.kernel.is_open(bottle.slot), "it is being let go");
+    bench.refusing.store(true, Ordering::SeqCst);
+    bench.step.store(true, Ordering::SeqCst);
+    released.blocking_recv().unwrap().unwrap_err();
+    assert_eq!((bench.view("b1").cause, bench.kernel.is_open(bottle.slot)), (None, true));
+    bench.silent.store(false, Ordering::SeqCst);
+}
+
+#[test]
 fn no_bottle_is_its_own_ancestor() {
     let bench = Bench::new("bottles: { base: { budget: { claude: 10 } }, reviewer: { extends: base } }");
     let admission = Admission {

@@ -7,6 +7,7 @@ mod gate;
 mod identity;
 mod ledger;
 mod members;
+mod openings;
 mod processes;
 mod reload;
 mod takeover;
@@ -45,6 +46,7 @@ struct Bench {
     reader: Box<dyn Reader>,
     refusing: Arc<AtomicBool>,
     silent: Arc<AtomicBool>,
+    step: Arc<AtomicBool>,
     never: Arc<AtomicI64>,
     dir: tempfile::TempDir,
 }
@@ -54,6 +56,8 @@ struct Moody {
     ledger: SqliteLedger,
     refusing: Arc<AtomicBool>,
     silent: Arc<AtomicBool>,
+    /// Whether one commit goes through all the same.
+    step: Arc<AtomicBool>,
     /// The exchange whose settlement is refused; 0: none.
     never: Arc<AtomicI64>,
 }
@@ -64,7 +68,7 @@ impl Ledger for Moody {
     }
 
     fn commit(&mut self, entries: &[Entry]) -> Result<(), LedgerError> {
-        while self.silent.load(Ordering::SeqCst) {
+        while self.silent.load(Ordering::SeqCst) && !self.step.swap(false, Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(5));
         }
         let never = self.never.load(Ordering::SeqCst);
@@ -96,14 +100,25 @@ impl Bench {
 
     /// A core that starts on the ledger in this directory and on what this kernel holds.
     fn over(yaml: &str, dir: tempfile::TempDir, kernel: FakeKernel) -> Self {
+        Self::over_disk(yaml, dir, kernel, false)
+    }
+
+    /// As [`Self::over`]; while the disk is silent, nothing becomes durable.
+    fn over_disk(yaml: &str, dir: tempfile::TempDir, kernel: FakeKernel, silent: bool) -> Self {
         let mut ledger = SqliteLedger::open(&dir.path().join("ledger.db")).unwrap();
         let snapshot = ledger.load().unwrap();
         let reader = ledger.reader().unwrap();
         let refusing = Arc::new(AtomicBool::new(false));
-        let silent = Arc::new(AtomicBool::new(false));
+        let silent = Arc::new(AtomicBool::new(silent));
+        let step = Arc::new(AtomicBool::new(false));
         let never = Arc::new(AtomicI64::new(0));
-        let moody =
-            Moody { ledger, refusing: refusing.clone(), silent: silent.clone(), never: never.clone() };
+        let moody = Moody {
+            ledger,
+            refusing: refusing.clone(),
+            silent: silent.clone(),
+            step: step.clone(),
+            never: never.clone(),
+        };
         let (writer, _thread) = Writer::spawn(Box::new(moody));
         let kernel = Arc::new(kernel);
         let (changes, _) = broadcast::channel(16);
@@ -125,7 +140,7 @@ impl Bench {
         core.tell(Message::MeterUp { epoch: 1, link });
         let (link, told) = channel();
         core.tell(Message::LaneUp { epoch: 1, link });
-        Self { core, kernel, orders, told, aborts, held, calls, reader, refusing, silent, never, dir }
+        Self { core, kernel, orders, told, aborts, held, calls, reader, refusing, silent, step, never, dir }
     }
 
     /// The controller dies and another starts; the kernel holds what it held.
@@ -258,6 +273,15 @@ impl Bench {
     fn view(&self, name: &str) -> BottleModel {
         let (models, _) = self.ask(|reply| Message::View { reply });
         models.into_iter().find(|model| model.attachment.name == name).unwrap()
+    }
+
+    /// The verdict of each attachment as the ledger has it.
+    fn written(&self) -> Vec<Option<Cause>> {
+        let ledger = rusqlite::Connection::open(self.dir.path().join("ledger.db")).unwrap();
+        let mut verdicts = ledger.prepare("SELECT cause_json FROM bottles ORDER BY id").unwrap();
+        let read = |json: String| serde_json::from_str(&json).unwrap();
+        let verdicts = verdicts.query_map([], |row| row.get::<_, Option<String>>(0)).unwrap();
+        verdicts.map(|json| json.unwrap().map(read)).collect()
     }
 
     fn flows(&mut self) -> Vec<FlowRow> {

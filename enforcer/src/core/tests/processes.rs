@@ -76,17 +76,17 @@ impl Bench {
     }
 }
 
-fn freeze(name: &str) -> impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> Message + use<> {
+pub(super) fn freeze(name: &str) -> impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> Message + use<> {
     let (name, order) = (name.to_owned(), api::Reason { reason: Some("tea".into()) });
     move |reply| Message::Freeze { name, order, by: "uid:7".into(), received: Instant::now(), reply }
 }
 
-fn thaw(name: &str) -> impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> Message + use<> {
+pub(super) fn thaw(name: &str) -> impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> Message + use<> {
     let name = name.to_owned();
     move |reply| Message::Thaw { name, by: "uid:7".into(), received: Instant::now(), reply }
 }
 
-fn kill(name: &str) -> impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> Message + use<> {
+pub(super) fn kill(name: &str) -> impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> Message + use<> {
     let name = name.to_owned();
     let order = api::Reason::default();
     move |reply| Message::Kill { name, order, by: "uid:7".into(), received: Instant::now(), reply }
@@ -186,6 +186,29 @@ fn a_thaw_leaves_a_budget_s_cut_as_it_was_without_the_freeze() {
     bench.thaw("b1").unwrap();
     bench.add_to_global(100);
     assert!(!bench.kernel.is_open(bottle.slot));
+}
+
+#[test]
+fn whom_a_budget_froze_is_told_why_once_thawed_unless_an_operator_silenced_it() {
+    for (cut, told) in [("answered", Face::Answered), ("silent", Face::Silent)] {
+        let mut bench = Bench::new(&format!("cut: {cut}\nbudget: {{ claude: 100 }}"));
+        let bottle = bench.attach_with("b1", Policy::Freeze);
+        bench.spend(1, bottle, 100);
+        let by_budget = bench.held();
+        bench.acted(by_budget, Ok(String::new()));
+        assert_eq!(bench.kernel.face(bottle.slot), Some(Face::Silent));
+        // once as the budget froze it, once with an operator's freeze over that
+        for _ in 0..2 {
+            bench.thaw("b1").unwrap();
+            assert_eq!(bench.kernel.face(bottle.slot), Some(told));
+            assert_eq!(bench.view("b1").cause.unwrap().face, told);
+            bench.freeze("b1").unwrap();
+            assert_eq!(bench.kernel.face(bottle.slot), Some(Face::Silent));
+        }
+        bench.cut("b1").unwrap();
+        bench.thaw("b1").unwrap();
+        assert_eq!(bench.kernel.face(bottle.slot), Some(Face::Silent), "an operator cut it silently");
+    }
 }
 
 #[test]

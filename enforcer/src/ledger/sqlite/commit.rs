@@ -1,4 +1,6 @@
 //! Writes one entry inside the transaction of its group. Reads nothing but whether a row is there.
+use std::ops::Range;
+
 use meter_proxy::tokens::Tokens;
 use rusqlite::{Transaction, params};
 
@@ -36,7 +38,7 @@ pub(super) fn entry(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), 
         Entry::Warned { owner, provider, warned } => record_warning(transaction, owner, provider, warned),
         Entry::Verdict(verdict) => record_verdict(transaction, verdict),
         Entry::Action(action) => record_action(transaction, action),
-        Entry::RollUp(day) => Ok(rollup::roll_up(transaction, day)?),
+        Entry::RollUp { time, row } => roll_up(transaction, time, row.as_ref()),
     }
 }
 
@@ -210,6 +212,14 @@ fn record_action(transaction: &Transaction<'_>, action: &Action) -> Result<(), R
         action.took_us.map(clamped),
     ])?;
     Ok(())
+}
+
+fn roll_up(transaction: &Transaction<'_>, time: &Range<i64>, row: Option<&Action>) -> Result<(), Refusal> {
+    let rolled = rollup::roll_up(transaction, time)?;
+    match row.filter(|_| rolled > 0) {
+        Some(row) => record_action(transaction, row),
+        None => Ok(()),
+    }
 }
 
 fn must_exist(rows: usize, what: &'static str, id: i64) -> Result<(), Refusal> {

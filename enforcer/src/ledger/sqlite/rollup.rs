@@ -7,8 +7,8 @@ use rusqlite::{Connection, OptionalExtension as _, Transaction};
 use crate::clock::DAY_MS;
 use crate::ledger::UnixMs;
 
-/// One sum takes the place of many rows of a day, or of a part of it, in the same transaction.
-pub(super) fn roll_up(transaction: &Transaction<'_>, time: &Range<UnixMs>) -> rusqlite::Result<()> {
+/// One sum takes the place of many rows of a day, or of a part of it, in the same transaction. Gives how many rows.
+pub(super) fn roll_up(transaction: &Transaction<'_>, time: &Range<UnixMs>) -> rusqlite::Result<usize> {
     let day = time.start.div_euclid(DAY_MS) * DAY_MS;
     let mut insert = transaction.prepare_cached(
         "INSERT INTO rolled (attachment_id, bottle, agent, ancestors_json, provider, model, day_ms, last_exchange, \
@@ -31,8 +31,7 @@ pub(super) fn roll_up(transaction: &Transaction<'_>, time: &Range<UnixMs>) -> ru
     let mut delete = transaction.prepare_cached(
         "DELETE FROM exchanges WHERE ended_at_ms IS NOT NULL AND started_at_ms >= ?1 AND started_at_ms < ?2",
     )?;
-    delete.execute((time.start, time.end))?;
-    Ok(())
+    delete.execute((time.start, time.end))
 }
 
 /// Highest id that was given to an exchange; 0 for none.

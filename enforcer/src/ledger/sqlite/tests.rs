@@ -432,8 +432,8 @@ fn what_is_rolled_up_counts_as_before_and_gives_no_id_again() {
         assert_eq!(reader.beginning_of(&(0..7_000), most).unwrap(), 0..end, "{most}");
     }
 
-    fixture.commit(&[Entry::RollUp(0..2_001)]);
-    fixture.commit(&[Entry::RollUp(2_001..7_000)]);
+    fixture.commit(&[rolled_up(0..2_001)]);
+    fixture.commit(&[rolled_up(2_001..7_000)]);
     let after = (fixture.ledger.load().unwrap(), reader.usage(&UsageQuery::default(), &weights).unwrap());
     assert_eq!(after, before);
     assert_eq!(reader.usage(&by_model, &weights).unwrap(), models);
@@ -445,11 +445,15 @@ fn what_is_rolled_up_counts_as_before_and_gives_no_id_again() {
     assert_eq!(deleted, "an exchange under way is not rolled up");
 
     // what ends late is rolled up late
-    fixture.commit(&[Entry::Settle(settlement(3, 103, Provenance::Reported)), Entry::RollUp(0..7_000)]);
+    fixture.commit(&[Entry::Settle(settlement(3, 103, Provenance::Reported)), rolled_up(0..7_000)]);
     let snapshot = fixture.reopened().ledger.load().unwrap();
     assert_eq!((snapshot.last_exchange, snapshot.orphans.len()), (6, 0));
     let global = sum(&snapshot.sums, &Owner::Global).unwrap();
     assert_eq!((global.flows, global.tokens.output), (6, 621));
+}
+
+fn rolled_up(time: std::ops::Range<i64>) -> Entry {
+    Entry::RollUp { time, row: None }
 }
 
 /// Settled exchanges of the second day since 1970, evenly over it.
@@ -489,7 +493,7 @@ fn a_large_day_is_rolled_up_in_parts_that_are_soon_done() {
     while left > 0 {
         let part = reader.beginning_of(&day, most).unwrap();
         let began = std::time::Instant::now();
-        fixture.commit(&[Entry::RollUp(part.clone())]);
+        fixture.commit(&[rolled_up(part.clone())]);
         slowest = slowest.max(began.elapsed());
         let count = "SELECT count(*) FROM exchanges";
         let now_left = fixture.ledger.connection.query_row(count, [], |row| row.get::<_, i64>(0)).unwrap();
