@@ -11,9 +11,15 @@ pub mod streams;
 
 use std::time::{Duration, Instant};
 
-/// Rounds of a test: as many as fit a usual run, or all of them (`ENFORCER_TEST_FULL=1`).
+/// Rounds of a test: as many as fit a usual run, all of them (`ENFORCER_TEST_FULL=1`), or a tenth of the usual, where an
+/// emulated processor needs ten times as long for each (`ENFORCER_TEST_EMULATED=1`).
 pub fn rounds(usual: u32, full: u32) -> u32 {
-    if std::env::var_os("ENFORCER_TEST_FULL").is_some() { full } else { usual }
+    let is_set = |name| std::env::var_os(name).is_some();
+    match () {
+        () if is_set("ENFORCER_TEST_FULL") => full,
+        () if is_set("ENFORCER_TEST_EMULATED") => usual.div_ceil(10),
+        () => usual,
+    }
 }
 
 /// Waits up to 5 s for a condition.
