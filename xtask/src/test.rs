@@ -29,7 +29,7 @@ pub struct Options {
     #[arg(long)]
     full: bool,
     /// Run the kernel plane's root tests on Debian's newest kernel of this series (6.1) in qemu instead: emulated,
-    /// so neither KVM nor root is needed (root installs what is missing), x86-64 only, two to three minutes.
+    /// so neither KVM nor root is needed (root installs what is missing), x86-64 only, about ten minutes.
     /// The machine's console is kept in target/vm
     #[arg(long, value_name = "SERIES", conflicts_with = "full")]
     kernel: Option<String>,
