@@ -113,6 +113,7 @@ pub fn note_asker(ip: [u32; 4], port: u32, guest: &Original) -> bool {
     ASKERS.get_ptr_mut(&asker).map(owe_one_more).is_some()
 }
 
+/// One answer more is owed, up to a bound.
 #[inline(always)]
 fn owe_one_more(owed: *mut u64) {
     // SAFETY: an aligned word of the map; volatile, because other programs add to it.
@@ -123,8 +124,8 @@ fn owe_one_more(owed: *mut u64) {
 }
 
 /// Whether a datagram of the lane's answers a query that was sent to it in this network namespace. There is at most
-/// one to each, however many are sent at once: who finds none owed gives back what it took. (An entry that is down to none
-/// stays: another query may be noted there at this moment.)
+/// one to each, however many are sent at once: who finds none owed gives back what it took. (An entry that is down to
+/// none stays: another query may be noted there at this moment.)
 #[inline(always)]
 pub fn is_answer(socket: &SockAddrContext, to: &Destination) -> bool {
     let Some(place) = place::of(place::cookie(socket)) else { return false };

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use crate::arriving::Arriving;
 use crate::bottles::{Bottle, Standing};
 use crate::flights::Flights;
-use crate::framing::{Protocol, http1, http2};
+use crate::framing::{HTTP2_PREFACE, Protocol, http1, http2};
 use crate::gathered::Gathered;
 use crate::identify::{self, Answer, Client};
 use crate::peers::watch_client;
@@ -111,7 +111,11 @@ async fn connection(meter: Arc<Meter>, taken: Taken, strangers: Arc<Semaphore>) 
 async fn first_words(stream: &TcpStream) -> io::Result<Protocol> {
     let mut words = [0; 3];
     let read = timeout(HEAD_TIMEOUT, stream.peek(&mut words)).await??;
-    Ok(if words[..read] == *b"PRI" { Protocol::Http2 } else { Protocol::Http1 })
+    Ok(if read == words.len() && HTTP2_PREFACE.starts_with(&words) {
+        Protocol::Http2
+    } else {
+        Protocol::Http1
+    })
 }
 
 /// Serves requests until the connection ends, the bottle is detached, or it is closed with a request under

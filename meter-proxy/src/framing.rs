@@ -10,6 +10,8 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 pub const ALPN_HTTP2: &[u8] = b"h2";
 /// As above.
 pub const ALPN_HTTP1: &[u8] = b"http/1.1";
+/// What a client of HTTP/2 begins with: RFC 9113, 3.4.
+pub const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Longest head of a request of HTTP/1.1, and most of a message that waits here, bytes.
 const MAX_BUFFER_BYTES: usize = 32 * 1024;
 /// Most headers of a request of HTTP/1.1; those of HTTP/2 are bounded by their length alone.

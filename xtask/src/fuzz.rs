@@ -48,8 +48,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// A short round of every target, soon built: what continuous integration runs. Two share a processor, as half of
-    /// the inputs do nearly as well there, and minutes count.
+    /// A short round of every target, soon built: what continuous integration runs. Two targets share a processor: each
+    /// has its time by the clock, and tries about half of the inputs.
     pub fn smoke() -> Self {
         Self {
             targets: Vec::new(),

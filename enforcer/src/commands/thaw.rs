@@ -1,6 +1,5 @@
 //! `thaw`: lets the processes of a frozen bottle go on, and says what stays closed and what opens it.
 use super::output::{print, say};
-use crate::audit::{Cause, CauseKind};
 use crate::cli::{Global, Thaw};
 use crate::control::api;
 use crate::error::Failure;
@@ -10,7 +9,10 @@ pub(super) fn run(global: &Global, thaw: &Thaw) -> Result<(), Failure> {
     let bottle = control.wait(control.client().thaw(&thaw.name))?;
     if let Some(cause) = &bottle.cause {
         match bottle.state {
-            api::State::Cut => say(&stays_cut(&thaw.name, cause)),
+            api::State::Cut => say(&format!(
+                "its processes go on without a network ({cause}); enforcer restore {} opens it, or says what that takes",
+                thaw.name
+            )),
             api::State::Frozen => say(&format!(
                 "its own freeze is ended, but a bottle around it is frozen ({cause}): thaw that one too"
             )),
@@ -18,12 +20,4 @@ pub(super) fn run(global: &Global, thaw: &Thaw) -> Result<(), Failure> {
         }
     }
     print(&format!("{}: {}\n", thaw.name, bottle.state.as_str()))
-}
-
-fn stays_cut(name: &str, cause: &Cause) -> String {
-    let add = match (cause.kind, &cause.provider) {
-        (CauseKind::Budget, Some(provider)) => format!(" --add {provider}=TOKENS"),
-        _ => String::new(),
-    };
-    format!("its processes go on without a network ({cause}); enforcer restore {name}{add} opens it")
 }

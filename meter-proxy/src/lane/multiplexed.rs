@@ -20,10 +20,8 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::request::answer_to;
-use crate::framing::http2;
+use crate::framing::{HTTP2_PREFACE, http2};
 
-/// What a client begins with that knows beforehand: RFC 9113, 3.4.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Most requests at a time: with many, one connection would keep all others from the lane's thread.
 const MAX_STREAMS: u32 = 8;
 /// How long a connection may go on after its first answer.
@@ -32,7 +30,7 @@ const MAX_LAST: Duration = Duration::from_secs(2);
 /// Whether these first words of a client are HTTP/2, as far as they go.
 #[must_use]
 pub fn begins(words: &[u8]) -> bool {
-    !words.is_empty() && (words.starts_with(PREFACE) || PREFACE.starts_with(words))
+    !words.is_empty() && (words.starts_with(HTTP2_PREFACE) || HTTP2_PREFACE.starts_with(words))
 }
 
 /// Answers as `tell` says, and ends the connection: at once when its client goes along with that, and soon when not.
@@ -70,7 +68,7 @@ mod tests {
 
     #[test]
     fn the_preface_is_known_by_its_beginning() {
-        for words in [&b"PR"[..], b"PRI * HTTP/2.0\r\n", PREFACE, &[PREFACE, &[0; 9]].concat()] {
+        for words in [&b"PR"[..], b"PRI * HTTP/2.0\r\n", HTTP2_PREFACE, &[HTTP2_PREFACE, &[0; 9]].concat()] {
             assert!(begins(words), "{words:?}");
         }
         for words in [&b""[..], b"PRINT", b"PRI * HTTP/1.1\r\n", b"\0"] {

@@ -86,8 +86,10 @@ fn root_whom_a_budget_froze_hears_why_once_it_is_thawed() {
 
     let thawed = stage.daemon.cli(&["thaw", "told"]);
     assert_eq!((thawed.code, thawed.stdout.as_str()), (Some(0), "told: cut\n"));
-    let way = "enforcer restore told --add claude=TOKENS";
+    let way = "enforcer restore told opens it, or says what that takes";
     assert!(thawed.stderr.contains("of 600 claude tokens used") && thawed.stderr.contains(way), "{thawed:?}");
+    let takes = stage.daemon.cli(&["restore", "told"]);
+    assert!(takes.code == Some(4) && takes.stderr.contains("restore told --add claude=TOKENS"), "{takes:?}");
     assert_eq!(stage.daemon.bottle("told")["face"], "answered");
     ticking.assert_ticks();
     println!("its stream: {}", asking.complaint(SOON));
